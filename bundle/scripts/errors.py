@@ -1,0 +1,48 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Input errors: one sentence for the user, instead of a traceback through the configuration parser."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+__all__ = ["InputError", "input_error_of", "report_input_errors"]
+
+
+class InputError(ValueError):
+    """The user's data or settings can't be used; the message names the offending item and the remedy."""
+
+
+def input_error_of(error: BaseException | None) -> InputError | None:
+    """The `InputError` that caused `error` (through ``raise ... from ...``), or None when it is something else."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def report_input_errors() -> None:
+    """
+    From now on an uncaught `InputError` ends the program with its message alone.
+
+    MONAI wraps an error in one exception per level of the configuration; a user can do nothing with those.
+    Any other exception keeps its traceback. The exit status is 1 either way.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        input_error = input_error_of(error)
+        if input_error is None:
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            print(f"\nerror: {input_error}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -1,0 +1,105 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""F-measure of regions as the paper defines it (Jia et al. 2017, section V-B.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.metrics import CumulativeIterationMetric
+
+__all__ = ["RegionFMeasure", "compute_region_f_measure", "f_measure", "intersection_over_union"]
+
+STATISTICS = ("f_pos", "f_neg", "f_mean")
+
+
+def f_measure(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """
+    F-measure of two sets of pixels, 2 PR / (P + R), which is their Dice coefficient 2|H and G| / (|H| + |G|).
+
+    Args:
+        prediction: boolean array, the set H.
+        truth: boolean array of the same shape, the set G.
+
+    Returns:
+        0..1; 1 when both sets are empty, 0 when only one is.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction and truth must have one shape, got {prediction.shape} and {truth.shape}.")
+    total = int(prediction.sum()) + int(truth.sum())
+    return 2.0 * int((prediction & truth).sum()) / total if total else 1.0
+
+
+def intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """|H and G| / |H or G| of two boolean arrays of one shape; 1 when both are empty."""
+    union = int((prediction | truth).sum())
+    return int((prediction & truth).sum()) / union if union else 1.0
+
+
+def compute_region_f_measure(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, bool]:
+    """
+    F-measure of one image as the paper defines it.
+
+    For an image with a positive region, prediction and truth are the positive pixels. For one without, the
+    prediction is what was predicted negative, and the truth is the whole image.
+
+    Args:
+        prediction: boolean (H, W) or (1, H, W).
+        truth: boolean, same shape.
+
+    Returns:
+        The F-measure, and whether the image is a positive one.
+    """
+    positive = bool(truth.any())
+    return (f_measure(prediction, truth) if positive else f_measure(~prediction, ~truth)), positive
+
+
+class RegionFMeasure(CumulativeIterationMetric):
+    """
+    F-measure per image, averaged over the images of a class.
+
+    Args:
+        statistic: what `aggregate` returns: ``"f_pos"`` the mean over positive images, ``"f_neg"`` over negative
+            ones, ``"f_mean"`` the mean of the two (F+ alone would reward marking everything).
+
+    Raises:
+        ValueError: for another statistic.
+    """
+
+    def __init__(self, statistic: str = "f_mean") -> None:
+        super().__init__()
+        if statistic not in STATISTICS:
+            raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, got '{statistic}'.")
+        self.statistic = statistic
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            y_pred: (B, 1, H, W), 0 or 1.
+            y: (B, 1, H, W), 0 or 1.
+
+        Returns:
+            (B, 2): F-measure, and 1 for a positive image.
+        """
+        pairs = zip(np.asarray(y_pred.cpu()) > 0.5, np.asarray(y.cpu()) > 0.5, strict=True)
+        return torch.tensor([compute_region_f_measure(*pair) for pair in pairs], dtype=torch.float64)
+
+    def aggregate(self) -> torch.Tensor:
+        """The statistic over all images so far; NaN when there was no image of a class it needs."""
+        scores = self.get_buffer()
+        positive = scores[:, 1] > 0.5
+        by_class = {"f_pos": scores[positive, 0].mean(), "f_neg": scores[~positive, 0].mean()}
+        by_class["f_mean"] = (by_class["f_pos"] + by_class["f_neg"]) / 2
+        return by_class[self.statistic]

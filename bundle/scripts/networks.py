@@ -1,0 +1,191 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""CDWSNet: the first stages of VGG16 with side outputs and their fusion (Jia et al. 2017, Figure 3 and section IV)."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import VGG16_Weights
+from torchvision.models.vgg import make_layers
+
+from scripts.errors import InputError
+
+__all__ = ["CDWSNet", "WeightedFusion", "load_trunk_weights"]
+
+# Channels of VGG16's convolutions, stage by stage (Simonyan & Zisserman 2015, configuration D).
+VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class WeightedFusion(nn.Module):
+    """
+    Weighted average of side probabilities, equation (10).
+
+    In training the weights are learned; a softmax keeps them on the simplex, so that the result is a probability.
+    In evaluation they are fixed, since the learned ones converge to the deepest side alone (section III-B.3).
+
+    Args:
+        test_weights: one weight per side, non-negative, summing to 1.
+
+    Raises:
+        ValueError: when `test_weights` are not weights of an average.
+    """
+
+    def __init__(self, test_weights: Sequence[float]) -> None:
+        super().__init__()
+        weights = torch.tensor(test_weights, dtype=torch.float32)
+        if (weights < 0).any() or abs(float(weights.sum()) - 1.0) > 1e-4:
+            raise ValueError(f"fusion weights must be non-negative and sum to 1, got {list(test_weights)}.")
+        self.logits = nn.Parameter(torch.zeros(len(weights)))  # softmax of zeros: 1/T each
+        # Not part of the state dict: the constructor decides, whatever weights a checkpoint was tested with.
+        self.register_buffer("test_weights", weights, persistent=False)
+
+    def forward(self, sides: torch.Tensor) -> torch.Tensor:
+        """(B, T, H, W) side probabilities to their average (B, 1, H, W)."""
+        weights = torch.softmax(self.logits, dim=0) if self.training else self.test_weights
+        return (sides * weights.view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
+
+
+class CDWSNet(nn.Module):
+    """
+    Fully convolutional network with a probability map at each scale and one fused of all.
+
+    The trunk is VGG16's convolutional stages, each side output a 1x1 convolution on a stage's last convolution
+    (after its ReLU, before pooling), sigmoid, and bilinear upsampling of the probability to the input's size.
+    The parameters of the trunk carry torchvision's names (``features.0.weight`` ...).
+
+    Args:
+        stages: number T of VGG16 stages, 1 to 5. The paper trims to 3: deeper stages see too far for tissue texture.
+        fusion_weights: the fixed weights of the T sides in evaluation; the paper's 0.2, 0.35, 0.45 for three stages.
+        pretrained: ``"imagenet"`` for torchvision's weights, the path of a state dict with the same key names,
+            or None for random initialisation.
+
+    Raises:
+        ValueError: when `stages` is out of range or `fusion_weights` don't fit it.
+        InputError: when the pretrained weights can't be had.
+    """
+
+    stage_ends: list[int]
+
+    def __init__(
+        self,
+        stages: int = 3,
+        fusion_weights: Sequence[float] = (0.2, 0.35, 0.45),
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= stages <= len(VGG16_STAGES):
+            raise ValueError(f"stages must be 1 to {len(VGG16_STAGES)}, got {stages}.")
+        if len(fusion_weights) != stages:
+            raise ValueError(f"{stages} stages need {stages} fusion weights, got {list(fusion_weights)}.")
+        channels = VGG16_STAGES[:stages]
+        layers: list[int | str] = [layer for stage in channels for layer in (*stage, "M")]
+        self.features = make_layers(layers[:-1])  # no pooling after the last stage
+        # Index of the last ReLU of each stage: (convolution, ReLU) pairs, and a pooling layer between stages.
+        self.stage_ends = [2 * sum(len(stage) for stage in channels[: t + 1]) + t - 1 for t in range(stages)]
+        self.sides = nn.ModuleList(nn.Conv2d(stage[-1], 1, kernel_size=1) for stage in channels)
+        self.fusion = WeightedFusion(fusion_weights)
+        self._initialise()
+        if pretrained:
+            load_trunk_weights(self, pretrained)
+
+    def _initialise(self) -> None:
+        for module in self.features.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        # ImageNet's features reach the hundreds: any random projection of them would saturate the sigmoid.
+        for side in self.sides:
+            nn.init.zeros_(side.weight)
+            nn.init.zeros_(side.bias)
+
+    def maps(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        All probability maps, fused first.
+
+        Args:
+            image: (B, 3, H, W), RGB in 0..1 normalised by ImageNet's mean and standard deviation.
+                H and W at least 4 for three stages (2 to the power of stages - 1).
+
+        Returns:
+            (B, 1 + T, H, W) float32 in 0..1: the fusion, then the sides from shallow to deep.
+        """
+        stage_features: list[torch.Tensor] = []
+        x = image
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.stage_ends:
+                stage_features.append(x)
+        sides: list[torch.Tensor] = []
+        for t, side in enumerate(self.sides):
+            # float32 whatever the autocast: half precision can't hold the small probabilities the loss works on
+            probability = torch.sigmoid(side(stage_features[t]).float())
+            sides.append(F.interpolate(probability, size=image.shape[-2:], mode="bilinear", align_corners=False))
+        side_maps = torch.cat(sides, dim=1)  # (B, T, H, W)
+        return torch.cat([self.fusion(side_maps), side_maps], dim=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to all maps (B, 1 + T, H, W) in training, and to the fused map (B, 1, H, W) in evaluation."""
+        maps = self.maps(image)
+        return maps if self.training else maps[:, :1]
+
+
+def load_trunk_weights(network: CDWSNet, source: str) -> None:
+    """
+    Load VGG16 weights into the trunk of `network`; sides and fusion are left as they are.
+
+    Args:
+        source: ``"imagenet"`` for torchvision's weights (from its cache, or downloaded), or the path of a state dict
+            that has at least the trunk's keys under torchvision's names.
+
+    Raises:
+        InputError: when the weights can't be downloaded, the file can't be read, or a key is missing or misshapen.
+    """
+    state = _imagenet_weights() if source == "imagenet" else _read_state_dict(source)
+    wanted = {f"features.{name}" for name, _ in network.features.named_parameters()}
+    missing = sorted(wanted - set(state))
+    if missing:
+        raise InputError(f"The weights '{source}' lack '{missing[0]}'; give a state dict of torchvision's VGG16.")
+    try:
+        network.features.load_state_dict({key.removeprefix("features."): state[key] for key in wanted})
+    except RuntimeError as error:
+        raise InputError(f"The weights '{source}' don't fit VGG16: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _imagenet_weights() -> dict[str, torch.Tensor]:
+    weights = VGG16_Weights.IMAGENET1K_V1
+    try:
+        return weights.get_state_dict(progress=True)
+    except (URLError, OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise InputError(
+            f"Torchvision's ImageNet weights of VGG16 could not be downloaded ({error}): either put {weights.url} "
+            f"into '{cache}', or give a file of VGG16 weights by --pretrained PATH (--pretrained None: random ones)."
+        ) from error
+
+
+def _read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    if not Path(path).is_file():
+        raise InputError(f"There are no pretrained weights at '{path}'; give 'imagenet', None, or an existing file.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise InputError(f"'{path}' is not a state dict that PyTorch can read; save one with torch.save.") from error
+    if not isinstance(state, dict):
+        raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict.")
+    return state

@@ -1,0 +1,87 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Reading pictures (PNG, JPEG, TIFF, BMP ...) of any mode and bit depth into floating-point arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tifffile
+from monai.config import PathLike
+from monai.data import ImageReader, is_supported_format
+from monai.data.image_reader import _copy_compatible_dict, _stack_images
+from monai.utils import ensure_tuple
+from monai.utils.enums import MetaKeys
+from PIL import Image, UnidentifiedImageError
+from skimage.util import img_as_float32
+
+__all__ = ["PictureReader"]
+
+SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
+# Modes whose numbers are not grey levels or colours as they stand.
+CONVERTED_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
+
+
+class PictureReader(ImageReader):
+    """
+    MONAI image reader of pictures: 8 and 16 bit to 0..1, floating-point as it stands, palettes and CMYK to RGB.
+
+    MONAI's `PILReader` returns the indices of a palette, and its `LoadImage` turns 16 bit into 32, after which
+    nobody can tell the range. Axes are (W, H) or (W, H, C), as with `PILReader`. Use it in `LoadImage`, which falls
+    back to MONAI's other readers where this one fails (NIfTI, for example).
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return is_supported_format(filename, SUFFIXES)
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[np.ndarray]:
+        """
+        Read one or several files.
+
+        Returns:
+            One float32 array per file, (H, W) or (H, W, C).
+
+        Raises:
+            OSError: when a file is missing, damaged, or not a picture.
+            ValueError: when a file has several pages.
+        """
+        return [_read_picture(str(path)) for path in ensure_tuple(data)]
+
+    def get_data(self, img: list[np.ndarray]) -> tuple[np.ndarray, dict]:
+        """The array with its first two axes swapped, and MONAI's metadata."""
+        arrays = []
+        meta: dict = {}
+        for array in img:
+            channel_dim = float("nan") if array.ndim == 2 else -1
+            shape = np.asarray(array.shape[1::-1])
+            _copy_compatible_dict({MetaKeys.SPATIAL_SHAPE: shape, MetaKeys.ORIGINAL_CHANNEL_DIM: channel_dim}, meta)
+            arrays.append(array.swapaxes(0, 1))
+        return _stack_images(arrays, meta), meta
+
+
+def _read_picture(path: str) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            mode = CONVERTED_MODES.get(picture.mode, picture.mode)
+            array = np.asarray(picture if mode == picture.mode else picture.convert(mode))
+    except UnidentifiedImageError:
+        # Pillow knows no floating-point or 32-bit colours
+        try:
+            array = tifffile.imread(path)
+        except tifffile.TiffFileError as error:
+            raise OSError(f"not a picture: {error}") from error
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] > 4):
+        raise ValueError(f"a picture has 2 axes and up to 4 channels, this file has the shape {array.shape}")
+    # Pillow gives 16-bit greys of some formats as 32-bit integers
+    return img_as_float32(array.astype(np.uint16) if array.dtype == np.int32 else array)

@@ -1,0 +1,76 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Choosing the best checkpoint, with validation masks or without any."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from ignite.metrics import Metric
+from monai.handlers import IgniteMetricHandler, from_engine
+
+from scripts.data import has_masks
+from scripts.errors import InputError
+from scripts.metrics import RegionFMeasure
+
+__all__ = ["key_metric", "validation_metrics"]
+
+CRITERIA = ("auto", "masks", "image_labels")
+logger = logging.getLogger(__name__)
+
+
+def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "auto") -> dict[str, Metric]:
+    """
+    The metric by which an evaluator chooses the best checkpoint, under its name.
+
+    Args:
+        items: validation datalist.
+        loss: image-level loss of the fused map, see `CDWSLoss`.
+        select_by: ``"masks"``: the mean of F+ and F-; ``"image_labels"``: the image-level validation loss, which
+            needs nothing but the weak labels; ``"auto"``: masks where all validation images have them.
+
+    Raises:
+        InputError: when masks are asked for and missing, or `select_by` is unknown.
+    """
+    if select_by not in CRITERIA:
+        raise InputError(f"select_by must be one of {', '.join(CRITERIA)}, got '{select_by}'.")
+    masks = has_masks(items)
+    if select_by == "masks" and not masks:
+        raise InputError("select_by is 'masks', but not every positive validation image has one; use 'image_labels'.")
+    if select_by == "image_labels" or not masks:
+        logger.info("The best checkpoint is chosen by the image-level validation loss (no masks used).")
+        return {"negative_val_loss": _negative_loss(loss)}
+    logger.info(f"The best checkpoint is chosen by f_mean on the masks of {len(items)} validation images.")
+    return {"f_mean": _region_metric("f_mean")}
+
+
+def validation_metrics(items: Sequence[dict], loss: torch.nn.Module) -> dict[str, Metric]:
+    """The metrics that validation reports beside the key metric; arguments as `key_metric`."""
+    regions = {name: _region_metric(name) for name in ("f_pos", "f_neg")} if has_masks(items) else {}
+    return {"val_loss": IgniteMetricHandler(loss_fn=loss, output_transform=_image_level, save_details=False), **regions}
+
+
+def _image_level(output: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fused probability maps (B, 1, H, W) and targets (B, 2) of an evaluator's output for one batch."""
+    return tuple(torch.stack(values) for values in from_engine(["probability", "label"])(output))
+
+
+def _negative_loss(loss: torch.nn.Module) -> Metric:
+    return IgniteMetricHandler(loss_fn=loss, output_transform=_image_level, save_details=False) * -1.0
+
+
+def _region_metric(statistic: str) -> Metric:
+    return IgniteMetricHandler(
+        metric_fn=RegionFMeasure(statistic), output_transform=from_engine(["pred", "truth"]), save_details=False
+    )

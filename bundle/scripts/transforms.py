@@ -1,0 +1,268 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Transforms between what users have (pictures, masks, weak labels) and what the network and the loss take."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from os import PathLike
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, MapTransform, Transform
+from monai.utils import convert_to_tensor
+from monai.utils.enums import MetaKeys
+from skimage.segmentation import find_boundaries
+
+from scripts.readers import PictureReader
+from scripts.weak_labels import rough_area
+
+__all__ = [
+    "BinaryMask",
+    "LoadTruthd",
+    "OutlineOverlay",
+    "OutlineOverlayd",
+    "ToRGB",
+    "ToRGBd",
+    "WeakTarget",
+    "WeakTargetd",
+    "load_image",
+    "load_mask",
+]
+
+OUTLINE_COLOUR = (0.0, 1.0, 0.2)  # green: absent from H&E, and visible on grey
+
+
+class ToRGB(Transform):
+    """
+    Grey, grey with alpha, RGB or RGBA to RGB in 0..1.
+
+    Grey is repeated; what is transparent becomes white, as a viewer shows it. Integers are divided by the largest
+    value of their type, floating-point must be in 0..1 already.
+    """
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """
+        Args:
+            img: (C, H, W) with 1 to 4 channels.
+
+        Returns:
+            (3, H, W) float32 in 0..1.
+
+        Raises:
+            ValueError: for another number of channels or axes, non-finite values, or values outside the range.
+        """
+        image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
+        if image.ndim != 3 or not 1 <= image.shape[0] <= 4:
+            raise ValueError(f"expected an image of shape (1 to 4 channels, H, W), got {tuple(image.shape)}")
+        if not image.is_floating_point():
+            image = image.float() / (1 if image.dtype == torch.bool else torch.iinfo(image.dtype).max)
+        image = image.float()
+        if not torch.isfinite(image).all():
+            raise ValueError("the image has values that are not finite")
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"floating-point images must be in 0..1, this one goes from {low:g} to {high:g}; "
+                "rescale it, or put ScaleIntensityRanged before ToRGBd"
+            )
+        if image.shape[0] in (2, 4):
+            alpha = image[-1:]
+            image = image[:-1] * alpha + (1 - alpha)
+        return image if image.shape[0] == 3 else image.repeat(3, 1, 1)
+
+
+class ToRGBd(MapTransform):
+    """Dictionary version of `ToRGB`."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.converter = ToRGB()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.converter(d[key])
+        return d
+
+
+class BinaryMask(Transform):
+    """
+    A mask image to one channel of 0 and 1: positive where any channel but alpha is above 0.
+
+    So masks with 0 and 1, 0 and 255, several classes, or colours on black all work.
+    """
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """(C, H, W) to (1, H, W) float32. Raises ValueError for other than 1 to 4 channels."""
+        mask = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
+        if mask.ndim != 3 or not 1 <= mask.shape[0] <= 4:
+            raise ValueError(f"expected a mask of shape (1 to 4 channels, H, W), got {tuple(mask.shape)}")
+        colours = mask[:-1] if mask.shape[0] in (2, 4) else mask
+        return (colours > 0).any(dim=0, keepdim=True).float()
+
+
+@lru_cache
+def _loader() -> LoadImage:
+    return LoadImage(reader=PictureReader, dtype=None, ensure_channel_first=True)
+
+
+def load_image(path: str | PathLike) -> MetaTensor:
+    """Read an image file of any format as it is: (C, W, H) as MONAI orders pictures, see `PictureReader`."""
+    return _loader()(path)
+
+
+def load_mask(path: str | PathLike) -> MetaTensor:
+    """Read a mask file of any format: (1, W, H) float32, 0 or 1."""
+    return BinaryMask()(load_image(path))
+
+
+class WeakTarget(Transform):
+    """
+    Label and rough area as the tensor that the loss takes.
+
+    Args:
+        area_step: step to which an area derived from a mask is rounded up, as a pathologist would estimate it.
+    """
+
+    def __init__(self, area_step: float = 0.1) -> None:
+        self.area_step = area_step
+
+    def __call__(self, label: int | str | PathLike, area: float | None = None) -> torch.Tensor:
+        """
+        Args:
+            label: 0, 1, or the path of a mask (what MONAI Label gives), from which label and area are derived.
+            area: rough area as a fraction of the image; None where not known.
+
+        Returns:
+            (2,) float32: label and area, NaN for an unknown area and for every negative.
+        """
+        if isinstance(label, (str, PathLike)):
+            area = rough_area(np.asarray(load_mask(label)) > 0, self.area_step)
+            label = int(area > 0)
+        known = label == 1 and area is not None
+        return torch.tensor([float(label), float(area) if known else float("nan")])
+
+
+class WeakTargetd(MapTransform):
+    """
+    Dictionary version of `WeakTarget`, which replaces the label by the target.
+
+    A label that is a path is kept under `mask_key`, since it is the pixel truth as well.
+
+    Args:
+        keys: key of the label.
+        area_key: key of the area, which may be absent.
+        mask_key: key of the path of the mask, which may be absent.
+        area_step: see `WeakTarget`.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "label", area_key: str = "area", mask_key: str = "mask", area_step: float = 0.1
+    ) -> None:
+        super().__init__(keys)
+        self.area_key = area_key
+        self.mask_key = mask_key
+        self.target = WeakTarget(area_step)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if isinstance(d[key], (str, PathLike)):
+                d[self.mask_key] = d[key]
+            d[key] = self.target(d[key], d.get(self.area_key))
+        return d
+
+
+class LoadTruthd(MapTransform):
+    """
+    Load the pixel truth of an image: the mask's file, or zeros for a negative image, which needs none.
+
+    Run it after `WeakTargetd` and `LoadImaged`; the truth has the size of the image's file, even if the image has been
+    resized since. Items of positive images without a mask stay without one.
+
+    Args:
+        keys: key of the mask's path.
+        label_key: key of the weak target.
+        image_key: key of the image, a MetaTensor.
+    """
+
+    def __init__(self, keys: KeysCollection = "mask", label_key: str = "label", image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key in self.keys:
+            if d.get(key) is not None:
+                d[key] = load_mask(d[key])
+            elif d[self.label_key][0] == 0:
+                d[key] = torch.zeros(1, *(int(size) for size in d[self.image_key].meta[MetaKeys.SPATIAL_SHAPE]))
+        return d
+
+
+class OutlineOverlay(Transform):
+    """
+    Draw the outline of a mask into a picture.
+
+    Args:
+        width: width of the outline in pixels.
+    """
+
+    def __init__(self, width: int = 2) -> None:
+        self.width = width
+
+    def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> np.ndarray:
+        """
+        Args:
+            image: (3, H, W) in 0..1.
+            mask: (1, H, W); what is above 0 is outlined.
+
+        Returns:
+            (3, H, W) float32 in 0..1.
+        """
+        picture = np.array(image, dtype=np.float32)
+        region = np.asarray(mask)[0] > 0
+        outline = np.zeros_like(region)
+        for _ in range(self.width):  # one ring of pixels at a time, from the edge inwards
+            ring = find_boundaries(np.pad(region, 1), mode="inner", connectivity=2)[1:-1, 1:-1]
+            outline |= ring
+            region &= ~ring
+        picture[:, outline] = np.array(OUTLINE_COLOUR, dtype=np.float32)[:, None]
+        return picture
+
+
+class OutlineOverlayd(MapTransform):
+    """
+    Dictionary version of `OutlineOverlay`: draws into the picture under each key.
+
+    Args:
+        keys: key of the picture, (3, H, W) in 0..1.
+        mask_key: key of the mask, (1, H, W).
+        width: width of the outline in pixels.
+    """
+
+    def __init__(self, keys: KeysCollection, mask_key: str = "pred", width: int = 2) -> None:
+        super().__init__(keys)
+        self.mask_key = mask_key
+        self.overlay = OutlineOverlay(width)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            drawn = torch.as_tensor(self.overlay(d[key], d[self.mask_key]))
+            d[key] = MetaTensor(drawn, meta=d[key].meta) if isinstance(d[key], MetaTensor) else drawn
+        return d
