@@ -171,6 +171,8 @@ def _mask_problems(item: dict) -> list[str]:
     path = item["label"] if from_label else item.get("mask")
     if path is None:
         return []
+    if not isinstance(path, str):
+        return [f"mask is {path!r}, must be the path of a mask"]
     if not Path(path).is_file():
         return [f"there is no mask '{path}'"]
     try:

@@ -13,12 +13,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import torch
 from ignite.metrics import Average
 from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader
+
+from scripts.errors import InputError
 
 __all__ = ["AccumulatingTrainer", "MeanLoss"]
 
@@ -34,22 +38,26 @@ class AccumulatingTrainer(SupervisedTrainer):
     Leaves the losses of the images in ``state.output["image_losses"]``, (B,), and their mean in ``state.mean_loss``.
 
     Args:
-        batch_size: images per optimiser step: a multiple of the loader's batch size, or None for the whole
-            training set, as the paper does.
+        batch_size: images per optimiser step: a multiple of the loader's batch size, or ``"all"`` for the
+            whole training set, as the paper does.
         train_data_loader: a `DataLoader` with a batch size.
         loss_function: returns one loss per image, (B,).
         kwargs: see `SupervisedTrainer`; `accumulation_steps` is set here.
 
     Raises:
-        ValueError: when `batch_size` is not a multiple of the loader's batch size.
+        InputError: when `batch_size` is not a multiple of the loader's batch size.
     """
 
-    def __init__(self, *, batch_size: int | None, train_data_loader: DataLoader, **kwargs: Any) -> None:
+    def __init__(self, *, batch_size: int | str, train_data_loader: DataLoader, **kwargs: Any) -> None:
         micro = train_data_loader.batch_size
-        if batch_size is not None and (batch_size < 1 or batch_size % micro):
-            raise ValueError(f"batch_size must be a multiple of the loader's batch size {micro}, got {batch_size}.")
-        self.images = len(train_data_loader.dataset)
-        steps = len(train_data_loader) if batch_size is None else batch_size // micro
+        whole = batch_size == "all"
+        if not whole and (not isinstance(batch_size, int) or batch_size < 1 or batch_size % micro):
+            raise InputError(
+                f"batch_size must be 'all' or a multiple of micro_batch_size, which is {micro}; got {batch_size!r}."
+            )
+        # fewer than the data set's with `drop_last` or a sampler
+        self.images = min(len(train_data_loader.sampler), len(train_data_loader) * micro)
+        steps = len(train_data_loader) if whole else batch_size // micro
         super().__init__(train_data_loader=train_data_loader, accumulation_steps=steps, **kwargs)
         self.micro_batch_size = micro
         self._per_image_loss = self.loss_function
@@ -71,10 +79,15 @@ class AccumulatingTrainer(SupervisedTrainer):
 
 
 class MeanLoss(Average):
-    """Mean loss over the images of an epoch of an `AccumulatingTrainer`, whatever the sizes of its batches."""
+    """
+    Mean loss over the images of an epoch, whatever the sizes of its batches; NaN when that of an image is.
 
-    def __init__(self) -> None:
-        super().__init__(output_transform=lambda output: output["image_losses"].unsqueeze(1))
+    Args:
+        image_losses: from an engine's output to the losses of its images, (B,); an `AccumulatingTrainer`'s by default.
+    """
+
+    def __init__(self, image_losses: Callable[[Any], torch.Tensor] = itemgetter("image_losses")) -> None:
+        super().__init__(output_transform=lambda output: image_losses(output).unsqueeze(1))
 
     def compute(self) -> float:
         return float(super().compute())

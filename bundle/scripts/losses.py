@@ -42,7 +42,7 @@ def log_generalized_mean(probability: torch.Tensor, r: float = 4.0) -> torch.Ten
 
     Args:
         probability: (B, M, ...) in 0..1, any number of instances in the trailing axes.
-        r: sharpness, > 0; 1 is the mean, infinity the maximum.
+        r: sharpness, > 0 and finite; 1 is the mean, and the larger the nearer the maximum.
 
     Returns:
         (B, M), at most 0; finite, with a finite gradient, for every p in 0..1.
@@ -115,7 +115,7 @@ class CDWSLoss(nn.Module):
             images; the mean makes the loss independent of their number.
 
     Raises:
-        ValueError: for an unknown `reduction`, a weight below 0 or an `r` not above 0.
+        ValueError: for an unknown `reduction`, a weight below 0 or an `r` that is not above 0 and finite.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class CDWSLoss(nn.Module):
         area_weights = (fusion_area_weight, *side_area_weights)
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
-        if min(area_weights) < 0 or not r > 0:
-            raise ValueError(f"area weights must be >= 0 and r > 0, got {list(area_weights)} and {r}.")
+        if min(area_weights) < 0 or not 0 < r < math.inf:
+            raise ValueError(f"area weights must be >= 0 and r > 0 and finite, got {list(area_weights)} and {r}.")
         self.names = ("fusion", *(f"side{t}" for t in range(1, len(area_weights))))
         self.r = r
         self.reduction = reduction

@@ -13,10 +13,8 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -73,20 +71,18 @@ class CDWSNet(nn.Module):
         stages: number T of VGG16 stages, 1 to 5. The paper trims to 3: deeper stages see too far for tissue texture.
         fusion_weights: the fixed weights of the T sides in evaluation; the paper's 0.2, 0.35, 0.45 for three stages.
         pretrained: ``"imagenet"`` for torchvision's weights, the path of a state dict with the same key names,
-            or None for random initialisation.
+            or ``"random"`` for random initialisation.
 
     Raises:
         ValueError: when `stages` is out of range or `fusion_weights` don't fit it.
         InputError: when the pretrained weights can't be had.
     """
 
-    stage_ends: list[int]
-
     def __init__(
         self,
         stages: int = 3,
         fusion_weights: Sequence[float] = (0.2, 0.35, 0.45),
-        pretrained: str | None = None,
+        pretrained: str = "random",
     ) -> None:
         super().__init__()
         if not 1 <= stages <= len(VGG16_STAGES):
@@ -101,7 +97,7 @@ class CDWSNet(nn.Module):
         self.sides = nn.ModuleList(nn.Conv2d(stage[-1], 1, kernel_size=1) for stage in channels)
         self.fusion = WeightedFusion(fusion_weights)
         self._initialise()
-        if pretrained:
+        if pretrained != "random":
             load_trunk_weights(self, pretrained)
 
     def _initialise(self) -> None:
@@ -170,21 +166,22 @@ def load_trunk_weights(network: CDWSNet, source: str) -> None:
 def _imagenet_weights() -> dict[str, torch.Tensor]:
     weights = VGG16_Weights.IMAGENET1K_V1
     try:
-        return weights.get_state_dict(progress=True)
-    except (URLError, OSError, RuntimeError) as error:
+        # without the hash a download that breaks off would stay in the cache
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except Exception as error:  # of the network, the disk, the hash, or a damaged file in the cache
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise InputError(
-            f"Torchvision's ImageNet weights of VGG16 could not be downloaded ({error}): either put {weights.url} "
-            f"into '{cache}', or give a file of VGG16 weights by --pretrained PATH (--pretrained None: random ones)."
+            f"Torchvision's ImageNet weights of VGG16 could not be had ({error}): either put {weights.url} "
+            f"into '{cache}', or give a file of VGG16 weights by --pretrained PATH (or start from --pretrained random)."
         ) from error
 
 
 def _read_state_dict(path: str) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
-        raise InputError(f"There are no pretrained weights at '{path}'; give 'imagenet', None, or an existing file.")
+        raise InputError(f"There are no pretrained weights '{path}'; give 'imagenet', 'random', or an existing file.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # unpickling a damaged file may raise anything
         raise InputError(f"'{path}' is not a state dict that PyTorch can read; save one with torch.save.") from error
     if not isinstance(state, dict):
         raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict.")

@@ -33,7 +33,7 @@ AREA_RANGE = (0.05, 0.70)  # part of a positive image that is cancer
 SCALE_RANGE = (0.85, 1.2)  # magnification, from image to image
 GLAND_SPACING = (38.0, 62.0)  # between centres of neighbouring benign glands
 EPITHELIUM = (12.0, 19.0)  # height of the wall of a benign gland: basal nuclei, then cytoplasm and mucus
-CANCER_SPACING = 9.0  # between nuclei of cancer: about their mean diameter, so they crowd and overlap
+CANCER_SPACING = 11.5  # between nuclei of cancer: about their mean diameter, so they crowd and overlap
 REGION_TOLERANCE = 0.005  # of the image: how far the region's area may be from the one asked for
 STAMP_BLOCK = 4096  # cells drawn at once: bounds the memory on large images
 
@@ -329,7 +329,7 @@ def _cancer(rng: np.random.Generator, region: np.ndarray, scale: float) -> tuple
     lumen = _step(2 * slit)
     y, x = _scatter(rng, size, CANCER_SPACING * scale, jitter=0.42)
     n = len(y)
-    radius = scale * np.clip(rng.lognormal(np.log(4.3), 0.26, n), 2.6, 7.5)
+    radius = scale * np.clip(rng.lognormal(np.log(6.0), 0.25, n), 3.5, 10.0)
     stretch = rng.uniform(1, 1.35, n)
     nuclei = Cells(
         y, x, radius * stretch, radius / stretch, rng.uniform(0, np.pi, n), np.clip(rng.normal(1.05, 0.2, n), 0.6, 1.5)
@@ -337,7 +337,7 @@ def _cancer(rng: np.random.Generator, region: np.ndarray, scale: float) -> tuple
     nuclei = _pick(nuclei, (_at(inward, y, x) > 0.5 * radius) & (_at(slit, y, x) < -0.5))
     cytoplasm = 1 + 0.25 * _noise(rng, size, 4 * scale)
     density = _stamp(size, nuclei, lobes=0.2, rim=0.45)
-    return _add_nuclei(rng, 0.35 * cytoplasm * (1 - lumen), 0.5 * cytoplasm * (1 - lumen), density, clumps=0.25)
+    return _add_nuclei(rng, 0.42 * cytoplasm * (1 - lumen), 0.5 * cytoplasm * (1 - lumen), density, clumps=0.25)
 
 
 def draw_region(rng: np.random.Generator, size: tuple[int, int], fraction: float) -> np.ndarray:

@@ -29,6 +29,7 @@ from skimage.util import img_as_float32
 __all__ = ["PictureReader"]
 
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
+SAMPLES_PER_PIXEL = 277  # TIFF tag
 # Modes whose numbers are not grey levels or colours as they stand.
 CONVERTED_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
 
@@ -50,11 +51,12 @@ class PictureReader(ImageReader):
         Read one or several files.
 
         Returns:
-            One float32 array per file, (H, W) or (H, W, C).
+            One float32 array per file, (H, W) or (H, W, C). More than 4 channels, several pages and integers outside
+            16 bit come as they are, for `ToRGB` to refuse: `LoadImage` answers an error here by trying a reader that
+            would drop the surplus without a word.
 
         Raises:
             OSError: when a file is missing, damaged, or not a picture.
-            ValueError: when a file has several pages.
         """
         return [_read_picture(str(path)) for path in ensure_tuple(data)]
 
@@ -74,14 +76,24 @@ def _read_picture(path: str) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             mode = CONVERTED_MODES.get(picture.mode, picture.mode)
-            array = np.asarray(picture if mode == picture.mode else picture.convert(mode))
+            if _is_more_than_pillow_shows(picture):
+                array = tifffile.imread(path)
+            else:
+                array = np.asarray(picture if mode == picture.mode else picture.convert(mode))
     except UnidentifiedImageError:
         # Pillow knows no floating-point or 32-bit colours
         try:
             array = tifffile.imread(path)
         except tifffile.TiffFileError as error:
             raise OSError(f"not a picture: {error}") from error
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] > 4):
-        raise ValueError(f"a picture has 2 axes and up to 4 channels, this file has the shape {array.shape}")
-    # Pillow gives 16-bit greys of some formats as 32-bit integers
-    return img_as_float32(array.astype(np.uint16) if array.dtype == np.int32 else array)
+    if array.dtype == np.int32:  # so Pillow gives 16-bit greys of some formats, and true 32 bit of unknown range
+        is_16_bit = array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max
+        return img_as_float32(array.astype(np.uint16)) if is_16_bit else array.astype(np.float32)
+    return img_as_float32(array)
+
+
+def _is_more_than_pillow_shows(picture: Image.Image) -> bool:
+    """Of a TIFF Pillow shows the first page, and of many channels the first ones."""
+    if picture.format != "TIFF":
+        return False
+    return picture.n_frames > 1 or picture.tag_v2.get(SAMPLES_PER_PIXEL, 1) > 4

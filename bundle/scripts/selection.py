@@ -21,6 +21,7 @@ from ignite.metrics import Metric
 from monai.handlers import IgniteMetricHandler, from_engine
 
 from scripts.data import has_masks
+from scripts.engines import MeanLoss
 from scripts.errors import InputError
 from scripts.metrics import RegionFMeasure
 
@@ -36,7 +37,7 @@ def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "a
 
     Args:
         items: validation datalist.
-        loss: image-level loss of the fused map, see `CDWSLoss`.
+        loss: of the fused map, one value an image: `CDWSLoss` with reduction ``"none"``.
         select_by: ``"masks"``: the mean of F+ and F-; ``"image_labels"``: the image-level validation loss, which
             needs nothing but the weak labels; ``"auto"``: masks where all validation images have them.
 
@@ -50,7 +51,7 @@ def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "a
         raise InputError("select_by is 'masks', but not every positive validation image has one; use 'image_labels'.")
     if select_by == "image_labels" or not masks:
         logger.info("The best checkpoint is chosen by the image-level validation loss (no masks used).")
-        return {"negative_val_loss": _negative_loss(loss)}
+        return {"negative_val_loss": _mean_loss(loss) * -1.0}
     logger.info(f"The best checkpoint is chosen by f_mean on the masks of {len(items)} validation images.")
     return {"f_mean": _region_metric("f_mean")}
 
@@ -58,7 +59,7 @@ def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "a
 def validation_metrics(items: Sequence[dict], loss: torch.nn.Module) -> dict[str, Metric]:
     """The metrics that validation reports beside the key metric; arguments as `key_metric`."""
     regions = {name: _region_metric(name) for name in ("f_pos", "f_neg")} if has_masks(items) else {}
-    return {"val_loss": IgniteMetricHandler(loss_fn=loss, output_transform=_image_level, save_details=False), **regions}
+    return {"val_loss": _mean_loss(loss), **regions}
 
 
 def _image_level(output: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,8 +67,9 @@ def _image_level(output: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.stack(values) for values in from_engine(["probability", "label"])(output))
 
 
-def _negative_loss(loss: torch.nn.Module) -> Metric:
-    return IgniteMetricHandler(loss_fn=loss, output_transform=_image_level, save_details=False) * -1.0
+def _mean_loss(loss: torch.nn.Module) -> Metric:
+    # MONAI's LossMetric leaves NaN out, so that a network of NaN would have a loss of 0, the best of all
+    return MeanLoss(lambda output: loss(*_image_level(output)))
 
 
 def _region_metric(statistic: str) -> Metric:

@@ -25,6 +25,7 @@ from monai.transforms import LoadImage, MapTransform, Transform
 from monai.utils import convert_to_tensor
 from monai.utils.enums import MetaKeys
 from skimage.segmentation import find_boundaries
+from skimage.util import img_as_float32
 
 from scripts.readers import PictureReader
 from scripts.weak_labels import rough_area
@@ -64,6 +65,8 @@ class ToRGB(Transform):
         Raises:
             ValueError: for another number of channels or axes, non-finite values, or values outside the range.
         """
+        if isinstance(img, np.ndarray) and img.dtype.kind == "u":
+            img = img_as_float32(img)  # MONAI would turn 16 bit into 32, after which the range is lost
         image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         if image.ndim != 3 or not 1 <= image.shape[0] <= 4:
             raise ValueError(f"expected an image of shape (1 to 4 channels, H, W), got {tuple(image.shape)}")

@@ -13,6 +13,27 @@
 
 from __future__ import annotations
 
+from scripts.metrics.boundary import BoundaryFMeasure, BoundaryScores, compute_boundary_scores
+from scripts.metrics.boundary_counts import boundary_thresholds, compute_boundary_counts
+from scripts.metrics.pixel import (
+    PixelAveragePrecision,
+    PixelCurve,
+    compute_pixel_average_precision,
+    compute_pixel_counts,
+)
 from scripts.metrics.region import RegionFMeasure, compute_region_f_measure, f_measure, intersection_over_union
 
-__all__ = ["RegionFMeasure", "compute_region_f_measure", "f_measure", "intersection_over_union"]
+__all__ = [
+    "BoundaryFMeasure",
+    "BoundaryScores",
+    "PixelAveragePrecision",
+    "PixelCurve",
+    "RegionFMeasure",
+    "boundary_thresholds",
+    "compute_boundary_counts",
+    "compute_boundary_scores",
+    "compute_pixel_average_precision",
+    "compute_pixel_counts",
+    "f_measure",
+    "intersection_over_union",
+]

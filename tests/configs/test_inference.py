@@ -1,0 +1,112 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Inference through its shipped config: pictures of all kinds, the right way round, at their own size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from monai.bundle import run
+from PIL import Image
+from scripts.errors import InputError, input_error_of
+
+RED, BLACK = (255, 0, 0), (0, 0, 0)
+
+
+def infer(configs, red_detector, folder, output, **overrides):
+    run(
+        "inferring",
+        config_file=str(configs / "inference.json"),
+        ckpt_path=str(red_detector),
+        output_dir=str(output),
+        fusion_weights=[1.0, 0.0, 0.0],
+        logging_file=False,
+        **({"dataset_dir": str(folder)} | overrides),
+    )
+    return output / "predictions"
+
+
+def red_corner(width: int, height: int) -> np.ndarray:
+    """Black picture (H, W, 3) whose upper right quarter is red: no flip or transposition leaves it as it is."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[: height // 2, width // 2 :] = RED
+    return picture
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (33, 120), (64, 64)])
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_mask_lies_where_the_picture_says(configs, red_detector, tmp_path, width, height, suffix):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(red_corner(width, height)).save(tmp_path / "in" / f"a.{suffix}")
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[width, height])
+    mask = np.asarray(Image.open(out / "a_mask.png"))
+    np.testing.assert_array_equal(mask, np.where(red_corner(width, height)[..., 0] > 0, 255, 0))
+
+
+def test_resized_mask_covers_the_same_part_of_the_picture(configs, red_detector, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(red_corner(200, 100)).save(tmp_path / "in" / "a.png")
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[64, 64])
+    mask = np.asarray(Image.open(out / "a_mask.png")) > 0
+    truth = red_corner(200, 100)[..., 0] > 0
+    assert mask.shape == (100, 200)
+    assert (mask != truth).mean() < 0.02  # the edge alone, 150 pixels long, may move by a network pixel
+
+
+def test_probability_map_has_16_bits(configs, red_detector, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a.png")
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    values = np.asarray(Image.open(out / "a_probability.png"))
+    # black gives sigmoid(-20); red, normalised to (1 - 0.485) / 0.229, saturates
+    assert values.dtype == np.uint16
+    assert (values[5, 35], values[35, 5]) == (65535, 0)
+
+
+def test_overlay_is_the_picture_with_the_outline(configs, red_detector, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a.png")
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    overlay = np.asarray(Image.open(out / "a_overlay.png"))
+    assert overlay.shape == (40, 40, 3)
+    assert tuple(overlay[30, 10]) == BLACK
+    assert tuple(overlay[10, 30]) == RED
+    assert overlay[10, 20, 1] > 200  # green at the region's left edge
+
+
+def test_a_list_of_mixed_pictures(configs, red_detector, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (5, 5), dtype=np.uint8)).save(tmp_path / "tiny.png")
+    Image.fromarray(rng.integers(0, 65535, (33, 500), dtype=np.uint16)).save(tmp_path / "wide.tif")
+    Image.fromarray(rng.integers(0, 255, (50, 40, 4), dtype=np.uint8)).save(tmp_path / "alpha.PNG")
+    Image.fromarray(rng.integers(0, 255, (30, 31, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    names = ["tiny.png", "wide.tif", "alpha.PNG", "photo.jpg"]
+    paths = [str(tmp_path / name) for name in names]
+    out = infer(configs, red_detector, tmp_path, tmp_path / "out", images=paths, spatial_size=[32, 32])
+    for path in paths:
+        stem = path.rsplit("/", 1)[1].rsplit(".", 1)[0]
+        assert Image.open(out / f"{stem}_mask.png").size == Image.open(path).size
+
+
+def test_errors_name_what_is_wrong(configs, red_detector, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, tmp_path / "in", tmp_path / "out")
+    assert "broken.png" in str(input_error_of(caught.value))
+    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "broken.png")
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, tmp_path / "none.pt", tmp_path / "in", tmp_path / "out")
+    error = input_error_of(caught.value)
+    assert isinstance(error, InputError)
+    assert "none.pt" in str(error)
+    assert "--ckpt_path" in str(error)

@@ -1,0 +1,63 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the tests of the configs share: the bundle's folder, a tiny demo run, and a network whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import run
+from scripts.networks import CDWSNet
+
+BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
+
+
+@pytest.fixture(scope="session")
+def configs() -> Path:
+    return BUNDLE / "configs"
+
+
+@pytest.fixture(scope="session")
+def demo_run(configs, tmp_path_factory) -> Path:
+    """Folder of a demo run of one epoch on a few tiny images: data, models, log, metrics and predictions in it."""
+    folder = tmp_path_factory.mktemp("demo")
+    tiny = {
+        "output_dir": str(folder),
+        "demo_dir": str(folder / "data"),
+        "spatial_size": [32, 32],
+        "logging_file": False,
+    }
+    data = {"datalist#counts": {"training": 6, "validation": 4, "test": 4}, "num_workers": 0}
+    train, demo = str(configs / "train.json"), str(configs / "demo.json")
+    evaluate, inference = str(configs / "evaluate.json"), str(configs / "inference.json")
+    run("training", config_file=[train, demo], max_epochs=2, val_interval=1, **tiny, **data)
+    run("evaluating", config_file=[train, demo, evaluate], split="test", **tiny, **data)
+    run("inferring", config_file=[inference, demo], dataset_dir=str(folder / "data" / "images"), **tiny)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def red_detector(tmp_path_factory) -> Path:
+    """Checkpoint of a network whose first side output is near 1 where the normalised red is above 0, else near 0."""
+    network = CDWSNet()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.features[0].weight[0, 0, 1, 1] = 1.0  # red, kept where above 0
+        network.features[2].weight[0, 0, 1, 1] = 1.0
+        network.sides[0].weight[0, 0] = 200.0
+        network.sides[0].bias[0] = -20.0
+    path = tmp_path_factory.mktemp("red") / "model.pt"
+    torch.save(network.state_dict(), path)
+    return path

@@ -1,0 +1,192 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Accumulated steps against one-shot gradients and a training loop written by hand, in double precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader, Dataset
+from scripts.engines import AccumulatingTrainer, MeanLoss
+from scripts.losses import CDWSLoss
+from scripts.networks import CDWSNet
+from torch import nn
+from torch.utils.data import SubsetRandomSampler
+
+
+class Polynomial(nn.Module):
+    """w0 + w1 x of images of one pixel: small enough to follow by hand, and its gradient depends on the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -0.25], dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.w[0] + self.w[1] * x
+
+
+def squares(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(B,): the loss of each image, unequal enough that a wrong weight shows."""
+    return (prediction - target).square().flatten(1).sum(1)
+
+
+def points(count: int) -> list[dict[str, torch.Tensor]]:
+    x = torch.linspace(-1, 2, count, dtype=torch.float64)
+    return [{"image": value.view(1), "label": 3 * value.view(1) ** 2} for value in x]
+
+
+def trainer_of(
+    items: Sequence[dict], micro: int, batch: int | None, network: nn.Module, lr: float = 0.1, **options: Any
+) -> AccumulatingTrainer:
+    loader_options = {k: options.pop(k) for k in ("drop_last", "sampler", "shuffle") if k in options}
+    options = {"loss_function": squares, "max_epochs": 1, "decollate": False} | options
+    return AccumulatingTrainer(
+        device="cpu",
+        batch_size=batch,
+        train_data_loader=DataLoader(Dataset(items), batch_size=micro, **loader_options),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=lr, momentum=options.pop("momentum", 0.0)),
+        **options,
+    )
+
+
+def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("micro", [1, 4, 7, 18])
+def test_accumulated_gradient_equals_the_one_shot_gradient(micro: int) -> None:
+    """CDWSNet with its loss on 18 images, positive and negative, with and without area; SGD of lr 1 shows the gradient."""
+    torch.manual_seed(0)
+    network = CDWSNet().double()
+    with torch.no_grad():
+        for side in network.sides:
+            side.weight.normal_(std=0.05)
+        network.fusion.logits.normal_()
+    areas = [0.1, 0.3, math.nan]
+    targets = [[1.0, areas[i % 3]] if i % 2 else [0.0, math.nan] for i in range(18)]
+    items = [{"image": torch.randn(3, 8, 8, dtype=torch.float64), "label": torch.tensor(t)} for t in targets]
+    before = flat(list(network.parameters()))
+
+    one_shot = copy.deepcopy(network).train()
+    prediction = one_shot(torch.stack([item["image"] for item in items]))
+    CDWSLoss(reduction="mean")(prediction, torch.tensor(targets)).backward()
+    expected = flat([p.grad for p in one_shot.parameters()])
+
+    trainer = trainer_of(items, micro, None, network, lr=1.0, loss_function=CDWSLoss(reduction="none"))
+    trainer.run()
+    gradient = before - flat(list(network.parameters()))
+    assert (gradient - expected).norm() <= 1e-6 * expected.norm()
+    for name, parameter in one_shot.named_parameters():  # small parameters as well as the whole
+        accumulated = dict(network.named_parameters())[name].grad
+        assert (accumulated - parameter.grad).norm() <= 1e-6 * parameter.grad.norm(), name
+
+
+def weights_after_steps(items: Sequence[dict], batches: Sequence[Sequence[int]], lr: float) -> list[torch.Tensor]:
+    """Heavy-ball descent written out: the weights after a step on the mean loss of each batch of indices."""
+    w = Polynomial().w.detach().clone()
+    velocity = torch.zeros(2, dtype=torch.float64)
+    history = []
+    for batch in batches:
+        x, y = (torch.cat([items[i][key] for i in batch]) for key in ("image", "label"))
+        residual = w[0] + w[1] * x - y
+        gradient = 2 * torch.stack([residual.mean(), (residual * x).mean()])
+        velocity = 0.9 * velocity + gradient
+        w = w - lr * velocity
+        history.append(w)
+    return history
+
+
+@pytest.mark.parametrize(
+    ("count", "micro", "batch", "drop_last", "steps"),
+    [
+        (18, 4, 8, False, [range(8), range(8, 16), range(16, 18)]),  # the last step has 2 images
+        (18, 4, 4, False, [range(4), range(4, 8), range(8, 12), range(12, 16), range(16, 18)]),
+        (16, 4, 8, False, [range(8), range(8, 16)]),
+        (18, 4, 12, False, [range(12), range(12, 18)]),  # 4 and 2 images in the last step
+        (18, 4, 40, False, [range(18)]),  # larger than the data set
+        (18, 7, None, False, [range(18)]),
+        (23, 4, 8, True, [range(8), range(8, 16), range(16, 20)]),  # 3 images are dropped
+        (18, 4, None, True, [range(16)]),
+    ],
+)
+def test_steps_equal_a_loop_written_by_hand(
+    count: int, micro: int, batch: int | None, drop_last: bool, steps: list[range]
+) -> None:
+    items = points(count)
+    network = Polynomial()
+    trainer = trainer_of(items, micro, batch, network, drop_last=drop_last, momentum=0.9, lr=0.05, max_epochs=3)
+    seen = [network.w.detach().clone()]
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def record() -> None:
+        if not torch.equal(network.w, seen[-1]):
+            seen.append(network.w.detach().clone())
+
+    trainer.run()
+    expected = weights_after_steps(items, steps * 3, lr=0.05)
+    torch.testing.assert_close(torch.stack(seen[1:]), torch.stack(expected), rtol=1e-12, atol=0)
+
+
+def test_a_sampler_counts_as_many_images_as_it_gives() -> None:
+    items, chosen = points(18), [2, 3, 5, 7, 11, 13]
+    network = Polynomial()
+    trainer_of(items, 4, None, network, sampler=SubsetRandomSampler(chosen)).run()
+    (expected,) = weights_after_steps(items, [chosen], lr=0.1)
+    torch.testing.assert_close(network.w.detach(), expected, rtol=1e-12, atol=0)
+
+
+def test_losses_of_the_images_and_their_mean_are_left_in_the_state() -> None:
+    items = points(5)
+    trainer = trainer_of(items, 2, None, Polynomial())
+    trainer.run()
+    x = items[4]["image"].item()  # the last batch of the loader holds the fifth image alone
+    expected = (0.5 - 0.25 * x - 3 * x**2) ** 2
+    assert trainer.state.output["image_losses"].tolist() == pytest.approx([expected])
+    assert trainer.state.mean_loss == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 5])
+def test_mean_loss_weighs_the_images_and_not_the_batches(micro: int) -> None:
+    items = points(5)
+    trainer = trainer_of(items, micro, None, Polynomial(), lr=0.0, key_train_metric={"train_loss": MeanLoss()})
+    trainer.run()
+    expected = sum((0.5 - 0.25 * x - 3 * x**2) ** 2 for x in (-1, -0.25, 0.5, 1.25, 2)) / 5
+    assert trainer.state.metrics["train_loss"] == pytest.approx(expected, rel=1e-6)
+    assert isinstance(trainer.state.metrics["train_loss"], float)
+
+
+def test_mean_loss_of_other_outputs_and_of_nan() -> None:
+    metric = MeanLoss(lambda output: output["a"] - output["b"])
+    for a, b in (([1.0, 2.0, 6.0], 1.0), ([5.0], 0.0)):
+        metric.iteration_completed(_engine_with({"a": torch.tensor(a), "b": b}))
+    assert metric.compute() == 2.75  # (0 + 1 + 5 + 5) / 4
+    metric.iteration_completed(_engine_with({"a": torch.tensor([math.nan]), "b": 0.0}))
+    assert math.isnan(metric.compute())
+
+
+def _engine_with(output: dict) -> Any:
+    trainer = trainer_of(points(1), 1, None, Polynomial())
+    trainer.state.output = output
+    return trainer
+
+
+@pytest.mark.parametrize("batch", [6, 0, -4, 1])
+def test_refuses_a_batch_that_the_loaders_do_not_add_up_to(batch: int) -> None:
+    with pytest.raises(ValueError, match=f"must be a multiple of the loader's batch size 4, got {batch}"):
+        trainer_of(points(8), 4, batch, Polynomial())
