@@ -22,9 +22,20 @@ from monai.metrics import compute_roc_auc
 
 from scripts.metrics import compute_region_f_measure, intersection_over_union
 
-__all__ = ["DISC_FRACTIONS", "ImageScores", "best_threshold", "centred_disc", "score_image", "summarise"]
+__all__ = [
+    "DISC_FRACTIONS",
+    "THRESHOLDS",
+    "ImageScores",
+    "Thresholds",
+    "baseline_table",
+    "centred_disc",
+    "choose_thresholds",
+    "score_image",
+    "summarise",
+]
 
 DISC_FRACTIONS = tuple(fraction / 100 for fraction in range(5, 100, 5))
+THRESHOLDS = tuple(threshold / 100 for threshold in range(1, 100))
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,18 @@ class ImageScores:
     all_ones_f: float | None = None
     disc_f: tuple[float, ...] | None = None
     """F-measure of a centred disc of each of `DISC_FRACTIONS`."""
+    f_by_threshold: tuple[float, ...] | None = None
+    """F-measure of {p >= t} for each t of `THRESHOLDS`."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Decisions made on validation images, applied to others."""
+
+    image: float
+    """Image-level probability from which on an image counts as positive: the highest accuracy."""
+    pixel: float | None
+    """Probability from which on a pixel counts as positive: the highest `f_mean`; None without pixel truth."""
 
 
 def centred_disc(shape: Sequence[int], fraction: float) -> np.ndarray:
@@ -62,7 +85,12 @@ def centred_disc(shape: Sequence[int], fraction: float) -> np.ndarray:
 
 
 def score_image(
-    image: str, label: int, probability: float, prediction: np.ndarray, truth: np.ndarray | None
+    image: str,
+    label: int,
+    image_probability: float,
+    probability: np.ndarray,
+    truth: np.ndarray | None,
+    threshold: float = 0.5,
 ) -> ImageScores:
     """
     Scores of one image and of the trivial answers to it.
@@ -70,11 +98,18 @@ def score_image(
     Args:
         image: its name.
         label: 0 or 1.
-        probability: image-level probability, 0..1.
-        prediction: boolean (H, W).
+        image_probability: pooled probability, 0..1.
+        probability: (H, W) in 0..1.
         truth: boolean (H, W), or None where it is not known.
+        threshold: probability from which on a pixel is predicted positive.
     """
-    known = {"image": image, "label": label, "probability": probability, "area_predicted": float(prediction.mean())}
+    prediction = probability >= threshold
+    known = {
+        "image": image,
+        "label": label,
+        "probability": image_probability,
+        "area_predicted": float(prediction.mean()),
+    }
     if truth is None:
         return ImageScores(**known)
     discs = (centred_disc(truth.shape, fraction) for fraction in DISC_FRACTIONS)
@@ -85,60 +120,107 @@ def score_image(
         iou=intersection_over_union(prediction, truth),
         all_ones_f=compute_region_f_measure(np.ones_like(truth), truth)[0],
         disc_f=tuple(compute_region_f_measure(disc, truth)[0] for disc in discs),
+        f_by_threshold=tuple(_f_by_threshold(probability, truth).tolist()),
     )
 
 
-def best_threshold(labels: Sequence[int], probabilities: Sequence[float]) -> float:
-    """
-    Threshold with the highest accuracy of ``probability >= threshold``; the middle one where several are as good.
+def _f_by_threshold(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """F-measure of {p >= t} for each of `THRESHOLDS`, from one pass over the pixels: float64 (99,)."""
+    levels = np.searchsorted(np.asarray(THRESHOLDS), probability, side="right")  # number of thresholds reached
+    bins = len(THRESHOLDS) + 1
+    # pixels that reach threshold k are those of the levels above k
+    predicted, hits = (
+        np.bincount(chosen.ravel(), minlength=bins)[::-1].cumsum()[::-1][1:] for chosen in (levels, levels[truth])
+    )
+    positives, pixels = int(truth.sum()), truth.size
+    if positives:
+        return 2 * hits / (predicted + positives)
+    return 2 * (pixels - predicted) / (2 * pixels - predicted)
 
-    Candidates lie half-way between neighbouring probabilities, and at the ends 0 and 1.
-    """
+
+def choose_thresholds(scores: Sequence[ImageScores]) -> Thresholds:
+    """Thresholds with the best result on these images; the middle one where several are as good."""
+    labels = np.array([s.label for s in scores]) == 1
+    probabilities = np.array([s.probability for s in scores])
     values = np.unique(probabilities)
+    # half-way between neighbouring probabilities, and the ends
     candidates = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [1.0]])
-    hits = [np.mean((np.asarray(probabilities) >= t) == (np.asarray(labels) == 1)) for t in candidates]
-    best = candidates[np.isclose(hits, max(hits))]
+    accuracy = [np.mean((probabilities >= t) == labels) for t in candidates]
+    image = _middle_of_best(candidates, accuracy)
+    if any(s.f_by_threshold is None for s in scores):
+        return Thresholds(image, None)
+    curves = np.array([s.f_by_threshold for s in scores])  # (images, thresholds)
+    f_mean = (curves[labels].mean(axis=0) + curves[~labels].mean(axis=0)) / 2
+    return Thresholds(image, _middle_of_best(np.asarray(THRESHOLDS), f_mean))
+
+
+def _middle_of_best(candidates: np.ndarray, values: Sequence[float]) -> float:
+    best = candidates[np.isclose(values, np.max(values))]
     return float(best[len(best) // 2])
 
 
-def summarise(scores: Sequence[ImageScores], image_threshold: float) -> dict[str, float]:
+def summarise(scores: Sequence[ImageScores], thresholds: Thresholds) -> dict[str, float]:
     """
     Metrics of a split: means over the images of a class.
 
     Args:
         scores: of all images of the split, both classes.
-        image_threshold: decides the image-level accuracy; choose it on other images, by `best_threshold`.
+        thresholds: chosen on validation images, by `choose_thresholds`.
 
     Returns:
         ``auc`` and ``accuracy`` of the image-level probability; and, when the pixel truth of all images is known,
-        ``f_pos``, ``f_neg``, ``f_mean``, ``dice_pos``, ``iou_pos``, and ``f_pos`` and ``f_neg`` of marking all
-        pixels (``all_ones_``) and of a centred disc (``disc_``) of the one size with the highest ``f_pos`` here.
+        ``f_pos``, ``f_neg``, ``f_mean``, ``dice_pos``, ``iou_pos``; ``f_pos``, ``f_neg`` and ``f_mean`` at the
+        threshold chosen (``best_threshold_``; left out where there is none), of marking all pixels (``all_ones_``)
+        and of a centred disc (``disc_``) of the one size with the highest ``f_pos`` here.
     """
     labels = np.array([s.label for s in scores])
     probabilities = np.array([s.probability for s in scores])
-    summary = {
+    image_level = {
         "auc": float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(labels))),
-        "accuracy": float(np.mean((probabilities >= image_threshold) == (labels == 1))),
-        "image_threshold": image_threshold,
+        "accuracy": float(np.mean((probabilities >= thresholds.image) == (labels == 1))),
+        "image_threshold": thresholds.image,
     }
     if any(s.f_measure is None for s in scores):
-        return summary
+        return image_level
     positive = labels == 1
-    f = np.array([s.f_measure for s in scores])
-    all_ones = np.array([s.all_ones_f for s in scores])
     discs = np.array([s.disc_f for s in scores])  # (images, fractions)
     disc = int(discs[positive].mean(axis=0).argmax())
+    at_best = {}
+    if thresholds.pixel is not None:  # None: this split has masks, validation has not
+        values = [s.f_by_threshold[THRESHOLDS.index(thresholds.pixel)] for s in scores]
+        at_best = _by_class("best_threshold_", values, positive) | {"best_threshold": thresholds.pixel}
     regions = {
-        "f_pos": f[positive].mean(),
-        "f_neg": f[~positive].mean(),
-        "f_mean": (f[positive].mean() + f[~positive].mean()) / 2,
+        **_by_class("", [s.f_measure for s in scores], positive),
         # of a positive image the F-measure is the Dice coefficient
-        "dice_pos": f[positive].mean(),
-        "iou_pos": np.mean([s.iou for s in scores if s.label == 1]),
-        "all_ones_f_pos": all_ones[positive].mean(),
-        "all_ones_f_neg": all_ones[~positive].mean(),
-        "disc_f_pos": discs[positive, disc].mean(),
-        "disc_f_neg": discs[~positive, disc].mean(),
+        "dice_pos": float(np.mean([s.f_measure for s in scores if s.label == 1])),
+        "iou_pos": float(np.mean([s.iou for s in scores if s.label == 1])),
+        **at_best,
+        **_by_class("all_ones_", [s.all_ones_f for s in scores], positive),
+        **_by_class("disc_", discs[:, disc], positive),
         "disc_area": DISC_FRACTIONS[disc],
     }
-    return {name: float(value) for name, value in regions.items()} | summary
+    return regions | image_level
+
+
+def _by_class(prefix: str, values: Sequence[float], positive: np.ndarray) -> dict[str, float]:
+    values = np.asarray(values)
+    f_pos, f_neg = float(values[positive].mean()), float(values[~positive].mean())
+    return {f"{prefix}f_pos": f_pos, f"{prefix}f_neg": f_neg, f"{prefix}f_mean": (f_pos + f_neg) / 2}
+
+
+def baseline_table(metrics: dict[str, float]) -> str:
+    """The region scores of `summarise` beside those that cost nothing, as lines of text; empty without them."""
+    if "f_pos" not in metrics:
+        return ""
+    rows = {"prediction": ""}
+    if "best_threshold" in metrics:
+        rows[f"at the threshold best on validation, {metrics['best_threshold']:.2f}"] = "best_threshold_"
+    rows |= {
+        "all pixels marked": "all_ones_",
+        f"centred disc, {metrics['disc_area']:.0%} of the image": "disc_",
+    }
+    lines = [f"{'':<48}{'F+':>8}{'F-':>8}{'mean':>8}"]
+    for name, prefix in rows.items():
+        cells = "".join(f"{metrics[prefix + key]:>8.3f}" for key in ("f_pos", "f_neg", "f_mean"))
+        lines.append(f"{name:<48}{cells}")
+    return "\n".join(lines)

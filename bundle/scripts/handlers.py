@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,13 +25,17 @@ import ignite.handlers
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.evaluation import ImageScores, best_threshold, score_image, summarise
+from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise
+from scripts.figures import Example, draw_curves, draw_examples
 from scripts.files import replacing
 from scripts.losses import generalized_mean
+from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
+from scripts.transforms import ToRGB, load_image
 
-__all__ = ["MapImages", "PredictionTable", "ProgressBar", "ScoreCollector", "ScoreWriter"]
+__all__ = ["EvaluationReport", "MapImages", "PredictionTable", "ProgressBar", "ScoreCollector"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +109,16 @@ class ScoreCollector:
     """
     Scores every image that an evaluator sees.
 
-    Expects in each output: ``probability`` and ``pred``, (1, H, W) at the size of the truth; ``label``, the weak
-    target; and ``truth``, (1, H, W), where it is known.
+    Expects in each output: ``probability``, (1, H, W) at the size of the truth; ``label``, the weak target; and
+    ``truth``, (1, H, W), where it is known.
 
     Args:
+        threshold: probability from which on a pixel counts as positive.
         r: sharpness of the generalized mean that gives the image-level probability.
     """
 
-    def __init__(self, r: float = 4.0) -> None:
+    def __init__(self, threshold: float = 0.5, r: float = 4.0) -> None:
+        self.threshold = threshold
         self.r = r
         self.scores: list[ImageScores] = []
 
@@ -126,48 +133,114 @@ class ScoreCollector:
                 score_image(
                     image=str(item["image"].meta["filename_or_obj"]),
                     label=int(item["label"][0]),
-                    probability=float(generalized_mean(item["probability"][None], self.r)),
-                    prediction=np.asarray(item["pred"].cpu())[0] > 0.5,
+                    image_probability=float(generalized_mean(item["probability"][None], self.r)),
+                    probability=np.asarray(item["probability"].cpu())[0],
                     truth=None if truth is None else np.asarray(truth.cpu())[0] > 0.5,
+                    threshold=self.threshold,
                 )
             )
 
 
-class ScoreWriter(ScoreCollector):
+class EvaluationReport(ScoreCollector):
     """
-    Writes ``metrics.json`` and ``metrics_per_image.csv`` when an evaluation ends, and prints the metrics.
+    Writes what an evaluation found: numbers, pictures, and a summary on the screen.
+
+    ``metrics.json``, ``metrics_per_image.csv``; and, where the pixel truth is known, ``curves.png`` and
+    ``examples.png`` (the best, median and worst positives and the worst negative by F-measure), both in TensorBoard
+    as well.
 
     Args:
-        output_dir: folder of both.
+        output_dir: folder of the files.
         split: name of the split, noted in ``metrics.json``.
-        calibration: collector that has seen the validation images, on which the image-level threshold is chosen.
-        r: see `ScoreCollector`.
+        calibration: collector that has seen the validation images, on which thresholds are chosen.
+        summary_writer: of TensorBoard.
+        threshold, r: see `ScoreCollector`.
     """
 
-    def __init__(self, output_dir: str, split: str, calibration: ScoreCollector, r: float = 4.0) -> None:
-        super().__init__(r)
+    def __init__(
+        self,
+        output_dir: str,
+        split: str,
+        calibration: ScoreCollector,
+        summary_writer: SummaryWriter,
+        threshold: float = 0.5,
+        r: float = 4.0,
+    ) -> None:
+        super().__init__(threshold, r)
         self.output_dir = Path(output_dir)
         self.split = split
         self.calibration = calibration
+        self.summary_writer = summary_writer
+        self.boundary = BoundaryFMeasure("all")
+        self.pixels = PixelAveragePrecision()
+        self.maps = tempfile.TemporaryDirectory()  # memory must not grow with the images
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
         engine.add_event_handler(Events.COMPLETED, lambda _: self.write())
 
+    def __call__(self, engine: Engine) -> None:
+        super().__call__(engine)
+        for position, item in enumerate(engine.state.output, start=len(self.scores) - len(engine.state.output)):
+            if "truth" in item:
+                self.boundary([item["probability"]], [item["truth"]])
+                self.pixels([item["probability"]], [item["truth"]])
+                probability, truth = (np.asarray(item[key].cpu())[0] for key in ("probability", "truth"))
+                np.savez_compressed(self._maps_file(position), probability=probability, truth=truth > 0.5)
+
     def write(self) -> None:
-        known = self.calibration.scores
-        threshold = best_threshold([s.label for s in known], [s.probability for s in known])
-        metrics = {"split": self.split, "images": len(self.scores), **summarise(self.scores, threshold)}
-        columns = [f.name for f in fields(ImageScores) if f.name != "disc_f"]
-        with replacing(self.output_dir / "metrics_per_image.csv") as file:
+        metrics = {"split": self.split, "images": len(self.scores)}
+        metrics |= summarise(self.scores, choose_thresholds(self.calibration.scores))
+        written = [self.output_dir / name for name in ("metrics.json", "metrics_per_image.csv")]
+        if "f_pos" in metrics:
+            metrics |= self.boundary.aggregate() | {"px_ap": float(self.pixels.aggregate())}
+            written += self._draw(metrics["px_ap"])
+        with replacing(written[1]) as file:
+            columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(asdict(s) for s in self.scores)
-        with replacing(self.output_dir / "metrics.json") as file:
-            json.dump(metrics, file, indent=4)
-        lines = [f"  {name:<16}{value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
-        logger.info("\n".join([f"{self.split}, {len(self.scores)} images:", *lines]))
-        logger.info(f"Written: {self.output_dir / 'metrics.json'}, {self.output_dir / 'metrics_per_image.csv'}")
+        with replacing(written[0]) as file:
+            json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
+        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap")
+        rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
+        logger.info(f"{self.split}, {len(self.scores)} images\n{baseline_table(metrics)}\n{rest}")
+        logger.info("Written: " + ", ".join(map(str, written)))
+
+    def _draw(self, px_ap: float) -> list[Path]:
+        figures = {
+            "curves": draw_curves(self.boundary.scores(), self.pixels.curve(), px_ap),
+            "examples": draw_examples([self._example(*chosen) for chosen in self._choose_examples()]),
+        }
+        paths = []
+        for name, figure in figures.items():
+            paths.append(self.output_dir / f"{name}.png")
+            figure.savefig(paths[-1], dpi=130)
+            FigureCanvasAgg(figure).draw()
+            picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+            self.summary_writer.add_image(f"{self.split}/{name}", picture, dataformats="HWC")
+        self.summary_writer.flush()
+        return paths
+
+    def _choose_examples(self) -> list[tuple[str, int]]:
+        """Titles and positions of the images to show."""
+        by_score = sorted(range(len(self.scores)), key=lambda position: self.scores[position].f_measure)
+        positives, negatives = ([i for i in by_score if self.scores[i].label == label] for label in (1, 0))
+        chosen = {"best": positives[-1], "median": positives[len(positives) // 2], "worst": positives[0]}
+        return [*chosen.items(), ("worst negative", negatives[0])]
+
+    def _example(self, title: str, position: int) -> Example:
+        scores = self.scores[position]
+        maps = np.load(self._maps_file(position))
+        image, truth, probability = (
+            np.asarray(picture).swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
+            for picture in (ToRGB()(load_image(scores.image)).movedim(0, -1), maps["truth"], maps["probability"])
+        )
+        title = f"{title}, F {scores.f_measure:.2f}\n{Path(scores.image).name}"
+        return Example(title, image, truth, probability, probability >= self.threshold)
+
+    def _maps_file(self, position: int) -> Path:
+        return Path(self.maps.name) / f"{position}.npz"
 
 
 class PredictionTable:

@@ -332,12 +332,12 @@ def _cancer(rng: np.random.Generator, region: np.ndarray, scale: float) -> tuple
     radius = scale * np.clip(rng.lognormal(np.log(6.0), 0.25, n), 3.5, 10.0)
     stretch = rng.uniform(1, 1.35, n)
     nuclei = Cells(
-        y, x, radius * stretch, radius / stretch, rng.uniform(0, np.pi, n), np.clip(rng.normal(1.05, 0.2, n), 0.6, 1.5)
+        y, x, radius * stretch, radius / stretch, rng.uniform(0, np.pi, n), np.clip(rng.normal(1.25, 0.2, n), 0.8, 1.7)
     )
     nuclei = _pick(nuclei, (_at(inward, y, x) > 0.5 * radius) & (_at(slit, y, x) < -0.5))
     cytoplasm = 1 + 0.25 * _noise(rng, size, 4 * scale)
     density = _stamp(size, nuclei, lobes=0.2, rim=0.45)
-    return _add_nuclei(rng, 0.42 * cytoplasm * (1 - lumen), 0.5 * cytoplasm * (1 - lumen), density, clumps=0.25)
+    return _add_nuclei(rng, 0.5 * cytoplasm * (1 - lumen), 0.5 * cytoplasm * (1 - lumen), density, clumps=0.25)
 
 
 def draw_region(rng: np.random.Generator, size: tuple[int, int], fraction: float) -> np.ndarray:
@@ -388,14 +388,14 @@ def _grow(distance: np.ndarray, wanted: int) -> np.ndarray:
 
 def _photograph(rng: np.random.Generator, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
     """RGB image (H, W, 3), uint8, of stain concentrations (H, W), with the stain and camera of one laboratory."""
-    stains = rgb_from_hed[:2] + rng.normal(0, 0.05, (2, 3))
+    stains = rgb_from_hed[:2] + rng.normal(0, 0.035, (2, 3))
     stains = np.clip(stains, 0.02, None)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    strength = rng.uniform((0.7, 0.65), (1.3, 1.5))
+    strength = rng.uniform((0.85, 0.8), (1.2, 1.35))
     size = haematoxylin.shape
     thickness = 1 + 0.05 * _noise(rng, size, 0.5 * max(size))
     concentration = np.stack((haematoxylin, eosin), axis=-1) * strength * thickness[..., None]
-    lamp = rng.uniform(0.82, 1.0) * rng.uniform(0.93, 1.0, 3)
+    lamp = rng.uniform(0.88, 1.0) * rng.uniform(0.93, 1.0, 3)
     light = lamp * np.exp(-(concentration + 0.03) @ stains)  # (H, W, 3), Beer-Lambert
     light *= 1 + 0.03 * _noise(rng, size, 0.7 * max(size))[..., None]
     light = ndimage.gaussian_filter(light, (rng.uniform(0.4, 0.75),) * 2 + (0,))

@@ -84,7 +84,7 @@ def _read_picture(path: str) -> np.ndarray:
         # Pillow knows no floating-point or 32-bit colours
         try:
             array = tifffile.imread(path)
-        except tifffile.TiffFileError as error:
+        except Exception as error:  # a damaged file may raise anything
             raise OSError(f"not a picture: {error}") from error
     if array.dtype == np.int32:  # so Pillow gives 16-bit greys of some formats, and true 32 bit of unknown range
         is_16_bit = array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max

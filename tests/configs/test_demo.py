@@ -23,6 +23,12 @@ import torch
 from monai.bundle import run
 from PIL import Image
 from scripts.errors import input_error_of
+from scripts.metrics import (
+    compute_boundary_counts,
+    compute_boundary_scores,
+    compute_pixel_average_precision,
+    compute_pixel_counts,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -44,9 +50,9 @@ def test_tensorboard_has_losses_metrics_and_map_images(demo_run):
     tags = log.Tags()
     assert {"train_loss", "val_loss", "f_mean", "f_pos", "f_neg"} <= set(tags["scalars"])
     assert [event.step for event in log.Scalars("f_mean")] == [1, 2]
-    assert tags["images"]
+    assert {"test/curves", "test/examples"} <= set(tags["images"])
     # input, truth, fusion and three sides of 32 x 32, side by side
-    image = log.Images(tags["images"][0])[0]
+    image = log.Images(next(tag for tag in tags["images"] if "sides/" in tag))[0]
     assert (image.width, image.height) == (6 * 32, 32)
 
 
@@ -68,6 +74,46 @@ def test_evaluation_agrees_with_the_predictions_written(demo_run):
     assert metrics["f_mean"] == pytest.approx((metrics["f_pos"] + metrics["f_neg"]) / 2)
     assert metrics["split"] == "test"
     assert metrics["all_ones_f_neg"] == 0
+
+
+def test_boundary_and_pixel_scores_agree_with_the_maps_written(demo_run):
+    """ODS, OIS and AP from the probability maps of the inference run, through the functions instead of the metrics."""
+    metrics = json.loads((demo_run / "metrics.json").read_text())
+    items = json.loads((demo_run / "data" / "dataset.json").read_text())["test"]
+    boundary, pixels = [], 0
+    for item in items:
+        name = item["image"].split("/")[1].removesuffix(".png")
+        probability = np.asarray(Image.open(demo_run / "predictions" / f"{name}_probability.png")) / 65535
+        truth = np.zeros_like(probability, bool)
+        if item["label"]:
+            truth = np.asarray(Image.open(demo_run / "data" / item["mask"])) > 0
+            boundary.append(compute_boundary_counts(probability, truth))
+        pixels = pixels + compute_pixel_counts(probability, truth)
+    scores = compute_boundary_scores(np.stack(boundary))
+    for name in ("ods", "ois", "boundary_ap"):
+        assert metrics[name] == pytest.approx(getattr(scores, name), abs=0.01), name
+    assert metrics["px_ap"] == pytest.approx(compute_pixel_average_precision(pixels), abs=0.01)
+
+
+def test_thresholds_are_chosen_on_validation(demo_run, configs, tmp_path):
+    """Evaluating the test split or the validation split, the thresholds are the same."""
+    run(
+        "evaluating",
+        config_file=[str(configs / f"{name}.json") for name in ("train", "demo", "evaluate")],
+        split="validation",
+        output_dir=str(tmp_path),
+        ckpt_dir=str(demo_run / "models"),
+        demo_dir=str(demo_run / "data"),
+        spatial_size=[32, 32],
+        logging_file=False,
+    )
+    validation, test = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, demo_run))
+    for name in ("image_threshold", "best_threshold"):
+        assert validation[name] == test[name]
+    # chosen on these very images, it can't be worse than 0.5, which is among the candidates
+    assert validation["best_threshold_f_mean"] >= validation["f_mean"]
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "examples.png").stat().st_size > 1000
 
 
 def test_per_image_table_has_a_row_per_image_of_the_split(demo_run):

@@ -23,6 +23,7 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from scripts.engines import AccumulatingTrainer, MeanLoss
+from scripts.errors import InputError
 from scripts.losses import CDWSLoss
 from scripts.networks import CDWSNet
 from torch import nn
@@ -51,7 +52,7 @@ def points(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def trainer_of(
-    items: Sequence[dict], micro: int, batch: int | None, network: nn.Module, lr: float = 0.1, **options: Any
+    items: Sequence[dict], micro: int, batch: int | str, network: nn.Module, lr: float = 0.1, **options: Any
 ) -> AccumulatingTrainer:
     loader_options = {k: options.pop(k) for k in ("drop_last", "sampler", "shuffle") if k in options}
     options = {"loss_function": squares, "max_epochs": 1, "decollate": False} | options
@@ -71,7 +72,7 @@ def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("micro", [1, 4, 7, 18])
 def test_accumulated_gradient_equals_the_one_shot_gradient(micro: int) -> None:
-    """CDWSNet with its loss on 18 images, positive and negative, with and without area; SGD of lr 1 shows the gradient."""
+    """CDWSNet with its loss on 18 images of both labels, some without area; SGD of lr 1 shows the gradient."""
     torch.manual_seed(0)
     network = CDWSNet().double()
     with torch.no_grad():
@@ -88,7 +89,7 @@ def test_accumulated_gradient_equals_the_one_shot_gradient(micro: int) -> None:
     CDWSLoss(reduction="mean")(prediction, torch.tensor(targets)).backward()
     expected = flat([p.grad for p in one_shot.parameters()])
 
-    trainer = trainer_of(items, micro, None, network, lr=1.0, loss_function=CDWSLoss(reduction="none"))
+    trainer = trainer_of(items, micro, "all", network, lr=1.0, loss_function=CDWSLoss(reduction="none"))
     trainer.run()
     gradient = before - flat(list(network.parameters()))
     assert (gradient - expected).norm() <= 1e-6 * expected.norm()
@@ -120,13 +121,13 @@ def weights_after_steps(items: Sequence[dict], batches: Sequence[Sequence[int]],
         (16, 4, 8, False, [range(8), range(8, 16)]),
         (18, 4, 12, False, [range(12), range(12, 18)]),  # 4 and 2 images in the last step
         (18, 4, 40, False, [range(18)]),  # larger than the data set
-        (18, 7, None, False, [range(18)]),
+        (18, 7, "all", False, [range(18)]),
         (23, 4, 8, True, [range(8), range(8, 16), range(16, 20)]),  # 3 images are dropped
-        (18, 4, None, True, [range(16)]),
+        (18, 4, "all", True, [range(16)]),
     ],
 )
 def test_steps_equal_a_loop_written_by_hand(
-    count: int, micro: int, batch: int | None, drop_last: bool, steps: list[range]
+    count: int, micro: int, batch: int | str, drop_last: bool, steps: list[range]
 ) -> None:
     items = points(count)
     network = Polynomial()
@@ -146,14 +147,14 @@ def test_steps_equal_a_loop_written_by_hand(
 def test_a_sampler_counts_as_many_images_as_it_gives() -> None:
     items, chosen = points(18), [2, 3, 5, 7, 11, 13]
     network = Polynomial()
-    trainer_of(items, 4, None, network, sampler=SubsetRandomSampler(chosen)).run()
+    trainer_of(items, 4, "all", network, sampler=SubsetRandomSampler(chosen)).run()
     (expected,) = weights_after_steps(items, [chosen], lr=0.1)
     torch.testing.assert_close(network.w.detach(), expected, rtol=1e-12, atol=0)
 
 
 def test_losses_of_the_images_and_their_mean_are_left_in_the_state() -> None:
     items = points(5)
-    trainer = trainer_of(items, 2, None, Polynomial())
+    trainer = trainer_of(items, 2, "all", Polynomial())
     trainer.run()
     x = items[4]["image"].item()  # the last batch of the loader holds the fifth image alone
     expected = (0.5 - 0.25 * x - 3 * x**2) ** 2
@@ -164,7 +165,7 @@ def test_losses_of_the_images_and_their_mean_are_left_in_the_state() -> None:
 @pytest.mark.parametrize("micro", [1, 2, 5])
 def test_mean_loss_weighs_the_images_and_not_the_batches(micro: int) -> None:
     items = points(5)
-    trainer = trainer_of(items, micro, None, Polynomial(), lr=0.0, key_train_metric={"train_loss": MeanLoss()})
+    trainer = trainer_of(items, micro, "all", Polynomial(), lr=0.0, key_train_metric={"train_loss": MeanLoss()})
     trainer.run()
     expected = sum((0.5 - 0.25 * x - 3 * x**2) ** 2 for x in (-1, -0.25, 0.5, 1.25, 2)) / 5
     assert trainer.state.metrics["train_loss"] == pytest.approx(expected, rel=1e-6)
@@ -181,12 +182,12 @@ def test_mean_loss_of_other_outputs_and_of_nan() -> None:
 
 
 def _engine_with(output: dict) -> Any:
-    trainer = trainer_of(points(1), 1, None, Polynomial())
+    trainer = trainer_of(points(1), 1, "all", Polynomial())
     trainer.state.output = output
     return trainer
 
 
-@pytest.mark.parametrize("batch", [6, 0, -4, 1])
-def test_refuses_a_batch_that_the_loaders_do_not_add_up_to(batch: int) -> None:
-    with pytest.raises(ValueError, match=f"must be a multiple of the loader's batch size 4, got {batch}"):
+@pytest.mark.parametrize("batch", [6, 0, -4, 1, 8.0, "none", None])
+def test_refuses_a_batch_that_the_loaders_do_not_add_up_to(batch: object) -> None:
+    with pytest.raises(InputError, match=f"'all' or a multiple of micro_batch_size, which is 4; got {batch!r}"):
         trainer_of(points(8), 4, batch, Polynomial())

@@ -137,15 +137,16 @@ def test_texture_tells_cancer_where_colour_does_not(pairs: list) -> None:
     by_colour = [auc(list(channel), truth) for channel in zip(*map(colours, images), strict=True)]
     best_colour = max(max(value, 1 - value) for value in by_colour)
     texture = auc([large_crowded_nuclei(image) for image in images], truth)
-    assert best_colour < 0.78
-    assert texture > 0.84
+    assert best_colour < 0.82
+    assert texture > 0.9
     assert texture > best_colour + 0.1
 
 
-def test_mean_colour_does_not_tell_positives(pairs: list) -> None:
-    """Of images of different tissue: the positives of even seeds against the negatives of odd ones."""
-    images = [pair[0] if i % 2 == 0 else pair[2] for i, pair in enumerate(pairs)]
-    truth = [np.array([i % 2 == 0]) for i in range(len(pairs))]
+def test_mean_colour_does_not_tell_positives() -> None:
+    """Of images of different tissue, 48 positives and 48 negatives."""
+    positive = [True, False] * 48
+    images = [draw_phantom(np.random.default_rng(seed), (96, 96), cancer)[0] for seed, cancer in enumerate(positive)]
     means = [[channel.mean() for channel in colours(image)] for image in images]
+    truth = [np.array([cancer]) for cancer in positive]
     by_colour = [auc(list(map(np.atleast_1d, channel)), truth) for channel in zip(*means, strict=True)]
     assert max(max(value, 1 - value) for value in by_colour) < 0.85

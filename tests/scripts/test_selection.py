@@ -43,13 +43,13 @@ class Scale(nn.Module):
 
 
 def postprocess(item: dict) -> dict:
-    return item | {"probability": item["pred"], "pred": (item["pred"] >= 0.5).float()}
+    return item | {"probability": item["pred"], "truth": item["mask"], "pred": (item["pred"] >= 0.5).float()}
 
 
 def image_item(values: Sequence[float], label: int, truth: Sequence[float]) -> dict[str, torch.Tensor]:
     """An image of four pixels; the area of a positive one is .25."""
     target = torch.tensor([float(label), 0.25 if label else math.nan])
-    return {"image": torch.tensor([[values]]), "label": target, "truth": torch.tensor([[truth]])}
+    return {"image": torch.tensor([[values]]), "label": target, "mask": torch.tensor([[truth]])}
 
 
 # With r = 2 they pool to 1/2 (F+ 2/3, mean .45), 1/4 (negative, nothing marked), and 4/5 (all marked: F- 0)

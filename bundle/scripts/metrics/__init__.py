@@ -34,6 +34,7 @@ __all__ = [
     "compute_boundary_scores",
     "compute_pixel_average_precision",
     "compute_pixel_counts",
+    "compute_region_f_measure",
     "f_measure",
     "intersection_over_union",
 ]

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from monai.metrics import CumulativeIterationMetric
@@ -100,6 +102,11 @@ class RegionFMeasure(CumulativeIterationMetric):
         """The statistic over all images so far; NaN when there was no image of a class it needs."""
         scores = self.get_buffer()
         positive = scores[:, 1] > 0.5
-        by_class = {"f_pos": scores[positive, 0].mean(), "f_neg": scores[~positive, 0].mean()}
+        by_class = {"f_pos": _mean(scores[positive, 0]), "f_neg": _mean(scores[~positive, 0])}
         by_class["f_mean"] = (by_class["f_pos"] + by_class["f_neg"]) / 2
         return by_class[self.statistic]
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """Mean that doesn't depend on the order, so that any number of processes gives the same; NaN of nothing."""
+    return torch.tensor(math.fsum(values.tolist()) / len(values) if len(values) else math.nan, dtype=torch.float64)
