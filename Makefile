@@ -21,7 +21,7 @@ $(INSTALLED): requirements.txt
 demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 minutes on 2 CPU cores
 	$(RUN) training --config_file "['bundle/configs/train.json','$(DEMO)']" --seed $(SEED)
 	$(RUN) evaluating --config_file "['bundle/configs/train.json','$(DEMO)','bundle/configs/evaluate.json']" --split test --seed $(SEED)
-	$(RUN) inferring --config_file "['bundle/configs/inference.json','$(DEMO)']" --dataset_dir runs/demo/data/images
+	$(RUN) inferring --config_file "['bundle/configs/inference.json','$(DEMO)']" --dataset_dir runs/demo/data-$(SEED)/images
 	@echo
 	@echo "masks, probability maps, overlays   runs/demo/predictions"
 	@echo "TensorBoard log                     $(VENV)/bin/tensorboard --logdir runs/demo"

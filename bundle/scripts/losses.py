@@ -30,6 +30,7 @@ __all__ = ["CDWSLoss", "area_loss", "generalized_mean", "log1mexp", "log_general
 # summed; above is the largest float32 under 1, which keeps log(1 - p) finite.
 P_MIN = 1e-30
 P_MAX = 1.0 - 2.0**-24
+CONSTRAINTS = ("one_sided", "two_sided")
 
 
 def log_generalized_mean(probability: torch.Tensor, r: float = 4.0) -> torch.Tensor:
@@ -86,21 +87,40 @@ def mil_loss(probability: torch.Tensor, label: torch.Tensor, r: float = 4.0) -> 
     return -torch.where(label.view(-1, 1) > 0.5, log_positive, log_negative)
 
 
-def area_loss(probability: torch.Tensor, label: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
+def area_loss(
+    probability: torch.Tensor,
+    label: torch.Tensor,
+    area: torch.Tensor,
+    constraint: str = "one_sided",
+    tolerance: float = 0.05,
+) -> torch.Tensor:
     """
-    One-sided area constraint I(Y = 1 and v > a) (v - a)^2 with v the mean probability, equations (7) and (8).
+    Area constraint on the mean probability v of each positive image's maps, equations (7) and (8).
+
+    ``"one_sided"``, the paper's: I(Y = 1 and v > a) (v - a)^2. It never asks for more, and once a map is small the MIL
+    loss asks for little, so that large regions come out too small. ``"two_sided"``, an extension: the squared
+    distance of v from [a - tolerance, a + tolerance].
 
     Args:
         probability: (B, M, ...) in 0..1.
         label: (B,), 0 or 1.
         area: (B,), rough area of the positive region as a fraction of the image; NaN where it is not known.
+        constraint: ``"one_sided"`` or ``"two_sided"``.
+        tolerance: for ``"two_sided"``; half the step of the annotation.
 
     Returns:
-        (B, M); 0 for negative images, for images without an area, and where the map is not too large.
+        (B, M); 0 for negative images and for images without an area.
+
+    Raises:
+        ValueError: for another constraint.
     """
+    if constraint not in CONSTRAINTS:
+        raise ValueError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got '{constraint}'.")
     excess = probability.float().flatten(2).mean(dim=2) - area.view(-1, 1)
-    active = (label.view(-1, 1) > 0.5) & (excess > 0)  # false where the area is NaN
-    return torch.where(active, excess, 0.0).square()
+    distance = (excess.abs() - tolerance if constraint == "two_sided" else excess).clamp(min=0)
+    constrained = (label.view(-1, 1) > 0.5) & ~area.view(-1, 1).isnan()
+    # the NaN must go before the square, whose gradient it would get into
+    return torch.where(constrained, distance, 0.0).square()
 
 
 class CDWSLoss(nn.Module):
@@ -110,6 +130,8 @@ class CDWSLoss(nn.Module):
     Args:
         side_area_weights: eta_t of each side; 0 leaves the constraint out.
         fusion_area_weight: eta_fuse.
+        constraint: ``"one_sided"`` (the paper's) or ``"two_sided"``, see `area_loss`.
+        tolerance: of ``"two_sided"``.
         r: sharpness of the generalized mean.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image. The paper sums over the
             images; the mean makes the loss independent of their number.
@@ -122,6 +144,8 @@ class CDWSLoss(nn.Module):
         self,
         side_area_weights: Sequence[float] = (2.5, 5.0, 10.0),
         fusion_area_weight: float = 10.0,
+        constraint: str = "one_sided",
+        tolerance: float = 0.05,
         r: float = 4.0,
         reduction: str = "mean",
     ) -> None:
@@ -129,9 +153,13 @@ class CDWSLoss(nn.Module):
         area_weights = (fusion_area_weight, *side_area_weights)
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
+        if constraint not in CONSTRAINTS:
+            raise ValueError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got '{constraint}'.")
         if min(area_weights) < 0 or not 0 < r < math.inf:
             raise ValueError(f"area weights must be >= 0 and r > 0 and finite, got {list(area_weights)} and {r}.")
         self.names = ("fusion", *(f"side{t}" for t in range(1, len(area_weights))))
+        self.constraint = constraint
+        self.tolerance = tolerance
         self.r = r
         self.reduction = reduction
         self.register_buffer("area_weights", torch.tensor(area_weights), persistent=False)
@@ -160,7 +188,7 @@ class CDWSLoss(nn.Module):
         with torch.autocast(prediction.device.type, enabled=False):
             return {
                 "mil": mil_loss(prediction, label, self.r),
-                "area": area_loss(prediction, label, area) * self.area_weights[:maps],
+                "area": area_loss(prediction, label, area, self.constraint, self.tolerance) * self.area_weights[:maps],
             }
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -229,6 +229,13 @@ def test_marking_everything_has_twice_the_area_over_one_plus_the_area(area: floa
     assert summary["all_ones_f_neg"] == 0.0
 
 
+def test_the_size_of_the_disc_is_the_best_for_the_positives_alone() -> None:
+    everything = np.full((20, 20), True)
+    scores = [score_image("p", 1, 0.9, everything.astype(float), everything)]
+    scores += [score_image("n", 0, 0.1, everything.astype(float), ~everything)] * 2
+    assert summarise(scores, HALF)["disc_area"] == 0.95
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_auc_is_the_part_of_pairs_in_the_right_order(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -165,6 +165,33 @@ def test_area_loss_by_hand(label: float, area: float, expected: float) -> None:
     assert maps.grad.flatten().tolist() == pytest.approx([slope] * 4)
 
 
+@pytest.mark.parametrize(
+    ("label", "area", "expected", "slope"),
+    [
+        (1.0, 0.3, 0.01, 0.05),  # .45 is .1 above [.25, .35]: 2 * .1 / 4 a pixel
+        (1.0, 0.7, 0.04, -0.1),  # and .2 below [.65, .75]
+        (1.0, 0.42, 0.0, 0.0),
+        (1.0, 0.48, 0.0, 0.0),
+        (0.0, 0.3, 0.0, 0.0),
+        (0.0, 0.7, 0.0, 0.0),
+        (1.0, math.nan, 0.0, 0.0),
+    ],
+)
+def test_two_sided_area_loss_by_hand(label: float, area: float, expected: float, slope: float) -> None:
+    maps = MAP.clone().requires_grad_()
+    loss = area_loss(maps, torch.tensor([label]), torch.tensor([area]), "two_sided", tolerance=0.05)
+    loss.sum().backward()
+    assert loss.tolist() == [[pytest.approx(expected, abs=1e-7)]]
+    assert maps.grad.flatten().tolist() == pytest.approx([slope] * 4, abs=1e-6)
+
+
+def test_two_sided_constraint_and_its_tolerance_reach_the_total() -> None:
+    loss = CDWSLoss([], 10.0, r=2.0, constraint="two_sided", tolerance=0.15)
+    assert loss(MAP, torch.tensor([[1, 0.7]])).item() == pytest.approx(LN2 + 10 * 0.01)
+    with pytest.raises(ValueError, match="must be one of one_sided, two_sided, got 'barrier'"):
+        area_loss(MAP, POSITIVE, UNKNOWN, "barrier")
+
+
 def test_area_loss_takes_each_map_and_image_by_itself() -> None:
     maps = torch.tensor([[0.6, 0.2], [0.7, 0.5]]).view(2, 2, 1, 1).expand(2, 2, 3, 5)
     losses = area_loss(maps, torch.tensor([1, 1]), torch.tensor([0.4, 0.6]))
@@ -250,6 +277,7 @@ def test_crisp_mask_settles_where_mil_pull_and_area_push_balance(area: float, et
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"constraint": "barrier"}, "constraint must be one of one_sided, two_sided, got 'barrier'"),
         ({"reduction": "sum"}, "must be 'mean' or 'none', got 'sum'"),
         ({"fusion_area_weight": -1.0}, r"got \[-1.0, 2.5, 5.0, 10.0\]"),
         ({"side_area_weights": (1.0, -2.0)}, r"got \[10.0, 1.0, -2.0\]"),

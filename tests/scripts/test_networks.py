@@ -273,7 +273,7 @@ def test_refuses_a_file_of_no_use(tmp_path: Path, content: object, message: str)
 
 
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no pretrained weights at '{tmp_path}/none.pt'; give 'imagenet', None, or"):
+    with pytest.raises(InputError, match=f"no pretrained weights '{tmp_path}/none.pt'; give 'imagenet', 'random', or"):
         CDWSNet(pretrained=str(tmp_path / "none.pt"))
 
 

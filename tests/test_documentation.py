@@ -1,0 +1,69 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The documents name files, settings and commands that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "bundle/docs/README.md", "docs/results.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_pictures_exist(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / document).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_name_existing_configs_and_settings(document, configs):
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    commands = re.findall(r"^(?:\$ )?\s*python -m monai\.bundle run .*$", text, flags=re.MULTILINE)
+    assert commands
+    known = {key for path in configs.glob("*.json") for key in json.loads(path.read_text())}
+    for command in commands:
+        for config in re.findall(r"configs/\w+\.json", command):
+            assert (configs / Path(config).name).exists(), config
+        options = set(re.findall(r"--(\w+)", command))
+        assert options - {"config_file"} <= known, command
+
+
+def test_settings_table_agrees_with_the_config(configs):
+    text = (ROOT / "README.md").read_text().split("## Settings")[1].split("\n## ")[0]
+    train = json.loads((configs / "train.json").read_text())
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \|", text, flags=re.MULTILINE)
+    assert len(rows) > 8
+    for names, defaults in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            assert name in train, name
+        shown = re.findall(r"[\w.]+", defaults)
+        values = [str(v) for name in re.findall(r"`(\w+)`", names) for v in _flat(train[name])]
+        if shown:
+            assert [_number(v) for v in shown if v != "and"] == [_number(v) for v in values], names
+
+
+def _flat(value):
+    return value if isinstance(value, list) else [value]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
