@@ -31,7 +31,6 @@ __all__ = ["has_masks", "list_images", "load_datalist"]
 
 SPLITS = ("training", "validation", "test")
 MIN_SIZE = 4  # pixels; smaller images vanish in the network's pooling
-MAX_PROBLEMS_SHOWN = 50
 
 
 def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("training", "validation")) -> dict[str, list]:
@@ -40,11 +39,10 @@ def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("trainin
 
     Args:
         dataset_dir: folder of ``dataset.json``, to which its paths are relative; or that file itself.
-        splits: the splits that are needed. All splits of the file are checked against one another, but only the
-            images of these are read.
+        splits: the splits that must be there. Those of `SPLITS` that are there as well are checked with them.
 
     Returns:
-        For each split a list of items with absolute paths. ``label`` is 0 or 1, or the path of a mask.
+        For each split found a list of items with absolute paths. ``label`` is 0 or 1, or the path of a mask.
 
     Raises:
         InputError: naming every item that breaks the contract, with what is wrong with it.
@@ -57,17 +55,17 @@ def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("trainin
     found = ", ".join(present) or "none"
     problems = [f"there is no split '{split}' (found: {found})" for split in splits if split not in present]
     problems += _group_problems(present)
-    wanted = {split: [_absolute(item, path.parent) for item in present.get(split, [])] for split in splits}
-    entries = [(f"{split}[{i}]", item) for split, items in wanted.items() for i, item in enumerate(items)]
+    datalist = {split: [_absolute(item, path.parent) for item in items] for split, items in present.items()}
+    entries = [(f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
         checks = pool.map(lambda entry: _item_problems(*entry), entries)
         for found in tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False):
             problems += found
     if not problems:
-        problems += [p for split, items in wanted.items() for p in _class_problems(split, items)]
+        problems += [p for split, items in datalist.items() for p in _class_problems(split, items)]
     if problems:
         raise InputError(_message(path, problems))
-    return wanted
+    return datalist
 
 
 def has_masks(items: Iterable[dict]) -> bool:
@@ -217,7 +215,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _message(where: str | PathLike, problems: list[str]) -> str:
-    shown = problems[:MAX_PROBLEMS_SHOWN]
-    more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  - ".join([f"{count} in {where}; correct it and start again:", *shown, *more])
+    return "\n  - ".join([f"{count} in {where}; correct it and start again:", *problems])
