@@ -13,15 +13,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
-from monai.metrics import CumulativeIterationMetric
+
+from scripts.metrics.cumulative import CumulativeCounts
 
 __all__ = ["RegionFMeasure", "compute_region_f_measure", "f_measure", "intersection_over_union"]
 
 STATISTICS = ("f_pos", "f_neg", "f_mean")
+# F is added up as an integer, since sums of integers don't depend on the order, and so not on the number of processes.
+UNITS = 2**40
 
 
 def f_measure(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -68,9 +69,13 @@ def compute_region_f_measure(prediction: np.ndarray, truth: np.ndarray) -> tuple
     return (f_measure(prediction, truth) if positive else f_measure(~prediction, ~truth)), positive
 
 
-class RegionFMeasure(CumulativeIterationMetric):
+class RegionFMeasure(CumulativeCounts):
     """
     F-measure per image, averaged over the images of a class.
+
+    Inputs are (B, 1, H, W), 0 or 1, or lists of (1, H, W), tensors or NumPy arrays. A call returns the F-measure of
+    each image and 1 for a positive one, (B, 2). The state is sums over images, so in a config give
+    `IgniteMetricHandler` ``save_details: false``.
 
     Args:
         statistic: what `aggregate` returns: ``"f_pos"`` the mean over positive images, ``"f_neg"`` over negative
@@ -81,32 +86,22 @@ class RegionFMeasure(CumulativeIterationMetric):
     """
 
     def __init__(self, statistic: str = "f_mean") -> None:
-        super().__init__()
         if statistic not in STATISTICS:
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, got '{statistic}'.")
         self.statistic = statistic
+        super().__init__(shape=(2, 2))
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Args:
-            y_pred: (B, 1, H, W), 0 or 1.
-            y: (B, 1, H, W), 0 or 1.
-
-        Returns:
-            (B, 2): F-measure, and 1 for a positive image.
-        """
         pairs = zip(np.asarray(y_pred.cpu()) > 0.5, np.asarray(y.cpu()) > 0.5, strict=True)
         return torch.tensor([compute_region_f_measure(*pair) for pair in pairs], dtype=torch.float64)
 
+    def _pool(self, counts: torch.Tensor) -> torch.Tensor:
+        """(B, 2) scores to int64 (2, 2): for negative and positive images, the sum of F in units and their number."""
+        f, positive = (counts[:, 0] * UNITS).round().long(), counts[:, 1] > 0.5
+        return torch.stack([torch.stack([f[chosen].sum(), chosen.sum()]) for chosen in (~positive, positive)])
+
     def aggregate(self) -> torch.Tensor:
-        """The statistic over all images so far; NaN when there was no image of a class it needs."""
-        scores = self.get_buffer()
-        positive = scores[:, 1] > 0.5
-        by_class = {"f_pos": _mean(scores[positive, 0]), "f_neg": _mean(scores[~positive, 0])}
-        by_class["f_mean"] = (by_class["f_pos"] + by_class["f_neg"]) / 2
-        return by_class[self.statistic]
-
-
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    """Mean that doesn't depend on the order, so that any number of processes gives the same; NaN of nothing."""
-    return torch.tensor(math.fsum(values.tolist()) / len(values) if len(values) else math.nan, dtype=torch.float64)
+        """The statistic over the images of all processes; NaN when there was no image of a class it needs."""
+        sums, images = self.get_buffer().double().unbind(dim=1)
+        f_neg, f_pos = sums / UNITS / images  # 0 / 0 is NaN
+        return {"f_pos": f_pos, "f_neg": f_neg, "f_mean": (f_pos + f_neg) / 2}[self.statistic]

@@ -24,6 +24,7 @@ import scripts
 from scipy import ndimage
 from scripts.metrics.boundary import BoundaryFMeasure
 from scripts.metrics.pixel import PixelAveragePrecision
+from scripts.metrics.region import RegionFMeasure
 
 WORKER = """
 import json, sys
@@ -31,17 +32,18 @@ import numpy as np
 import torch.distributed as dist
 from scripts.metrics.boundary import BoundaryFMeasure
 from scripts.metrics.pixel import PixelAveragePrecision
+from scripts.metrics.region import RegionFMeasure
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 results = {"numba_at_import": "numba" in sys.modules}
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 images = np.load(f"{folder}/images.npz")
 for name, shares in {"uneven": [[0, 1, 2], [3]], "one has none": [[], [0, 1, 2, 3]]}.items():
-    metrics = BoundaryFMeasure("all"), PixelAveragePrecision()
+    metrics = BoundaryFMeasure("all"), PixelAveragePrecision(), RegionFMeasure()
     for metric in metrics:
         for k in shares[rank]:
             metric(images["y_pred"][k][None], images["y"][k][None])
-    results[name] = [metrics[0].aggregate(), metrics[1].aggregate().item()]
+    results[name] = [metrics[0].aggregate(), *(metric.aggregate().item() for metric in metrics[1:])]
 dist.destroy_process_group()
 print(json.dumps(results))
 """
@@ -52,11 +54,12 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     y_pred = ndimage.gaussian_filter(rng.random((4, 1, 40, 50)), (0, 0, 3, 3))
     y_pred = (y_pred - y_pred.min()) / np.ptp(y_pred)
     y = y_pred + 0.2 * ndimage.gaussian_filter(rng.standard_normal(y_pred.shape), (0, 0, 3, 3)) > 0.5
+    y[1] = False  # a negative image
     np.savez(tmp_path / "images.npz", y_pred=y_pred, y=y)
-    boundary, pixel = BoundaryFMeasure("all"), PixelAveragePrecision()
-    boundary(y_pred, y)
-    pixel(y_pred, y)
-    expected = [boundary.aggregate(), pixel.aggregate().item()]
+    boundary, pixel, region = BoundaryFMeasure("all"), PixelAveragePrecision(), RegionFMeasure()
+    for metric in (boundary, pixel, region):
+        metric(y_pred, y)
+    expected = [boundary.aggregate(), pixel.aggregate().item(), region.aggregate().item()]
 
     bundle = Path(scripts.__file__).parent.parent
     workers = [
