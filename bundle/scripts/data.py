@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.errors import InputError
+from scripts.errors import InputError, first_line
 from scripts.readers import SUFFIXES
 from scripts.transforms import ToRGB, load_image, load_mask
 
@@ -159,7 +159,7 @@ def _image_problems(path: Path) -> list[str]:
     try:
         image = ToRGB()(load_image(path))
     except Exception as error:  # a decoder may raise anything on a damaged file
-        return [f"can't be read as an image ({_reason(error)})"]
+        return [f"can't be read as an image ({first_line(error)})"]
     height, width = image.shape[2], image.shape[1]  # MONAI's pictures are (C, W, H)
     return [f"is {width}x{height}, smaller than {MIN_SIZE}x{MIN_SIZE}"] if min(width, height) < MIN_SIZE else []
 
@@ -176,7 +176,7 @@ def _mask_problems(item: dict) -> list[str]:
     try:
         mask = np.asarray(load_mask(path))
     except Exception as error:
-        return [f"the mask '{path}' can't be read ({_reason(error)})"]
+        return [f"the mask '{path}' can't be read ({first_line(error)})"]
     shape = load_image(item["image"]).shape
     if mask.shape[1:] != tuple(shape[1:]):
         sizes = "{1}x{2}, the image {4}x{5}".format(*mask.shape, *shape)
@@ -204,14 +204,6 @@ def _group_problems(splits: dict[str, list]) -> list[str]:
         problems += [f"group '{g}' is in '{first[g]}' and in '{split}'; keep it in one" for g in groups if g in first]
         first.update(dict.fromkeys(groups, split) | {g: first[g] for g in groups if g in first})
     return problems
-
-
-def _reason(error: BaseException) -> str:
-    """First line of the innermost cause, which is the decoder's own word."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _message(where: str | PathLike, problems: list[str]) -> str:

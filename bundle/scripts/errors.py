@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-__all__ = ["InputError", "input_error_of", "report_input_errors"]
+__all__ = ["InputError", "first_line", "input_error_of", "report_input_errors"]
 
 
 class InputError(ValueError):
@@ -28,6 +28,14 @@ def input_error_of(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """First line of the innermost cause, which is the decoder's or library's own word."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def report_input_errors() -> None:

@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Writing files so that an interrupted run leaves no half of one, and finding those that must exist."""
+"""Writing files so that an interrupted run leaves no half of one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TextIO
 
-from scripts.errors import InputError
-
-__all__ = ["existing_file", "replacing", "report_written"]
+__all__ = ["replacing", "report_written"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +34,6 @@ def replacing(path: str | PathLike) -> Iterator[TextIO]:
     with temporary.open("w", newline="", encoding="utf-8") as file:
         yield file
     temporary.replace(path)
-
-
-def existing_file(path: str | PathLike, remedy: str) -> str:
-    """The path itself. Raises InputError, with the remedy, when there is no such file."""
-    if not Path(path).is_file():
-        raise InputError(f"There is no file '{path}'; {remedy}.")
-    return str(path)
 
 
 def report_written(paths: Mapping[str, str | PathLike]) -> None:

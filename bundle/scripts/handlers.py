@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from monai.handlers import CheckpointLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from scripts.errors import InputError, first_line
 from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise
 from scripts.figures import Example, draw_curves, draw_examples
 from scripts.files import replacing
@@ -35,7 +37,7 @@ from scripts.losses import generalized_mean
 from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
 from scripts.transforms import ToRGB, load_image
 
-__all__ = ["EvaluationReport", "MapImages", "PredictionTable", "ProgressBar", "ScoreCollector"]
+__all__ = ["EvaluationReport", "MapImages", "NetworkLoader", "PredictionTable", "ProgressBar", "ScoreCollector"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,36 @@ class MapImages:
         name = Path(item["image"].meta["filename_or_obj"]).stem
         tag = f"input, {'truth, ' if 'truth' in item else ''}fusion, sides/{name}"
         self.summary_writer.add_image(tag, row.transpose(1, 2), engine.state.epoch)
+
+
+class NetworkLoader(CheckpointLoader):
+    """
+    Loads a trained network when an engine starts.
+
+    Args:
+        network: takes the weights.
+        path: file of a state dict, or of a checkpoint that has one under ``"model"``.
+        map_location: see `torch.load`.
+
+    Raises:
+        InputError: when the file is missing, damaged, or of another network.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str, map_location: str | torch.device | None = None) -> None:
+        super().__init__(load_path=path, load_dict={"model": network}, map_location=map_location)
+
+    def __call__(self, engine: Engine) -> None:
+        if not Path(self.load_path).is_file():
+            raise InputError(
+                f"There is no checkpoint '{self.load_path}'; train first, or name one with --ckpt_path PATH."
+            )
+        try:
+            super().__call__(engine)
+        except Exception as error:  # torch.load raises nearly anything on a damaged file
+            raise InputError(
+                f"The checkpoint '{self.load_path}' can't be loaded ({first_line(error)}); "
+                "name one that was trained with the same network settings."
+            ) from error
 
 
 class ScoreCollector:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts.errors import InputError, input_error_of
+from scripts.errors import InputError, first_line, input_error_of
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -64,3 +64,10 @@ def test_any_other_error_keeps_its_traceback() -> None:
     assert result.returncode == 1
     assert "Traceback (most recent call last)" in result.stderr
     assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_first_line_is_that_of_the_innermost_cause() -> None:
+    error = RuntimeError("cannot find a reader")
+    error.__cause__ = OSError("\n  broken data stream\nat byte 7")
+    assert first_line(error) == "broken data stream"
+    assert first_line(KeyError()) == "KeyError"

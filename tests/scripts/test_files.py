@@ -17,8 +17,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from scripts.errors import InputError
-from scripts.files import existing_file, replacing, report_written
+from scripts.files import replacing, report_written
 
 
 def write_half(path: Path) -> None:
@@ -61,17 +60,6 @@ def test_an_interrupted_run_leaves_no_half_file_under_the_name_and_does_not_hind
     with replacing(path) as file:
         file.write("n")
     assert path.read_text() == "n"
-
-
-def test_existing_file_is_given_back_as_text(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").touch()
-    assert existing_file(tmp_path / "model.pt", "train first") == str(tmp_path / "model.pt")
-
-
-@pytest.mark.parametrize("name", ["model.pt", ""], ids=["missing", "a folder"])
-def test_missing_file_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"no file '{tmp_path / name}'; train first, or name another"):
-        existing_file(tmp_path / name, "train first, or name another")
 
 
 def test_report_names_what_was_written_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
