@@ -67,7 +67,7 @@ def _prepare(axes, title: str) -> None:
 
 def draw_examples(examples: Sequence[Example]) -> Figure:
     """A row an example: input, truth, outline of the prediction, and probability with its colour bar."""
-    figure = Figure(figsize=(9.2, 2.35 * len(examples) + 0.3), layout="constrained")
+    figure = Figure(figsize=(9.2, 2.05 * len(examples) + 0.3), layout="constrained")
     grid = figure.subplots(len(examples), 4, squeeze=False)
     heat = None
     for row, example in zip(grid, examples, strict=True):

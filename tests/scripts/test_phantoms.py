@@ -137,9 +137,9 @@ def test_texture_tells_cancer_where_colour_does_not(pairs: list) -> None:
     by_colour = [auc(list(channel), truth) for channel in zip(*map(colours, images), strict=True)]
     best_colour = max(max(value, 1 - value) for value in by_colour)
     texture = auc([large_crowded_nuclei(image) for image in images], truth)
-    assert best_colour < 0.82
+    assert best_colour < 0.85
     assert texture > 0.9
-    assert texture > best_colour + 0.1
+    assert texture > best_colour + 0.08
 
 
 def test_mean_colour_does_not_tell_positives() -> None:
