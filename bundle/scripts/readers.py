@@ -20,7 +20,6 @@ import numpy as np
 import tifffile
 from monai.config import PathLike
 from monai.data import ImageReader, is_supported_format
-from monai.data.image_reader import _copy_compatible_dict, _stack_images
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys
 from PIL import Image, UnidentifiedImageError
@@ -46,30 +45,28 @@ class PictureReader(ImageReader):
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return is_supported_format(filename, SUFFIXES)
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[np.ndarray]:
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> np.ndarray:
         """
-        Read one or several files.
+        Read one file, or several of one size as the channels of one image.
 
         Returns:
-            One float32 array per file, (H, W) or (H, W, C). More than 4 channels, several pages and integers outside
-            16 bit come as they are, for `ToRGB` to refuse: `LoadImage` answers an error here by trying a reader that
-            would drop the surplus without a word.
+            float32, (H, W) or (H, W, C). More than 4 channels, several pages and integers outside 16 bit come as they
+            are, for `ToRGB` to refuse: `LoadImage` answers an error here by trying a reader that would drop the
+            surplus without a word.
 
         Raises:
             OSError: when a file is missing, damaged, or not a picture.
         """
-        return [_read_picture(str(path)) for path in ensure_tuple(data)]
+        pictures = [_read_picture(str(path)) for path in ensure_tuple(data)]
+        return pictures[0] if len(pictures) == 1 else np.stack(pictures, axis=-1)
 
-    def get_data(self, img: list[np.ndarray]) -> tuple[np.ndarray, dict]:
+    def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict]:
         """The array with its first two axes swapped, and MONAI's metadata."""
-        arrays = []
-        meta: dict = {}
-        for array in img:
-            channel_dim = float("nan") if array.ndim == 2 else -1
-            shape = np.asarray(array.shape[1::-1])
-            _copy_compatible_dict({MetaKeys.SPATIAL_SHAPE: shape, MetaKeys.ORIGINAL_CHANNEL_DIM: channel_dim}, meta)
-            arrays.append(array.swapaxes(0, 1))
-        return _stack_images(arrays, meta), meta
+        meta = {
+            MetaKeys.SPATIAL_SHAPE: np.asarray(img.shape[1::-1]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if img.ndim == 2 else -1,
+        }
+        return img.swapaxes(0, 1), meta
 
 
 def _read_picture(path: str) -> np.ndarray:
