@@ -6,7 +6,7 @@ SEED ?= 0
 DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -33,6 +33,9 @@ test: lint  ## lint, then all tests
 lint: $(INSTALLED)  ## code style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+bench: $(INSTALLED)  ## time of the boundary metric against a plain version
+	$(VENV)/bin/python tests/benchmarks/boundary.py
 
 clean:  ## remove the environment and the demo's results
 	rm -rf $(VENV) runs/demo
