@@ -14,11 +14,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +32,8 @@ from scripts.transforms import ToRGB, load_image, load_mask
 __all__ = ["has_masks", "list_images", "load_datalist"]
 
 SPLITS = ("training", "validation", "test")
+logger = logging.getLogger(__name__)
+QUOTED = ("0", "1")  # labels written as text
 MIN_SIZE = 4  # pixels; smaller images vanish in the network's pooling
 
 
@@ -53,16 +57,24 @@ def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("trainin
     splits = list(dict.fromkeys(splits))
     present = {s: content[s] for s in dict.fromkeys((*SPLITS, *splits)) if isinstance(content.get(s), list)}
     found = ", ".join(present) or "none"
-    problems = [f"there is no split '{split}' (found: {found})" for split in splits if split not in present]
-    problems += _group_problems(present)
+    problems = [
+        f"there is no split '{s}' (found: {found}); add it, or ask for another" for s in splits if s not in present
+    ]
+    no_lists = [s for s in dict.fromkeys((*SPLITS, *splits)) if content.get(s) is not None and s not in present]
+    problems += [f"the split '{split}' must be a list of items" for split in no_lists]
+    problems += _shared("group", present)
+    for leak in _shared("image", present):
+        logger.warning(f"{leak}, or results on it say nothing of new images")
     datalist = {split: [_absolute(item, path.parent) for item in items] for split, items in present.items()}
-    entries = [(f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
+    entries = [(split, f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
+    classes: dict[str, set] = {split: set() for split in datalist}
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
-        checks = pool.map(lambda entry: _item_problems(*entry), entries)
-        for found in tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False):
-            problems += found
-    if not problems:
-        problems += [p for split, items in datalist.items() for p in _class_problems(split, items)]
+        checks = pool.map(lambda entry: _check_item(*entry[1:]), entries)
+        progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False)
+        for (split, _, _), (found_problems, label) in zip(entries, progress, strict=True):
+            problems += found_problems
+            classes[split].add(label)
+    problems += [problem for split, labels in classes.items() for problem in _class_problems(split, labels)]
     if problems:
         raise InputError(_message(path, problems))
     return datalist
@@ -88,7 +100,13 @@ def list_images(images: str | PathLike | Sequence[str]) -> list[dict[str, str]]:
     """
     if isinstance(images, (str, PathLike)):
         folder = Path(images)
-        paths = sorted(p for p in folder.iterdir() if p.suffix[1:].lower() in SUFFIXES) if folder.is_dir() else [folder]
+        files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else [folder]
+        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if folder.is_dir() else files
+        skipped = [p.name for p in files if p not in paths]
+        if skipped:
+            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {', '.join(skipped)}")
+        if not folder.exists():
+            raise InputError(f"There is no folder or image '{images}'; name one with --dataset_dir.")
     else:
         paths = [Path(image) for image in images]
     if not paths:
@@ -96,7 +114,7 @@ def list_images(images: str | PathLike | Sequence[str]) -> list[dict[str, str]]:
     problems = []
     seen: dict[str, Path] = {}
     for path in paths:
-        problems += [f"'{path}': {problem}" for problem in _image_problems(path)]
+        problems += [f"'{path}': {problem}" for problem in _read_image(path)[1]]
         if path.stem in seen:
             problems.append(f"'{path}': its results would have the same name as those of '{seen[path.stem]}'")
         seen[path.stem] = path
@@ -109,7 +127,7 @@ def _read_json(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"There is no data set at '{path}'; give the folder of a dataset.json with --dataset_dir.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"'{path}' is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
@@ -122,87 +140,108 @@ def _absolute(item: object, folder: Path) -> object:
     if not isinstance(item, dict):
         return item
     paths = {k: str(folder / v) for k, v in item.items() if k in ("image", "mask", "label") and isinstance(v, str)}
+    if item.get("label") in QUOTED:
+        del paths["label"]  # a number in quotes
     # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does
     absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v))}
     return {k: v for k, v in (item | paths).items() if k not in absent}
 
 
-def _item_problems(where: str, item: object) -> list[str]:
-    """What breaks the contract in one item, each problem beginning with its place."""
+def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
+    """What breaks the contract in one item, each problem beginning with its place; and its label, None if unknown."""
     if not isinstance(item, dict) or not isinstance(item.get("image"), str):
-        return [f"{where}: must be an object with an 'image'"]
-    problems = [*_label_problems(item), *_image_problems(Path(item["image"]))]
-    if not problems:
-        problems += _mask_problems(item)
-    return [f"{where} '{item['image']}': {problem}" for problem in problems]
+        return [f"{where}: must be an object with an 'image'"], None
+    size, problems = _read_image(Path(item["image"]))
+    label, label_problems = _read_label(item)
+    mask, mask_problems = _read_mask(item)
+    problems += label_problems + mask_problems + _area_problems(item)
+    if mask is not None and size is not None and mask.shape[1:] != size:
+        sizes = "{}x{}, the image {}x{}".format(*mask.shape[1:], *size)
+        problems.append(f"the mask '{_mask_path(item)}' is {sizes}; they must be of one size")
+    if mask is not None and isinstance(item["label"], str):
+        label = bool(mask.any())
+    elif mask is not None and label is not None and bool(mask.any()) != label:
+        found = "has positive pixels" if mask.any() else "is empty"
+        problems.append(f"label is {item['label']}, but the mask '{item['mask']}' {found}")
+    return [f"{where} '{item['image']}': {problem}" for problem in problems], label
 
 
-def _label_problems(item: dict) -> list[str]:
-    label, area = item.get("label"), item.get("area")
+def _read_label(item: dict) -> tuple[bool | None, list[str]]:
+    label = item.get("label")
     if isinstance(label, str):
-        return []
+        quoted = f"label is the text '{label}'; write the number {label}, without quotes"
+        return None, [quoted] if label in QUOTED else []
     if label not in (0, 1):
-        return [f"label is {label!r}, must be 0 or 1 (or the path of a mask)"]
+        return None, [f"label is {label!r}, must be 0 or 1 (or the path of a mask)"]
+    return bool(label), []
+
+
+def _area_problems(item: dict) -> list[str]:
+    label, area = item.get("label"), item.get("area")
     if area is None or (label == 0 and area == 0):
         return []
     if label == 0:
         return [f"label is 0, but an area of {area!r} is given; remove one"]
     if not isinstance(area, (int, float)) or isinstance(area, bool) or not 0 < area <= 1:
-        hint = f"; did you mean {area / 100:g}?" if isinstance(area, (int, float)) and 1 < area <= 100 else ""
+        hint = f"; did you mean {area / 100:g}?" if isinstance(area, (int, float)) and 2 <= area <= 100 else ""
         return [f"area is {area!r}, must be a fraction of the image above 0 and up to 1{hint}"]
     return []
 
 
-def _image_problems(path: Path) -> list[str]:
+def _read_image(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
+    """Width and height of an image, None where it can't be read; and what is wrong with it."""
     if not path.is_file():
-        return ["there is no such file"]
+        return None, ["is a folder" if path.is_dir() else "there is no such file"]
+    if path.stat().st_size == 0:
+        return None, ["can't be read as an image (it is empty)"]
     try:
-        image = ToRGB()(load_image(path))
+        image = load_image(path)
+        ToRGB()(image)
     except Exception as error:  # a decoder may raise anything on a damaged file
-        return [f"can't be read as an image ({first_line(error)})"]
-    height, width = image.shape[2], image.shape[1]  # MONAI's pictures are (C, W, H)
-    return [f"is {width}x{height}, smaller than {MIN_SIZE}x{MIN_SIZE}"] if min(width, height) < MIN_SIZE else []
+        return None, [f"can't be read as an image ({first_line(error)})"]
+    width, height = image.shape[1:]  # MONAI's pictures are (C, W, H)
+    small = f"is {width}x{height}, smaller than {MIN_SIZE}x{MIN_SIZE}"
+    return (width, height), [small] if min(width, height) < MIN_SIZE else []
 
 
-def _mask_problems(item: dict) -> list[str]:
-    from_label = isinstance(item["label"], str)
-    path = item["label"] if from_label else item.get("mask")
+def _mask_path(item: dict) -> Any:
+    label = item.get("label")
+    if label in QUOTED:  # meant as a number
+        return item.get("mask")
+    return label if isinstance(label, str) else item.get("mask")
+
+
+def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
+    """The mask of an item, (1, W, H), None where there is none to be had; and what is wrong with it."""
+    path = _mask_path(item)
     if path is None:
-        return []
+        return None, []
     if not isinstance(path, str):
-        return [f"mask is {path!r}, must be the path of a mask"]
+        return None, [f"mask is {path!r}, must be the path of a mask"]
     if not Path(path).is_file():
-        return [f"there is no mask '{path}'"]
+        return None, [f"there is no mask '{path}'"]
     try:
-        mask = np.asarray(load_mask(path))
+        return np.asarray(load_mask(path)), []
     except Exception as error:
-        return [f"the mask '{path}' can't be read ({first_line(error)})"]
-    shape = load_image(item["image"]).shape
-    if mask.shape[1:] != tuple(shape[1:]):
-        sizes = "{1}x{2}, the image {4}x{5}".format(*mask.shape, *shape)
-        return [f"the mask '{path}' is {sizes}; they must be of one size"]
-    if not from_label and bool(mask.any()) != bool(item["label"]):
-        found = "has positive pixels" if mask.any() else "is empty"
-        return [f"label is {item['label']}, but the mask '{path}' {found}"]
-    return []
+        return None, [f"the mask '{path}' can't be read ({first_line(error)})"]
 
 
-def _class_problems(split: str, items: list[dict]) -> list[str]:
-    labels = [load_mask(i["label"]).any().item() if isinstance(i["label"], str) else bool(i["label"]) for i in items]
-    if len(set(labels)) == 2:
+def _class_problems(split: str, labels: set) -> list[str]:
+    """Of the labels found in a split, None for those that could not be read, which are problems of their own."""
+    if None in labels or labels == {False, True}:
         return []
-    found = "is empty" if not labels else f"has only {'positive' if labels[0] else 'negative'} images"
+    found = f"has only {'positive' if True in labels else 'negative'} images" if labels else "is empty"
     return [f"the split '{split}' {found}; it needs positive and negative ones"]
 
 
-def _group_problems(splits: dict[str, list]) -> list[str]:
-    """A patient or slide in two splits makes the results on one of them worthless."""
+def _shared(key: str, splits: dict[str, list]) -> list[str]:
+    """A patient, slide or image in two splits makes the results on one of them worthless."""
     first: dict = {}
     problems = []
     for split, items in splits.items():
-        groups = dict.fromkeys(str(i["group"]) for i in items if isinstance(i, dict) and i.get("group") is not None)
-        problems += [f"group '{g}' is in '{first[g]}' and in '{split}'; keep it in one" for g in groups if g in first]
-        first.update(dict.fromkeys(groups, split) | {g: first[g] for g in groups if g in first})
+        values = dict.fromkeys(str(i[key]) for i in items if isinstance(i, dict) and i.get(key) is not None)
+        problems += [f"{key} '{v}' is in '{first[v]}' and in '{split}'; keep it in one" for v in values if v in first]
+        first = dict.fromkeys(values, split) | first
     return problems
 
 

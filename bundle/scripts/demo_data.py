@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.data import load_datalist
+from scripts.data import SPLITS, load_datalist
 from scripts.errors import InputError
 from scripts.phantoms import draw_phantom
 from scripts.weak_labels import rough_area
@@ -36,7 +36,6 @@ DESCRIPTION = (
     "H&E-like phantoms drawn by scripts/demo_data.py, not tissue. area is the cancerous fraction rounded up to the "
     "next {step}. mask is the exact truth, present for positives only. Every image is a group of its own."
 )
-SPLITS = ("training", "validation", "test")
 
 
 def make_demo_dataset(

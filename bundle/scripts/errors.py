@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from pathlib import Path
 from types import TracebackType
 
 __all__ = ["InputError", "first_line", "input_error_of", "report_input_errors"]
@@ -23,11 +25,20 @@ class InputError(ValueError):
     """The user's data or settings can't be used; the message names the offending item and the remedy."""
 
 
-def input_error_of(error: BaseException | None) -> InputError | None:
-    """The `InputError` that caused `error` (through ``raise ... from ...``), or None when it is something else."""
-    while error is not None and not isinstance(error, InputError):
+def input_error_of(error: BaseException | None) -> ValueError | None:
+    """
+    The error behind `error` (through ``raise ... from ...``) that the user's data or settings have caused.
+
+    That is an `InputError`, or a ValueError of one of the bundle's own checks; None when it is something else.
+    """
+    while error is not None and not isinstance(error, InputError) and not _is_own_check(error):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _is_own_check(error: BaseException) -> bool:
+    raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:]]
+    return isinstance(error, ValueError) and any(Path(name).is_relative_to(Path(__file__).parent) for name in raised_in)
 
 
 def first_line(error: BaseException) -> str:
@@ -46,10 +57,10 @@ def report_input_errors() -> None:
     Any other exception keeps its traceback. The exit status is 1 either way.
     """
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         input_error = input_error_of(error)
         if input_error is None:
-            sys.__excepthook__(kind, error, traceback)
+            sys.__excepthook__(kind, error, trace)
         else:
             print(f"\nerror: {input_error}", file=sys.stderr)
 

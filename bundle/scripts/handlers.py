@@ -29,7 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from monai.handlers import CheckpointLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.errors import InputError, first_line
+from scripts.errors import InputError
 from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise
 from scripts.figures import Example, draw_curves, draw_examples
 from scripts.files import replacing
@@ -129,10 +129,18 @@ class NetworkLoader(CheckpointLoader):
                 f"There is no checkpoint '{self.load_path}'; train first, or name one with --ckpt_path PATH."
             )
         try:
-            super().__call__(engine)
-        except Exception as error:  # torch.load raises nearly anything on a damaged file
+            torch.load(self.load_path, map_location="cpu", weights_only=True)
+        except Exception as error:  # it raises nearly anything on a damaged file
             raise InputError(
-                f"The checkpoint '{self.load_path}' can't be loaded ({first_line(error)}); "
+                f"'{self.load_path}' is damaged, or not a checkpoint that PyTorch reads; name another by --ckpt_path."
+            ) from error
+        try:
+            super().__call__(engine)
+        except (RuntimeError, TypeError) as error:
+            # load_state_dict gives a headline, then a line for each kind of difference
+            difference = str(error).splitlines()[-1].strip()[:200]
+            raise InputError(
+                f"The checkpoint '{self.load_path}' is of another network ({difference}); "
                 "name one that was trained with the same network settings."
             ) from error
 
@@ -227,6 +235,9 @@ class EvaluationReport(ScoreCollector):
         if "f_pos" in metrics:
             metrics |= self.boundary.aggregate() | {"px_ap": float(self.pixels.aggregate())}
             written += self._draw(metrics["px_ap"])
+        else:
+            unknown = [s.image for s in self.scores if s.f_measure is None]
+            logger.warning(f"No region scores: {len(unknown)} images have no mask, the first is {unknown[0]}.")
         with replacing(written[1]) as file:
             columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")

@@ -78,8 +78,7 @@ class ToRGB(Transform):
         low, high = float(image.min()), float(image.max())
         if low < 0 or high > 1:
             raise ValueError(
-                f"floating-point images must be in 0..1, this one goes from {low:g} to {high:g}; "
-                "rescale it, or put ScaleIntensityRanged before ToRGBd"
+                f"values must be in 0..1, this one goes from {low:g} to {high:g}; rescale it, or save it as 8 or 16 bit"
             )
         if image.shape[0] in (2, 4):
             alpha = image[-1:]

@@ -126,18 +126,18 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
     ("change", "problem"),
     [
         ({"image": "images/none.png"}, "there is no such file"),
-        ({"image": "images"}, "there is no such file"),
+        ({"image": "images"}, "is a folder"),
         ({"image": "images/cut.png"}, "can't be read as an image ("),
         ({"image": "images/text.png"}, "can't be read as an image ("),
         ({"image": "images/five.tif"}, "can't be read as an image (expected an image of shape (1 to 4 channels"),
-        ({"image": "images/float.tif"}, "can't be read as an image (floating-point images must be in 0..1"),
+        ({"image": "images/float.tif"}, "can't be read as an image (values must be in 0..1"),
         ({"image": "images/tiny.png"}, "is 9x3, smaller than 4x4"),
         ({"label": 2}, "label is 2, must be 0 or 1 (or the path of a mask)"),
         ({"label": -1}, "label is -1, must be 0 or 1"),
         ({"label": 0.5}, "label is 0.5, must be 0 or 1"),
         ({"label": None}, "label is None, must be 0 or 1"),
         ({"label": [1]}, "label is [1], must be 0 or 1"),
-        ({"label": "1"}, "there is no mask '{folder}/1'"),  # text is the path of a mask
+        ({"label": "1"}, "label is the text '1'; write the number 1, without quotes"),
         ({"area": 30}, "area is 30, must be a fraction of the image above 0 and up to 1; did you mean 0.3?"),
         ({"area": 0}, "area is 0, must be a fraction"),
         ({"area": -0.2}, "area is -0.2, must be a fraction"),
@@ -189,10 +189,20 @@ def test_all_offenders_are_named_in_one_message(folder: Path) -> None:
         "there is no split 'test' (found: training",
         "group 'p1' is in 'training' and in 'validation'; keep it in one",
         f"training[0] '{a}': label is 2",
-        f"training[2] '{none}': area is 30",
         f"training[2] '{none}': there is no such file",
+        f"training[2] '{none}': area is 30",
         "validation[0]: must be an object with an 'image'",
         f"validation[2] '{a}': label is 1",
+    ]
+
+
+def test_a_split_of_one_class_is_named_beside_other_offences(folder: Path) -> None:
+    write_set(folder, training=[POSITIVE | {"area": 30, "mask": "masks/none.png"}, POSITIVE], validation=[])
+    assert [problem.split("'")[0] + problem.split("'")[2].split(",")[0] for problem in problems_of(folder)] == [
+        "training[0] : there is no mask ",
+        "training[0] : area is 30",
+        "the split  has only positive images; it needs positive and negative ones",
+        "the split  is empty; it needs positive and negative ones",
     ]
 
 
@@ -207,7 +217,8 @@ def test_all_offenders_are_named_in_one_message(folder: Path) -> None:
         ),
         ({"training": []}, "the split 'training' is empty; it needs positive and negative ones"),
         ({"validation": None}, "there is no split 'validation' (found: training)"),
-        ({"training": {"0": POSITIVE}}, "there is no split 'training' (found: validation)"),
+        ({"training": {"0": POSITIVE}}, "the split 'training' must be a list of items"),
+        ({"test": 3}, "the split 'test' must be a list of items"),
     ],
 )
 def test_splits_that_cannot_be_used_are_named(splits: dict, problem: str, folder: Path) -> None:
@@ -328,5 +339,5 @@ def test_a_folder_without_pictures_and_an_empty_list_are_refused(tmp_path: Path)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"'{tmp_path / 'none'}': there is no such file"):
+    with pytest.raises(InputError, match=f"no folder or image '{tmp_path / 'none'}'; name one with --dataset_dir"):
         list_images(tmp_path / "none")

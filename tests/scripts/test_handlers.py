@@ -46,18 +46,18 @@ def test_network_loader_names_a_damaged_checkpoint(tmp_path):
     torch.save(torch.nn.Linear(2, 1).state_dict(), tmp_path / "model.pt")
     whole = (tmp_path / "model.pt").read_bytes()
     (tmp_path / "model.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"model\.pt' can't be loaded"):
+    with pytest.raises(InputError, match=r"model\.pt' is damaged"):
         load(torch.nn.Linear(2, 1), tmp_path / "model.pt")
 
 
 def test_network_loader_names_a_checkpoint_of_another_network(tmp_path):
     torch.save(torch.nn.Linear(3, 1).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(InputError, match="same network settings"):
+    with pytest.raises(InputError, match=r"size mismatch for weight.*same network settings"):
         load(torch.nn.Linear(2, 1), tmp_path / "model.pt")
 
 
 def test_network_loader_runs_no_code_from_a_file(tmp_path):
     """A checkpoint is untrusted data: an object that isn't a tensor is refused, not unpickled."""
     torch.save({"model": Path("harmless")}, tmp_path / "model.pt")
-    with pytest.raises(InputError, match="can't be loaded"):
+    with pytest.raises(InputError, match="not a checkpoint"):
         load(torch.nn.Linear(2, 1), tmp_path / "model.pt")

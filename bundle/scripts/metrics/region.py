@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from monai.config import NdarrayOrTensor
 
 from scripts.metrics.cumulative import CumulativeCounts
 
@@ -25,33 +26,44 @@ STATISTICS = ("f_pos", "f_neg", "f_mean")
 UNITS = 2**40
 
 
-def f_measure(prediction: np.ndarray, truth: np.ndarray) -> float:
+def _as_sets(prediction: NdarrayOrTensor, truth: NdarrayOrTensor) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks of 0 and 1 as boolean arrays."""
+    arrays = [np.asarray(m.detach().cpu() if isinstance(m, torch.Tensor) else m) for m in (prediction, truth)]
+    if arrays[0].shape != arrays[1].shape:
+        raise ValueError(f"prediction and truth must have one shape, got {arrays[0].shape} and {arrays[1].shape}.")
+    for name, array in zip(("prediction", "truth"), arrays, strict=True):
+        if not np.isin(array, (0, 1)).all():
+            raise ValueError(f"{name} must be 0 or 1 everywhere (NaN is neither).")
+    return tuple(array.astype(bool) for array in arrays)
+
+
+def f_measure(prediction: NdarrayOrTensor, truth: NdarrayOrTensor) -> float:
     """
     F-measure of two sets of pixels, 2 PR / (P + R), which is their Dice coefficient 2|H and G| / (|H| + |G|).
 
     Args:
-        prediction: boolean array, the set H.
-        truth: boolean array of the same shape, the set G.
+        prediction: the set H, an array or tensor of 0 and 1 of any shape.
+        truth: the set G, of the same shape.
 
     Returns:
         0..1; 1 when both sets are empty, 0 when only one is.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: when the shapes differ, or a value is not 0 or 1.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction and truth must have one shape, got {prediction.shape} and {truth.shape}.")
-    total = int(prediction.sum()) + int(truth.sum())
-    return 2.0 * int((prediction & truth).sum()) / total if total else 1.0
+    predicted, true = _as_sets(prediction, truth)
+    total = int(predicted.sum()) + int(true.sum())
+    return 2.0 * int((predicted & true).sum()) / total if total else 1.0
 
 
-def intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """|H and G| / |H or G| of two boolean arrays of one shape; 1 when both are empty."""
-    union = int((prediction | truth).sum())
-    return int((prediction & truth).sum()) / union if union else 1.0
+def intersection_over_union(prediction: NdarrayOrTensor, truth: NdarrayOrTensor) -> float:
+    """|H and G| / |H or G|, 1 when both are empty; arguments and errors as `f_measure`."""
+    predicted, true = _as_sets(prediction, truth)
+    union = int((predicted | true).sum())
+    return int((predicted & true).sum()) / union if union else 1.0
 
 
-def compute_region_f_measure(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, bool]:
+def compute_region_f_measure(prediction: NdarrayOrTensor, truth: NdarrayOrTensor) -> tuple[float, bool]:
     """
     F-measure of one image as the paper defines it.
 
@@ -59,14 +71,18 @@ def compute_region_f_measure(prediction: np.ndarray, truth: np.ndarray) -> tuple
     prediction is what was predicted negative, and the truth is the whole image.
 
     Args:
-        prediction: boolean (H, W) or (1, H, W).
-        truth: boolean, same shape.
+        prediction: (H, W) or (1, H, W), 0 or 1.
+        truth: same shape.
 
     Returns:
         The F-measure, and whether the image is a positive one.
+
+    Raises:
+        ValueError: as `f_measure`.
     """
-    positive = bool(truth.any())
-    return (f_measure(prediction, truth) if positive else f_measure(~prediction, ~truth)), positive
+    predicted, true = _as_sets(prediction, truth)
+    positive = bool(true.any())
+    return (f_measure(predicted, true) if positive else f_measure(~predicted, ~true)), positive
 
 
 class RegionFMeasure(CumulativeCounts):
@@ -92,8 +108,8 @@ class RegionFMeasure(CumulativeCounts):
         super().__init__(shape=(2, 2))
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        pairs = zip(np.asarray(y_pred.cpu()) > 0.5, np.asarray(y.cpu()) > 0.5, strict=True)
-        return torch.tensor([compute_region_f_measure(*pair) for pair in pairs], dtype=torch.float64)
+        scores = [compute_region_f_measure(*pair) for pair in zip(y_pred, y, strict=True)]
+        return torch.tensor(scores, dtype=torch.float64)
 
     def _pool(self, counts: torch.Tensor) -> torch.Tensor:
         """(B, 2) scores to int64 (2, 2): for negative and positive images, the sum of F in units and their number."""

@@ -121,3 +121,20 @@ def test_nan_when_a_class_is_missing(truth: str, known: str, unknown: list[str])
 def test_refuses_an_unknown_statistic() -> None:
     with pytest.raises(ValueError, match="must be one of f_pos, f_neg, f_mean, got 'dice'"):
         RegionFMeasure("dice")
+
+
+def test_integer_masks_and_tensors_are_sets_too() -> None:
+    """Negative image, 1 of 2 pixels marked: 2 * 1 / (1 + 2), whatever the type of the 0 and 1."""
+    for kind in (np.uint8, np.int64, np.float32, bool):
+        prediction, truth = np.array([[1, 0]], kind), np.zeros((1, 2), kind)
+        assert compute_region_f_measure(prediction, truth) == (pytest.approx(2 / 3), False)
+        assert compute_region_f_measure(torch.tensor(prediction), torch.tensor(truth))[0] == pytest.approx(2 / 3)
+    assert intersection_over_union(np.array([1, 1, 0]), np.array([1, 0, 0])) == 0.5
+
+
+@pytest.mark.parametrize("bad", [np.nan, 0.5, 255])
+def test_what_is_not_a_mask_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="prediction must be 0 or 1"):
+        compute_region_f_measure(np.array([[bad, 0.0]]), np.array([[0.0, 1.0]]))
+    with pytest.raises(ValueError, match="truth must be 0 or 1"):
+        RegionFMeasure()([np.array([[[1.0, 0.0]]])], [np.array([[[bad, 1.0]]])])

@@ -1,0 +1,76 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Checks of what a user may set, before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from scripts.errors import InputError
+
+__all__ = ["check_settings"]
+
+MIN_SIZE = 4  # pixels; less vanishes in the network's pooling
+
+
+def check_settings(
+    spatial_size: Sequence[int],
+    folders: Mapping[str, str | PathLike],
+    positive_integers: Mapping[str, Any] | None = None,
+    numbers: Mapping[str, Any] | None = None,
+) -> None:
+    """
+    Check settings under the names by which the user knows them; the folders are made.
+
+    Args:
+        spatial_size: two integers, at least 4.
+        folders: must be writable.
+        positive_integers: at least 1.
+        numbers: at least 0.
+
+    Raises:
+        InputError: naming every setting that can't be used, with its value.
+    """
+    problems = []
+    pair = isinstance(spatial_size, (list, tuple)) and len(spatial_size) == 2
+    if not pair or not all(_is(Integral, size) and size >= MIN_SIZE for size in spatial_size):
+        problems.append(f"spatial_size must be two integers of {MIN_SIZE} or more, as [500,500]; got {spatial_size!r}")
+    for name, value in (positive_integers or {}).items():
+        if not _is(Integral, value) or value < 1:
+            problems.append(f"{name} must be an integer of 1 or more; got {value!r}")
+    for name, value in (numbers or {}).items():
+        if not _is(Real, value) or not value >= 0:
+            problems.append(f"{name} must be a number, 0 or more; got {value!r}")
+    for name, path in folders.items():
+        why = _why_not_writable(path)
+        if why:
+            problems.append(f"{name} '{path}' can't be written to ({why})")
+    if problems:
+        raise InputError("The settings can't be used: " + "; ".join(problems) + ".")
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _why_not_writable(folder: str | PathLike) -> str | None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror
