@@ -67,3 +67,10 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_placeholder_is_left(document):
+    """A line of one word in capitals, or TODO."""
+    text = (ROOT / document).read_text()
+    assert not re.findall(r"^[A-Z]{4,}$|TODO", text, flags=re.MULTILINE)

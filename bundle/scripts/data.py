@@ -57,9 +57,8 @@ def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("trainin
     splits = list(dict.fromkeys(splits))
     present = {s: content[s] for s in dict.fromkeys((*SPLITS, *splits)) if isinstance(content.get(s), list)}
     found = ", ".join(present) or "none"
-    problems = [
-        f"there is no split '{s}' (found: {found}); add it, or ask for another" for s in splits if s not in present
-    ]
+    missing = [split for split in splits if content.get(split) is None]
+    problems = [f"there is no split '{split}' (found: {found}); add it, or ask for another" for split in missing]
     no_lists = [s for s in dict.fromkeys((*SPLITS, *splits)) if content.get(s) is not None and s not in present]
     problems += [f"the split '{split}' must be a list of items" for split in no_lists]
     problems += _shared("group", present)
