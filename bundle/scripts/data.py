@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from scripts.errors import InputError, first_line
 from scripts.readers import SUFFIXES
+from scripts.settings import MIN_SIZE
 from scripts.transforms import ToRGB, load_image, load_mask
 
 __all__ = ["has_masks", "list_images", "load_datalist"]
@@ -34,7 +35,6 @@ __all__ = ["has_masks", "list_images", "load_datalist"]
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
-MIN_SIZE = 4  # pixels; smaller images vanish in the network's pooling
 
 
 def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("training", "validation")) -> dict[str, list]:
