@@ -205,9 +205,7 @@ def _read_image(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
 
 def _mask_path(item: dict) -> Any:
     label = item.get("label")
-    if label in QUOTED:  # meant as a number
-        return item.get("mask")
-    return label if isinstance(label, str) else item.get("mask")
+    return label if isinstance(label, str) and label not in QUOTED else item.get("mask")
 
 
 def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:

@@ -162,7 +162,7 @@ class CDWSLoss(nn.Module):
         self.tolerance = tolerance
         self.r = r
         self.reduction = reduction
-        self.register_buffer("area_weights", torch.tensor(area_weights), persistent=False)
+        self.area_weights = area_weights  # not a buffer: a config doesn't move the loss to the network's device
 
     def terms(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -185,10 +185,11 @@ class CDWSLoss(nn.Module):
         if target.shape != (prediction.shape[0], 2):
             raise ValueError(f"expected a target of shape ({prediction.shape[0]}, 2), got {tuple(target.shape)}.")
         label, area = target[:, 0], target[:, 1]
+        area_weights = torch.tensor(self.area_weights[:maps], device=prediction.device)
         with torch.autocast(prediction.device.type, enabled=False):
             return {
                 "mil": mil_loss(prediction, label, self.r),
-                "area": area_loss(prediction, label, area, self.constraint, self.tolerance) * self.area_weights[:maps],
+                "area": area_loss(prediction, label, area, self.constraint, self.tolerance) * area_weights,
             }
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

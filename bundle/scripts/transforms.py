@@ -24,6 +24,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, Transform
 from monai.utils import convert_to_tensor
 from monai.utils.enums import MetaKeys
+from monai.utils.type_conversion import convert_to_numpy
 from skimage.segmentation import find_boundaries
 from skimage.util import img_as_float32
 
@@ -236,8 +237,8 @@ class OutlineOverlay(Transform):
         Returns:
             (3, H, W) float32 in 0..1.
         """
-        picture = np.array(image, dtype=np.float32)
-        region = np.asarray(mask)[0] > 0
+        picture = convert_to_numpy(image).astype(np.float32)  # a copy, of a tensor on any device
+        region = convert_to_numpy(mask)[0] > 0
         outline = np.zeros_like(region)
         for _ in range(self.width):  # one ring of pixels at a time, from the edge inwards
             ring = find_boundaries(np.pad(region, 1), mode="inner", connectivity=2)[1:-1, 1:-1]

@@ -301,3 +301,12 @@ def test_refuses_impossible_options(options: dict, message: str) -> None:
 def test_refuses_shapes_that_do_not_fit(maps: int, target: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CDWSLoss()(torch.full((2, maps, 4, 4), 0.5), torch.ones(target))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_loss_on_a_gpu_equals_that_on_the_cpu() -> None:
+    """As a config makes it: the loss itself is never moved."""
+    maps = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([[1.0, 0.2], [0.0, math.nan], [1.0, math.nan]])
+    loss = CDWSLoss(reduction="none")
+    torch.testing.assert_close(loss(maps.cuda(), target.cuda()).cpu(), loss(maps, target))
