@@ -9,11 +9,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Pictures of an evaluation: precision-recall curves, and examples of input, truth, outline and probability."""
+"""Pictures of an evaluation: precision-recall curves, examples with outline, and the maps of every side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from scripts.metrics import BoundaryScores, PixelCurve
 from scripts.transforms import OutlineOverlay
 
-__all__ = ["Example", "draw_curves", "draw_examples"]
+__all__ = ["Example", "draw_curves", "draw_examples", "draw_maps"]
 
 INK = "#1f4e79"
 HEAT = "inferno"
@@ -81,6 +81,33 @@ def draw_examples(examples: Sequence[Example]) -> Figure:
     for axes, title in zip(grid[0], ("input", "truth", "predicted outline", "probability"), strict=True):
         axes.set_title(title, fontsize=10)
     figure.colorbar(heat, ax=grid.ravel().tolist(), fraction=0.03, aspect=40)
+    return figure
+
+
+def draw_maps(rows: Mapping[str, Mapping[str, np.ndarray]], fields: Mapping[str, tuple[int, int]]) -> Figure:
+    """
+    A row an image: input, truth where known, and probability maps.
+
+    Args:
+        rows: for each image the pictures (C, H, W) in 0..1 under their names.
+        fields: receptive field and stride of maps, under their names, to be told in the titles.
+    """
+    names = list(dict.fromkeys(name for panels in rows.values() for name in panels))
+    figure = Figure(figsize=(1.6 * len(names) + 0.8, 1.62 * len(rows) + 0.6), layout="constrained")
+    grid = figure.subplots(len(rows), len(names), squeeze=False)
+    heat = None
+    for row, (title, panels) in zip(grid, rows.items(), strict=True):
+        row[0].set_ylabel(title, fontsize=6)
+        for axes, name in zip(row, names, strict=True):
+            axes.set(xticks=[], yticks=[])
+            if name in ("input", "truth") and name in panels:
+                axes.imshow(panels[name].transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
+            elif name in panels:
+                heat = axes.imshow(panels[name][0], cmap=HEAT, vmin=0, vmax=1)
+    for axes, name in zip(grid[0], names, strict=True):
+        told = "\nfield {} px, stride {}".format(*fields[name]) if name in fields else ""
+        axes.set_title(name + told, fontsize=8)
+    figure.colorbar(heat, ax=grid.ravel().tolist(), fraction=0.02, aspect=50)
     return figure
 
 

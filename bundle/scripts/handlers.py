@@ -20,24 +20,25 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import ignite.handlers
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from monai.handlers import CheckpointLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.errors import InputError
 from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise
-from scripts.figures import Example, draw_curves, draw_examples
+from scripts.figures import Example, draw_curves, draw_examples, draw_maps
 from scripts.files import replacing
-from scripts.losses import generalized_mean
+from scripts.instances import instances_of
 from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
+from scripts.networks import receptive_fields
+from scripts.pooling import Pooling
 from scripts.transforms import ToRGB, load_image
 
-__all__ = ["EvaluationReport", "MapImages", "NetworkLoader", "PredictionTable", "ProgressBar", "ScoreCollector"]
+__all__ = ["EvaluationReport", "MapImages", "PredictionTable", "ProgressBar", "ScoreCollector", "SideOutputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class ProgressBar(ignite.handlers.ProgressBar):
 class MapImages:
     """
     Draws validation images into TensorBoard: input, truth where known, fused map and every side output in a row.
+
+    The maps are those of the network, before superpixels take their means.
 
     Attach it to the evaluator; the step is the trainer's epoch.
 
@@ -91,75 +94,70 @@ class MapImages:
 
     def __call__(self, engine: Engine) -> None:
         shown = np.linspace(1, engine.state.epoch_length, min(self.count, engine.state.epoch_length)).round()
-        if engine.state.iteration % engine.state.epoch_length not in shown % engine.state.epoch_length:
-            return
-        item = engine.state.output[0]
+        if engine.state.iteration % engine.state.epoch_length in shown % engine.state.epoch_length:
+            self.show(engine.state.output[0], engine.state.epoch)
+
+    def show(self, item: dict, epoch: int) -> None:
+        panels = self._panels(item)
+        row = np.concatenate([np.broadcast_to(panel, (3, *panel.shape[1:])) for panel in panels.values()], axis=2)
+        name = Path(item["image"].meta["filename_or_obj"]).stem
+        self.summary_writer.add_image(f"{', '.join(panels)}/{name}", row, epoch)
+
+    def _panels(self, item: dict) -> dict[str, np.ndarray]:
+        """Pictures in 0..1 under their names, as they are seen: (3, H, W) the input, (1, H, W) all others."""
         with torch.no_grad():
             maps = self.network.eval().maps(item["image"][None].to(next(self.network.parameters()).device))[0].cpu()
-        grey = [map_.expand(3, -1, -1) for map_ in maps.unsqueeze(1)]
+        panels = {"input": (item["image"].cpu() * self.std + self.mean).clamp(0, 1)}
         if "truth" in item:
-            truth = torch.nn.functional.interpolate(item["truth"][None].float(), size=maps.shape[1:])[0]
-            grey.insert(0, truth.cpu().expand(3, -1, -1))
-        picture = (item["image"].cpu() * self.std + self.mean).clamp(0, 1)
-        row = torch.cat([torch.as_tensor(panel) for panel in (picture, *grey)], dim=1)  # MONAI's axes: (C, W, H)
-        name = Path(item["image"].meta["filename_or_obj"]).stem
-        tag = f"input, {'truth, ' if 'truth' in item else ''}fusion, sides/{name}"
-        self.summary_writer.add_image(tag, row.transpose(1, 2), engine.state.epoch)
+            panels["truth"] = torch.nn.functional.interpolate(item["truth"][None].float(), size=maps.shape[1:])[0].cpu()
+        sides = [f"side {t}" for t in range(1, len(maps))]
+        panels |= dict(zip(["fusion", *sides] if sides else ["map"], maps.unsqueeze(1), strict=True))
+        return {name: np.asarray(panel.swapaxes(1, 2)) for name, panel in panels.items()}  # MONAI has (C, W, H)
 
 
-class NetworkLoader(CheckpointLoader):
+class SideOutputs(MapImages):
     """
-    Loads a trained network when an engine starts.
+    Draws ``side_outputs.png`` during evaluation: what each side of the network sees, as Figure 4 of the paper.
 
     Args:
-        network: takes the weights.
-        path: file of a state dict, or of a checkpoint that has one under ``"model"``.
-        map_location: see `torch.load`.
-
-    Raises:
-        InputError: when the file is missing, damaged, or of another network.
+        output_dir: folder of the picture.
+        network, summary_writer, mean, std, count: see `MapImages`.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str, map_location: str | torch.device | None = None) -> None:
-        super().__init__(load_path=path, load_dict={"model": network}, map_location=map_location)
+    def __init__(self, output_dir: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = Path(output_dir) / "side_outputs.png"
+        self.rows: dict[str, dict[str, np.ndarray]] = {}
 
-    def __call__(self, engine: Engine) -> None:
-        if not Path(self.load_path).is_file():
-            raise InputError(
-                f"There is no checkpoint '{self.load_path}'; train first, or name one with --ckpt_path PATH."
-            )
-        try:
-            torch.load(self.load_path, map_location="cpu", weights_only=True)
-        except Exception as error:  # it raises nearly anything on a damaged file
-            raise InputError(
-                f"'{self.load_path}' is damaged, or not a checkpoint that PyTorch reads; name another by --ckpt_path."
-            ) from error
-        try:
-            super().__call__(engine)
-        except (RuntimeError, TypeError) as error:
-            # load_state_dict gives a headline, then a line for each kind of difference
-            difference = str(error).splitlines()[-1].strip()[:200]
-            raise InputError(
-                f"The checkpoint '{self.load_path}' is of another network ({difference}); "
-                "name one that was trained with the same network settings."
-            ) from error
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.draw())
+
+    def show(self, item: dict, epoch: int) -> None:
+        self.rows[Path(item["image"].meta["filename_or_obj"]).name] = self._panels(item)
+
+    def draw(self) -> None:
+        fields = {f"side {t}": field for t, field in enumerate(receptive_fields(self.network), start=1)}
+        figure = draw_maps(self.rows, fields if self.network.deep_supervision else {})
+        figure.savefig(self.path, dpi=110)
+        logger.info(f"Written: {self.path}")
 
 
 class ScoreCollector:
     """
     Scores every image that an evaluator sees.
 
-    Expects in each output: ``probability``, (1, H, W) at the size of the truth; ``label``, the weak target; and
-    ``truth``, (1, H, W), where it is known.
+    Expects in each output: ``probability``, (1, H, W) at the size of the truth; ``label``, the weak target;
+    ``truth``, (1, H, W), where it is known; and ``instances``, (1, H, W), the superpixels where there are some.
 
     Args:
         threshold: probability from which on a pixel counts as positive.
-        r: sharpness of the generalized mean that gives the image-level probability.
+        pool: gives the image-level probability; the paper's generalized mean by default.
     """
 
-    def __init__(self, threshold: float = 0.5, r: float = 4.0) -> None:
+    def __init__(self, threshold: float = 0.5, pool: Pooling | None = None) -> None:
         self.threshold = threshold
-        self.r = r
+        self.pool = pool or Pooling()
         self.scores: list[ImageScores] = []
 
     def attach(self, engine: Engine) -> None:
@@ -173,7 +171,7 @@ class ScoreCollector:
                 score_image(
                     image=str(item["image"].meta["filename_or_obj"]),
                     label=int(item["label"][0]),
-                    image_probability=float(generalized_mean(item["probability"][None], self.r)),
+                    image_probability=_image_probability(item, self.pool),
                     probability=np.asarray(item["probability"].cpu())[0],
                     truth=None if truth is None else np.asarray(truth.cpu())[0] > 0.5,
                     threshold=self.threshold,
@@ -194,7 +192,7 @@ class EvaluationReport(ScoreCollector):
         split: name of the split, noted in ``metrics.json``.
         calibration: collector that has seen the validation images, on which thresholds are chosen.
         summary_writer: of TensorBoard.
-        threshold, r: see `ScoreCollector`.
+        threshold, pool: see `ScoreCollector`.
     """
 
     def __init__(
@@ -204,9 +202,9 @@ class EvaluationReport(ScoreCollector):
         calibration: ScoreCollector,
         summary_writer: SummaryWriter,
         threshold: float = 0.5,
-        r: float = 4.0,
+        pool: Pooling | None = None,
     ) -> None:
-        super().__init__(threshold, r)
+        super().__init__(threshold, pool)
         self.output_dir = Path(output_dir)
         self.split = split
         self.calibration = calibration
@@ -290,16 +288,17 @@ class PredictionTable:
     """
     Writes ``predictions.csv`` during inference: image, image-level probability, predicted area fraction.
 
-    Expects ``probability`` and ``pred``, (1, H, W), in each output. A row is on disk as soon as its image is done.
+    Expects ``probability`` and ``pred``, (1, H, W), in each output; and ``instances``, the superpixels, where there are
+    some. A row is on disk as soon as its image is done.
 
     Args:
         output_dir: folder of the table.
-        r: sharpness of the generalized mean.
+        pool: gives the image-level probability; the paper's generalized mean by default.
     """
 
-    def __init__(self, output_dir: str, r: float = 4.0) -> None:
+    def __init__(self, output_dir: str, pool: Pooling | None = None) -> None:
         self.path = Path(output_dir) / "predictions.csv"
-        self.r = r
+        self.pool = pool or Pooling()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -313,7 +312,7 @@ class PredictionTable:
     def __call__(self, engine: Engine) -> None:
         rows = []
         for item in engine.state.output:
-            probability = float(generalized_mean(item["probability"][None], self.r))
+            probability = _image_probability(item, self.pool)
             area = float(item["pred"].float().mean())
             rows.append((item["image"].meta["filename_or_obj"], f"{probability:.6g}", f"{area:.6g}"))
         self._write("a", rows)
@@ -321,3 +320,8 @@ class PredictionTable:
     def _write(self, mode: str, rows: list[tuple]) -> None:
         with self.path.open(mode, newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
+
+
+def _image_probability(item: dict, pool: Pooling) -> float:
+    superpixels = item.get("instances")
+    return float(pool(*instances_of(item["probability"][None], None if superpixels is None else superpixels[None])))

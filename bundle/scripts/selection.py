@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from ignite.metrics import Metric
@@ -62,14 +63,17 @@ def validation_metrics(items: Sequence[dict], loss: torch.nn.Module) -> dict[str
     return {"val_loss": _mean_loss(loss), **regions}
 
 
-def _image_level(output: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fused probability maps (B, 1, H, W) and targets (B, 2) of an evaluator's output for one batch."""
-    return tuple(torch.stack(values) for values in from_engine(["probability", "label"])(output))
+def _image_level(output: list[dict]) -> list[torch.Tensor]:
+    """What the loss takes of an evaluator's output for one batch: maps (B, 1, H, W), targets (B, 2), superpixels."""
+    keys = ["probability", "label", *(["instances"] if "instances" in output[0] else [])]
+    return [torch.stack([item[key] for item in output]) for key in keys]
 
 
 def _mean_loss(loss: torch.nn.Module) -> Metric:
-    # MONAI's LossMetric leaves NaN out, so that a network of NaN would have a loss of 0, the best of all
-    return MeanLoss(lambda output: loss(*_image_level(output)))
+    # A copy stays as it is when a schedule sharpens the training's constraint: losses are compared over epochs.
+    # MONAI's LossMetric leaves NaN out, so that a network of NaN would have a loss of 0, the best of all.
+    fixed = deepcopy(loss)
+    return MeanLoss(lambda output: fixed(*_image_level(output)))
 
 
 def _region_metric(statistic: str) -> Metric:

@@ -22,7 +22,7 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, Transform
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_tensor, ensure_tuple_rep
 from monai.utils.enums import MetaKeys
 from monai.utils.type_conversion import convert_to_numpy
 from skimage.segmentation import find_boundaries
@@ -38,6 +38,8 @@ __all__ = [
     "OutlineOverlayd",
     "ToRGB",
     "ToRGBd",
+    "ValidRegion",
+    "ValidRegiond",
     "WeakTarget",
     "WeakTargetd",
     "load_image",
@@ -214,6 +216,35 @@ class LoadTruthd(MapTransform):
                 d[key] = load_mask(d[key])
             elif d[self.label_key][0] == 0:
                 d[key] = torch.zeros(1, *(int(size) for size in d[self.image_key].meta[MetaKeys.SPATIAL_SHAPE]))
+        return d
+
+
+class ValidRegion(Transform):
+    """Ones of the size of an image: what is left of them after padding tells the image from the padding."""
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """(C, H, W) to (1, H, W) float32."""
+        return torch.ones(1, *img.shape[1:])
+
+
+class ValidRegiond(MapTransform):
+    """
+    Dictionary version of `ValidRegion`.
+
+    Args:
+        keys: keys of the images.
+        names: keys of the regions, one for each image.
+    """
+
+    def __init__(self, keys: KeysCollection, names: KeysCollection = "valid", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.names = ensure_tuple_rep(names, len(self.keys))
+        self.region = ValidRegion()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key, name in self.key_iterator(d, self.names):
+            d[name] = self.region(d[key])
         return d
 
 

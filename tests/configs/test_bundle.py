@@ -103,10 +103,10 @@ def test_inference_has_the_network_and_settings_of_training(configs):
     definition = {k: v for k, v in train["network_def"].items() if k != "pretrained"}
     assert inference["network_def"] == definition
     shared = set(train) & set(inference) - {"_desc_", "dataset_dir", "network_def", "run"}
-    assert {"spatial_size", "fusion_weights", "threshold", "r", "image_mean", "image_std"} <= shared
+    assert {"spatial_size", "resize", "fusion_weights", "threshold", "pool", "image_mean", "image_std"} <= shared
     for key in shared - {"initialize"}:
         assert train[key] == inference[key], key
-    steps = [t for t in inference["preprocessing"]["transforms"] if t["_target_"] != "CopyItemsd"]
+    steps = [t for t in inference["preprocessing"]["transforms"] if t == "@resize" or t["_target_"] != "CopyItemsd"]
     assert steps == train["load_transforms"][1:]
 
 
@@ -122,13 +122,21 @@ def test_configs_are_formatted_as_the_model_zoo_wants(configs):
         assert all(depth % 4 == 0 for depth in depths), path.name
 
 
-@pytest.mark.parametrize("overlay", ["demo", "evaluate", "minibatch"])
-def test_overlays_override_what_exists(configs, overlay):
+NEW_KEYS = {
+    "demo": {"demo_dir"},
+    "evaluate": {"split", "ckpt_path", "calibrate", "evaluating"},
+    "keep_aspect": {"longest"},
+}
+
+
+def test_overlays_override_what_exists(configs):
     """MONAI's parser accepts a misspelt key silently."""
     known = set(json.loads((configs / "train.json").read_text()))
-    new = {"demo": {"demo_dir"}, "evaluate": {"split", "ckpt_path", "calibrate", "evaluating"}}.get(overlay, set())
-    keys = json.loads((configs / f"{overlay}.json").read_text())
-    assert {key.split("#")[0] for key in keys} <= known | new
+    overlays = [p for p in config_files(configs) if p.stem not in ("train", "inference", "metadata")]
+    assert len(overlays) >= 10
+    for path in overlays:
+        keys = {key.split("#")[0] for key in json.loads(path.read_text())}
+        assert keys <= known | NEW_KEYS.get(path.stem, set()), path.stem
 
 
 def test_runs_from_another_folder(configs, demo_run, tmp_path):

@@ -52,7 +52,7 @@ def test_tensorboard_has_losses_metrics_and_map_images(demo_run):
     assert [event.step for event in log.Scalars("f_mean")] == [1, 2]
     assert {"test/curves", "test/examples"} <= set(tags["images"])
     # input, truth, fusion and three sides of 32 x 32, side by side
-    image = log.Images(next(tag for tag in tags["images"] if "sides/" in tag))[0]
+    image = log.Images(next(tag for tag in tags["images"] if "side 3/" in tag))[0]
     assert (image.width, image.height) == (6 * 32, 32)
 
 

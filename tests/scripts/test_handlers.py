@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine
+from scripts.checkpoints import NetworkLoader
 from scripts.errors import InputError
-from scripts.handlers import NetworkLoader
 
 
 def load(network: torch.nn.Module, path: Path) -> None:

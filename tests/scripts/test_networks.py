@@ -19,9 +19,10 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.networks import copy_model_state
 from scripts.errors import InputError
 from scripts.losses import CDWSLoss
-from scripts.networks import CDWSNet, WeightedFusion, load_trunk_weights
+from scripts.networks import CDWSNet, WeightedFusion, load_trunk_weights, receptive_fields
 from torch import nn
 from torchvision.models import vgg16
 
@@ -182,6 +183,82 @@ def test_test_weights_are_the_constructors_and_not_the_checkpoints() -> None:
     torch.testing.assert_close(second.eval()(image), first.maps(image)[:, 1:2])
 
 
+# Table I of the paper: receptive field and stride of conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3.
+TABLE_I = [(5, 1), (14, 2), (40, 4), (92, 8), (196, 16)]
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
+def test_receptive_fields_and_strides_are_those_of_table_i(stages: int) -> None:
+    network = CDWSNet(stages, [1 / stages] * stages)
+    assert receptive_fields(network) == TABLE_I[:stages]
+    assert receptive_fields(CDWSNet(stages, deep_supervision=False)) == TABLE_I[stages - 1 : stages]
+
+
+@pytest.mark.parametrize(("stage", "field", "stride"), [(t, *row) for t, row in enumerate(TABLE_I, start=1)])
+def test_a_feature_depends_on_just_the_pixels_of_its_receptive_field(stage: int, field: int, stride: int) -> None:
+    """A second method: which pixels the gradient of one feature reaches, with weights that let everything through."""
+    network = CDWSNet(stage, [1 / stage] * stage)
+    for module in network.features:
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    network.features = torch.nn.Sequential(
+        *(torch.nn.AvgPool2d(2) if isinstance(m, torch.nn.MaxPool2d) else m for m in network.features)
+    )
+    size = 2 * field + 4 * stride
+    image = torch.ones(1, 3, size, 24, requires_grad=True)  # along one axis; a narrow image is enough
+    features = network.features(image)
+    middle = features.shape[2] // 2
+    reached = []
+    for row in (middle, middle + 1):
+        (gradient,) = torch.autograd.grad(features[0, 0, row, 0], image, retain_graph=True)
+        reached.append(gradient.abs().sum(dim=(0, 1, 3)).nonzero().flatten())
+    assert len(reached[0]) == int(reached[0][-1] - reached[0][0]) + 1 == field
+    assert int(reached[1][0] - reached[0][0]) == stride
+
+
+def test_without_deep_supervision_there_is_one_map_the_deepest() -> None:
+    torch.manual_seed(0)
+    full = random_sides(CDWSNet())
+    single = CDWSNet(deep_supervision=False)
+    single.features.load_state_dict(full.features.state_dict())
+    single.sides[0].load_state_dict(full.sides[2].state_dict())
+    image = images(2, 3, 17, 12)
+    for training in (True, False):
+        torch.testing.assert_close(single.train(training)(image), full.maps(image)[:, 3:])
+    assert {name for name, _ in single.named_parameters()} == {
+        name for name, _ in full.named_parameters() if name.startswith("features.")
+    } | {"sides.0.weight", "sides.0.bias"}
+    scripted = torch.jit.script(single)
+    torch.testing.assert_close(scripted(image), single(image))
+
+
+def test_a_state_dict_of_another_method_is_refused_by_whatever_loads_it() -> None:
+    state = CDWSNet(method="dws").state_dict()
+    for strict in (True, False):
+        CDWSNet(method="dws").load_state_dict(state, strict=strict)
+        CDWSNet().load_state_dict(state, strict=strict)  # a network without a name takes any
+        with pytest.raises(InputError, match="trained as 'dws', the settings are of 'cdws with superpixels'"):
+            CDWSNet(method="cdws with superpixels").load_state_dict(state, strict=strict)
+    with pytest.raises(InputError, match="trained as 'dws'"):
+        copy_model_state(CDWSNet(method="cdws"), state)
+
+
+def test_weights_without_a_method_load_into_any() -> None:
+    state = CDWSNet(method="dws").state_dict()
+    del state["_extra_state"]
+    network = CDWSNet(method="cdws")
+    network.load_state_dict(state)
+    assert torch.equal(network.features[0].weight, state["features.0.weight"])
+    network.load_state_dict(CDWSNet().state_dict())
+
+
+def test_the_method_survives_a_file(tmp_path: Path) -> None:
+    torch.save(CDWSNet(method="cdws with superpixels").state_dict(), tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    with pytest.raises(InputError, match="trained as 'cdws with superpixels', the settings are of 'cdws'"):
+        CDWSNet(method="cdws").load_state_dict(state)
+
+
 def test_scripted_network_gives_the_same_in_both_modes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = random_sides(CDWSNet())
@@ -270,6 +347,24 @@ def test_refuses_a_file_of_no_use(tmp_path: Path, content: object, message: str)
         torch.save(content, path)
     with pytest.raises(InputError, match=f"(?s){path}.*{message}"):
         CDWSNet(stages=1, fusion_weights=(1.0,), pretrained=str(path))
+
+
+def test_deeper_stages_that_a_file_lacks_stay_random_and_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(small_state(), tmp_path / "one_stage.pt")
+    network = CDWSNet(pretrained=str(tmp_path / "one_stage.pt"))
+    assert torch.equal(network.features[2].weight, torch.ones(64, 64, 3, 3))
+    assert network.features[5].weight.std() > 0
+    assert f"'{tmp_path}/one_stage.pt' end with stage 1; stages 2 to 3 are random" in caplog.text
+
+
+def test_a_hole_in_the_middle_of_a_file_is_no_missing_stage(tmp_path: Path) -> None:
+    state = {k: v for k, v in CDWSNet().state_dict().items() if k.startswith("features.")}
+    del state["features.5.weight"]
+    torch.save(state, tmp_path / "hole.pt")
+    with pytest.raises(InputError, match=r"lack 'features\.5\.weight'"):
+        CDWSNet(pretrained=str(tmp_path / "hole.pt"))
 
 
 def test_refuses_a_missing_file(tmp_path: Path) -> None:

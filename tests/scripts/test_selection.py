@@ -23,6 +23,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from scripts.errors import InputError
 from scripts.losses import CDWSLoss
+from scripts.pooling import Pooling
 from scripts.selection import key_metric, validation_metrics
 from torch import nn
 
@@ -65,7 +66,7 @@ VAL_LOSS = (LN2 + 10 * EXCESS**2 + math.log(4 / 3) + math.log(5)) / 3
 def validate(
     items: Sequence[dict], select_by: str = "auto", factor: float = 1.0, batch_size: int = 1
 ) -> SupervisedEvaluator:
-    loss = CDWSLoss(r=2.0, reduction="none")
+    loss = CDWSLoss(pool=Pooling(r=2.0), reduction="none")
     evaluator = SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset(IMAGES), batch_size=batch_size),

@@ -1,0 +1,64 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Loading the checkpoint of a trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine
+from monai.handlers import CheckpointLoader
+
+from scripts.errors import InputError
+
+__all__ = ["NetworkLoader"]
+
+
+class NetworkLoader(CheckpointLoader):
+    """
+    Loads a trained network when an engine starts.
+
+    Args:
+        network: takes the weights.
+        path: file of a state dict, or of a checkpoint that has one under ``"model"``.
+        map_location: see `torch.load`.
+
+    Raises:
+        InputError: when the file is missing, damaged, of another method, or of another network.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str, map_location: str | torch.device | None = None) -> None:
+        super().__init__(load_path=path, load_dict={"model": network}, map_location=map_location)
+
+    def __call__(self, engine: Engine) -> None:
+        if not Path(self.load_path).is_file():
+            raise InputError(
+                f"There is no checkpoint '{self.load_path}'; train first, or name one with --ckpt_path PATH."
+            )
+        try:
+            torch.load(self.load_path, map_location="cpu", weights_only=True)
+        except Exception as error:  # it raises nearly anything on a damaged file
+            raise InputError(
+                f"'{self.load_path}' is damaged, or not a checkpoint that PyTorch reads; name another by --ckpt_path."
+            ) from error
+        try:
+            super().__call__(engine)
+        except InputError as error:
+            raise InputError(f"The checkpoint '{self.load_path}' can't be used here: {error}") from error
+        except (RuntimeError, TypeError) as error:
+            # load_state_dict gives a headline, then a line for each kind of difference
+            difference = str(error).splitlines()[-1].strip()[:200]
+            raise InputError(
+                f"The checkpoint '{self.load_path}' is of another network ({difference}); "
+                "name one that was trained with the same network settings."
+            ) from error

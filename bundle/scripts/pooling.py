@@ -1,0 +1,188 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Pooling: from the probabilities of a bag's instances to the probability that the image is positive.
+
+Shapes: instances are (B, M, ...), the probabilities of M maps of B images, any number of instances in the trailing
+axes; a mask (B, ...) of the same trailing axes tells which of them count, all of them where it is None. An image of
+which none counts has NaN. Everything is computed in float32 at least, autocast or not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+__all__ = ["Pooling", "generalized_mean", "log1mexp", "log_generalized_mean", "log_sum_exp", "masked_mean", "top_mean"]
+
+# Bounds of p. Below 1e-30 the gradient 1/p of a positive bag would overflow float32 when neighbouring pixels' are
+# summed; above is the largest float32 under 1, which keeps log(1 - p) finite.
+P_MIN = 1e-30
+P_MAX = 1.0 - 2.0**-24
+KINDS = ("generalized_mean", "log_sum_exp", "top_fraction", "mean", "max")
+
+
+def log1mexp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(x)) for x < 0 without cancellation (Maechler 2012): log(-expm1(x)) near 0, else log1p(-exp(x))."""
+    near = x > -math.log(2.0)
+    # Each branch sees a harmless argument where the other one is taken, or its infinite gradient would turn into NaN.
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(torch.where(near, x, -1.0))),
+        torch.log1p(-torch.exp(torch.where(near, -1.0, x))),
+    )
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of each map over the instances that count: (B, M, ...) to (B, M)."""
+    values = _flat(values)
+    if mask is None:
+        return values.mean(dim=2)
+    counted = mask.flatten(1).unsqueeze(1) > 0  # (B, 1, N)
+    return torch.where(counted, values, 0.0).sum(dim=2) / counted.sum(dim=2)
+
+
+def log_generalized_mean(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Logarithm of the generalized mean (1/N sum p^r)^(1/r) of each map, equation (2) of Jia et al. 2017.
+
+    It is taken in the log domain with the largest p factored out, so that neither p^r nor a sum of many terms
+    loses anything: a bag of 10^7 equal probabilities has exactly their value. p is clamped to [1e-30, 1 - 2^-24];
+    nothing is added inside the root, which would put a floor under the result.
+
+    Args:
+        probability: (B, M, ...) in 0..1.
+        r: sharpness, > 0 and finite; 1 is the mean, and the larger the nearer the maximum.
+        mask: (B, ...), which instances count.
+
+    Returns:
+        (B, M), at most 0; finite, with a finite gradient, for every p in 0..1.
+    """
+    log_p = _flat(probability).clamp(P_MIN, P_MAX).log()
+    peak = _only(log_p, mask).amax(dim=2, keepdim=True).detach()
+    return peak.squeeze(2) + masked_mean(((log_p - peak) * r).exp(), mask).log() / r
+
+
+def generalized_mean(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Generalized mean of each map: (B, M, ...) to (B, M). Arguments as `log_generalized_mean`."""
+    return log_generalized_mean(probability, r, mask).exp()
+
+
+def log_sum_exp(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Log-sum-exp pooling 1/r log(1/N sum exp(r p)) (Pinheiro & Collobert, CVPR 2015), between mean and maximum.
+
+    Args:
+        probability: (B, M, ...) in 0..1.
+        r: sharpness, > 0 and finite: towards 0 it is the mean, towards infinity the maximum.
+        mask: (B, ...), which instances count.
+
+    Returns:
+        (B, M) in 0..1. Unlike the generalized mean it keeps every gradient finite by itself: exp(r p) is never small.
+    """
+    p = _flat(probability)
+    peak = _only(p, mask).amax(dim=2, keepdim=True).detach()
+    # expm1 and log1p keep the digits of a bag of small probabilities, of which exp(r p) is 1 + little
+    return peak.squeeze(2) + torch.log1p(masked_mean(torch.expm1(r * (p - peak)), mask)) / r
+
+
+def top_mean(probability: torch.Tensor, fraction: float = 0.1, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Mean of the largest instances, as many as make up `fraction` of the bag, rounded up (as Durand et al., CVPR 2016).
+
+    Args:
+        probability: (B, M, ...) in 0..1.
+        fraction: above 0 and up to 1, of the instances that count.
+        mask: (B, ...), which instances count.
+
+    Returns:
+        (B, M) in 0..1.
+    """
+    p = _flat(probability)
+    if mask is None:
+        return p.topk(_top_count(fraction, p.shape[2]), dim=2).values.mean(dim=2)
+    descending = _only(p, mask).sort(dim=2, descending=True).values
+    counted = [_top_count(fraction, int(n)) for n in (mask.flatten(1) > 0).sum(dim=1)]
+    ranks = torch.arange(p.shape[2], device=p.device)
+    kept = ranks < torch.tensor(counted, device=p.device).unsqueeze(1)  # (B, N)
+    return masked_mean(descending, kept)
+
+
+class Pooling:
+    """
+    One of the poolings by its name.
+
+    Args:
+        kind: ``"generalized_mean"`` (the paper's), ``"log_sum_exp"``, ``"top_fraction"``, ``"mean"`` or ``"max"``.
+        r: sharpness of the first two.
+        top_fraction: share of the instances that the third averages.
+
+    Raises:
+        ValueError: for an unknown `kind`, an `r` that is not above 0 and finite, a `top_fraction` outside 0..1.
+    """
+
+    def __init__(self, kind: str = "generalized_mean", r: float = 4.0, top_fraction: float = 0.1) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"pooling must be one of {', '.join(KINDS)}, got '{kind}'.")
+        if not 0 < r < math.inf:
+            raise ValueError(f"r must be above 0 and finite, got {r}.")
+        if not 0 < top_fraction <= 1:
+            raise ValueError(f"top_fraction must be above 0 and up to 1, got {top_fraction}.")
+        self.kind = kind
+        self.r = r
+        self.top_fraction = top_fraction
+
+    def log(self, probability: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Logarithm of the image-level probability of each map.
+
+        Args:
+            probability: (B, M, ...) in 0..1.
+            mask: (B, ...), which instances count.
+
+        Returns:
+            (B, M), in log(1e-30)..log(1 - 2^-24), so that the logarithm of its complement is finite, too.
+        """
+        if self.kind == "generalized_mean":
+            log_pooled = log_generalized_mean(probability, self.r, mask)
+        else:
+            log_pooled = self._linear(probability, mask).clamp(min=P_MIN).log()
+        return log_pooled.clamp(max=math.log(P_MAX))
+
+    def __call__(self, probability: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Image-level probability of each map, (B, M) in 0..1. Arguments as `log`."""
+        return self.log(probability, mask).exp()
+
+    def _linear(self, probability: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if self.kind == "log_sum_exp":
+            return log_sum_exp(probability, self.r, mask)
+        if self.kind == "top_fraction":
+            return top_mean(probability, self.top_fraction, mask)
+        if self.kind == "mean":
+            return masked_mean(probability, mask)
+        return _only(_flat(probability), mask).amax(dim=2)
+
+
+def _flat(values: torch.Tensor) -> torch.Tensor:
+    """(B, M, N), in float32 unless it is double already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32)).flatten(2)
+
+
+def _only(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, M, N) with minus infinity where an instance doesn't count."""
+    return values if mask is None else values.masked_fill(~(mask.flatten(1).unsqueeze(1) > 0), -math.inf)
+
+
+def _top_count(fraction: float, instances: int) -> int:
+    # 0.1 * 30 is 3.0000000000000004 in binary
+    return max(1, math.ceil(round(fraction * instances, 6)))

@@ -1,0 +1,212 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The paper's methods and their instances: each overlay trains, evaluates and infers, and knows its own checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, run
+from PIL import Image
+from scripts.errors import InputError, input_error_of
+from scripts.superpixels import Superpixels
+
+METHODS = ("baseline", "baseline_ac", "dws", "cdws")
+MAPS = {"baseline": 1, "baseline_ac": 1, "dws": 4, "cdws": 4}
+
+
+class Study:
+    """Runs of the bundle on one tiny data set, with the overlays of a method."""
+
+    def __init__(self, configs: Path, data: Path, folder: Path) -> None:
+        self.configs, self.data, self.folder = configs, data, folder
+
+    def options(self, name: str, overlays: list[str], **changes: Any) -> dict[str, Any]:
+        return {
+            "config_file": [str(self.configs / f"{overlay}.json") for overlay in overlays],
+            "dataset_dir": str(self.data),
+            "output_dir": str(self.folder / name),
+            "ckpt_dir": str(self.folder / name / "models"),
+            "superpixel_cache": str(self.folder / "superpixels"),
+            "spatial_size": [32, 32],
+            "logging_file": False,
+            **changes,
+        }
+
+    def train(self, name: str, *overlays: str, **changes: Any) -> Path:
+        """Folder of the run."""
+        settings = {"pretrained": "random", "max_epochs": 1, "batch_size": 2, "micro_batch_size": 2, **changes}
+        run("training", **self.options(name, ["train", *overlays], **settings))
+        return self.folder / name
+
+    def evaluate(self, name: str, *overlays: str, **changes: Any) -> dict[str, Any]:
+        run("evaluating", **self.options(name, ["train", *overlays, "evaluate"], **changes))
+        return json.loads((self.folder / name / "metrics.json").read_text())
+
+    def infer(self, name: str, *overlays: str, **changes: Any) -> Path:
+        """Folder of the predictions."""
+        changes = {"images": str(self.data / "images"), **changes}
+        run("inferring", **self.options(name, ["inference", *overlays], **changes))
+        return self.folder / name / "predictions"
+
+
+@pytest.fixture(scope="module")
+def study(configs, demo_run, tmp_path_factory) -> Study:
+    return Study(configs, demo_run / "data", tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def runs(study) -> dict[tuple[str, str], Path]:
+    """A trained run of each method with pixels and with superpixels."""
+    return {
+        (method, instances): study.train(f"{method}_{instances}", method, *extra)
+        for method in METHODS
+        for instances, extra in {"pixels": (), "superpixels": ("superpixels",)}.items()
+    }
+
+
+def overlays(method: str, instances: str) -> list[str]:
+    return [method, "superpixels"] if instances == "superpixels" else [method]
+
+
+@pytest.mark.parametrize("instances", ["pixels", "superpixels"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_evaluates_and_infers_its_checkpoint(study, runs, method, instances) -> None:
+    name = runs[method, instances].name
+    metrics = study.evaluate(name, *overlays(method, instances))
+    assert metrics["images"] == 4
+    assert 0 <= metrics["f_pos"] <= 1
+    predictions = study.infer(name, *overlays(method, instances))
+    assert len(list(predictions.glob("*_mask.png"))) == len(list((study.data / "images").iterdir()))
+
+
+def settings(configs: Path, *names: str, **changes: Any) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(configs / f"{name}.json") for name in names])
+    parser.update({"pretrained": "random", "spatial_size": [32, 32], **changes})
+    return parser
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_the_papers_maps_and_terms(configs, method) -> None:
+    """Baselines: the third side alone. Area constraints with weights 10 (fusion or only map), 2.5, 5, 10."""
+    parser = settings(configs, "train", method)
+    network = parser.get_parsed_content("network_def").train()
+    maps = network(torch.zeros(1, 3, 32, 32))
+    assert maps.shape == (1, MAPS[method], 32, 32)
+    assert network.sides[-1].in_channels == 256
+    # every map is 0.5, the area 0.1: an excess of 0.4 in each
+    terms = parser.get_parsed_content("loss").terms(maps, torch.tensor([[1.0, 0.1]]))
+    weights = [10.0, 2.5, 5.0, 10.0][: MAPS[method]] if method in ("baseline_ac", "cdws") else [0.0] * MAPS[method]
+    assert terms["area"][0].tolist() == pytest.approx([w * 0.16 for w in weights])
+    assert terms["mil"][0].tolist() == pytest.approx([np.log(2)] * MAPS[method])
+
+
+@pytest.mark.parametrize("read_as", [("dws", "pixels"), ("baseline_ac", "pixels"), ("cdws", "superpixels")])
+@pytest.mark.parametrize("config", ["evaluate", "inference"])
+def test_a_checkpoint_is_refused_under_another_method(study, runs, config, read_as) -> None:
+    ckpt = str(runs["cdws", "pixels"] / "models" / "model.pt")
+    start = study.evaluate if config == "evaluate" else study.infer
+    with pytest.raises((RuntimeError, InputError)) as caught:
+        start("refused", *overlays(*read_as), ckpt_path=ckpt)
+    error = input_error_of(caught.value)
+    assert isinstance(error, InputError)
+    method, instances = read_as
+    assert f"'{ckpt}' can't be used here" in str(error)
+    name = f"{method} with superpixels" if instances == "superpixels" else method
+    assert f"trained as 'cdws', the settings are of '{name}'" in str(error)
+
+
+def test_masks_are_made_of_whole_superpixels(study, red_detector) -> None:
+    predictions = study.infer("whole", "superpixels", n_segments=20, ckpt_path=str(red_detector))
+    image = sorted((study.data / "images").iterdir())[0]
+    picture = np.asarray(Image.open(image)).transpose(2, 1, 0) / 255  # MONAI's (C, W, H)
+    superpixels = Superpixels(20)(picture.astype(np.float32))[0].numpy().T  # files have the network's size here
+    probability = np.asarray(Image.open(predictions / f"{image.stem}_probability.png"))
+    mask = np.asarray(Image.open(predictions / f"{image.stem}_mask.png"))
+    for label in np.unique(superpixels):
+        assert np.ptp(probability[superpixels == label]) <= 1  # of 65535: rounding
+        assert np.ptp(mask[superpixels == label]) == 0
+    assert len(np.unique(superpixels)) == 20
+    assert len(np.unique(probability)) > 10
+
+
+def test_superpixels_are_kept_across_runs(study, runs, monkeypatch) -> None:
+    def no_slic(*_: object, **__: object) -> None:
+        raise AssertionError("superpixels were computed again")
+
+    monkeypatch.setattr("scripts.superpixels.slic", no_slic)
+    study.train("again", "dws", "superpixels")
+    with pytest.raises(RuntimeError, match="CacheDataset"):  # where they are computed
+        study.train("other", "dws", "superpixels", n_segments=7)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("constraint", "two_sided"),
+        ("constraint", "log_barrier"),
+        ("penalty", "relative"),
+        ("pooling", "log_sum_exp"),
+        ("pooling", "top_fraction"),
+        ("pooling", "mean"),
+        ("pooling", "max"),
+    ],
+)
+@pytest.mark.parametrize("extra", [(), ("superpixels",), ("keep_aspect",), ("keep_aspect", "superpixels")])
+def test_constraints_and_poolings_train_on_every_kind_of_instance(study, setting, value, extra) -> None:
+    run_dir = study.train("option", *extra, **{setting: value})
+    weights = torch.load(run_dir / "models" / "last.pt", weights_only=True)["model"]
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"constraint": "barrier"}, "constraint must be one of one_sided, .*got 'barrier'"),
+        ({"penalty": "square"}, "penalty must be one of absolute, relative, got 'square'"),
+        ({"pooling": "gm"}, "pooling must be one of generalized_mean, .*got 'gm'"),
+        ({"top_fraction": 0}, "top_fraction must be above 0 and up to 1, got 0"),
+        ({"stages": 6}, "stages must be 1 to 5, got 6"),
+        ({"superpixels": True, "n_segments": 0}, "n_segments must be 'auto' or a whole number of at least 1"),
+    ],
+)
+def test_impossible_settings_are_named(study, changes, message) -> None:
+    with pytest.raises((RuntimeError, InputError)) as caught:
+        study.train("impossible", **changes)
+    error = input_error_of(caught.value)
+    assert error is not None
+    with pytest.raises(type(error), match=message):
+        raise error
+
+
+def test_the_barrier_gets_sharper_from_epoch_to_epoch(study, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("scripts.constraints.AreaConstraint.set_sharpness", lambda self, t: seen.append(t))
+    monkeypatch.setattr("scripts.constraints.AreaConstraint.sharpness", 5.0, raising=False)
+    study.train(
+        "barrier", constraint="log_barrier", max_epochs=4, barrier={"start": 2.0, "growth": 1.5, "maximum": 4.0}
+    )
+    assert seen[0] == 2.0  # when made
+    assert seen[1:] == pytest.approx([2.0, 3.0, 4.0, 4.0])
+
+
+def test_five_stages_train_and_evaluate(study) -> None:
+    study.train("five", "five_stages", "dws")
+    weights = torch.load(study.folder / "five" / "models" / "last.pt", weights_only=True)["model"]
+    assert weights["sides.4.weight"].shape == (1, 512, 1, 1)
+    assert study.evaluate("five", "five_stages", "dws")["images"] == 4
