@@ -6,10 +6,10 @@ SEED ?= 0
 DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo figure4 test lint bench clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
 
 install: $(INSTALLED)  ## the environment, in .venv
 
@@ -27,6 +27,12 @@ demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 minutes on
 	@echo "TensorBoard log                     $(VENV)/bin/tensorboard --logdir runs/demo"
 	@echo "metrics                             runs/demo/metrics.json"
 
+FIVE := 'bundle/configs/train.json','$(DEMO)','bundle/configs/five_stages.json'
+figure4: $(INSTALLED)  ## why the paper trims VGG16: side outputs of all five stages, on the embedded data
+	$(RUN) training --config_file "[$(FIVE)]" --output_dir runs/five_stages --seed $(SEED)
+	$(RUN) evaluating --config_file "[$(FIVE),'bundle/configs/evaluate.json']" --output_dir runs/five_stages --split test --seed $(SEED)
+	@echo "side outputs                        runs/five_stages/side_outputs.png"
+
 test: lint  ## lint, then all tests
 	$(VENV)/bin/python -m pytest
 
@@ -34,8 +40,9 @@ lint: $(INSTALLED)  ## code style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-bench: $(INSTALLED)  ## time of the boundary metric against a plain version
+bench: $(INSTALLED)  ## time of the boundary metric against a plain version, of the loss against the network
 	$(VENV)/bin/python tests/benchmarks/boundary.py
+	$(VENV)/bin/python tests/benchmarks/loss.py
 
 clean:  ## remove the environment and the demo's results
 	rm -rf $(VENV) runs/demo

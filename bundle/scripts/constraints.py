@@ -119,7 +119,8 @@ def barrier_sharpness(current_step: int, start: float, growth: float, maximum: f
     Args:
         current_step: epoch, from 1.
     """
-    return min(maximum, start * growth ** min(current_step - 1, 1000))  # 1.1^1000 is 2e41: no overflow
+    exponent = (current_step - 1) * math.log(growth)
+    return maximum if exponent > math.log(maximum / start) else start * math.exp(exponent)  # which can't overflow
 
 
 def area_loss(

@@ -36,7 +36,8 @@ def superpixel_means(
 
     Args:
         probability: (B, M, H, W).
-        superpixels: (B, 1, H, W), integer labels from 0, one numbering an image; on any device.
+        superpixels: (B, 1, H, W), integer labels from 0, one numbering an image; below 0 a pixel belongs to none. They
+            may be on another device than the probability.
         valid: (B, 1, H, W), above 0 where a pixel belongs to the image; all of them where it is None.
 
     Returns:
@@ -46,11 +47,13 @@ def superpixel_means(
     p = probability.to(torch.promote_types(probability.dtype, torch.float32)).flatten(2)
     count = int(superpixels.max()) + 1  # where the labels are: on the CPU the accelerator isn't waited for
     labels = superpixels.to(p.device, torch.long, non_blocking=True).flatten(2)  # (B, 1, N)
-    weight = torch.ones_like(labels, dtype=p.dtype)
+    counted = labels >= 0
     if valid is not None:
-        weight = (valid.to(p.device, non_blocking=True).flatten(2) > 0).to(p.dtype)
+        counted &= valid.to(p.device, non_blocking=True).flatten(2) > 0
+    labels, weight = labels.clamp(min=0), counted.to(p.dtype)
     pixels = weight.new_zeros(*labels.shape[:2], count).scatter_add(2, labels, weight)  # (B, 1, K)
-    sums = p.new_zeros(*p.shape[:2], count).scatter_add(2, labels.expand_as(p), p * weight)  # (B, M, K)
+    p = torch.where(counted, p, 0.0)  # not a product, or NaN in the padding would survive
+    sums = p.new_zeros(*p.shape[:2], count).scatter_add(2, labels.expand_as(p), p)  # (B, M, K)
     return sums / pixels.clamp(min=1), pixels.squeeze(1) > 0
 
 
@@ -62,7 +65,7 @@ def instances_of(
 
     Args:
         probability: (B, M, H, W).
-        superpixels: (B, 1, H, W) integer labels, or None for pixels.
+        superpixels: (B, 1, H, W) integer labels, see `superpixel_means`; None for pixels.
         valid: (B, 1, H, W), above 0 where a pixel belongs to the image, or None.
 
     Returns:
@@ -87,15 +90,15 @@ class SuperpixelMean(Transform):
         """
         Args:
             img: (C, H, W).
-            superpixels: (1, H, W) integer labels from 0.
+            superpixels: (1, H, W) integer labels from 0; below 0 a pixel belongs to none.
 
         Returns:
-            (C, H, W) float32, a MetaTensor where `img` is one.
+            (C, H, W) float32, 0 for pixels of no superpixel; a MetaTensor where `img` is one.
         """
         probability = convert_to_tensor(img, track_meta=False)
         labels = convert_to_tensor(superpixels, track_meta=False, device=probability.device).long()
         means, _ = superpixel_means(probability[None], labels[None])  # (1, C, K)
-        painted = means[0][:, labels[0]]  # (C, H, W)
+        painted = means[0][:, labels[0].clamp(min=0)] * (labels >= 0)  # (C, H, W)
         return MetaTensor(painted, meta=img.meta) if isinstance(img, MetaTensor) else painted
 
 

@@ -45,11 +45,8 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of each map over the instances that count: (B, M, ...) to (B, M)."""
-    values = _flat(values)
-    if mask is None:
-        return values.mean(dim=2)
-    counted = mask.flatten(1).unsqueeze(1) > 0  # (B, 1, N)
-    return torch.where(counted, values, 0.0).sum(dim=2) / counted.sum(dim=2)
+    values = _flat(values, mask)
+    return values.mean(dim=2) if mask is None else values.sum(dim=2) / _flat_mask(mask).sum(dim=2)
 
 
 def log_generalized_mean(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,8 +65,8 @@ def log_generalized_mean(probability: torch.Tensor, r: float = 4.0, mask: torch.
     Returns:
         (B, M), at most 0; finite, with a finite gradient, for every p in 0..1.
     """
-    log_p = _flat(probability).clamp(P_MIN, P_MAX).log()
-    peak = _only(log_p, mask).amax(dim=2, keepdim=True).detach()
+    log_p = _flat(probability, mask).clamp(P_MIN, P_MAX).log()
+    peak = log_p.amax(dim=2, keepdim=True).detach()
     return peak.squeeze(2) + masked_mean(((log_p - peak) * r).exp(), mask).log() / r
 
 
@@ -90,8 +87,8 @@ def log_sum_exp(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | 
     Returns:
         (B, M) in 0..1. Unlike the generalized mean it keeps every gradient finite by itself: exp(r p) is never small.
     """
-    p = _flat(probability)
-    peak = _only(p, mask).amax(dim=2, keepdim=True).detach()
+    p = _flat(probability, mask)
+    peak = p.amax(dim=2, keepdim=True).detach()
     # expm1 and log1p keep the digits of a bag of small probabilities, of which exp(r p) is 1 + little
     return peak.squeeze(2) + torch.log1p(masked_mean(torch.expm1(r * (p - peak)), mask)) / r
 
@@ -108,14 +105,13 @@ def top_mean(probability: torch.Tensor, fraction: float = 0.1, mask: torch.Tenso
     Returns:
         (B, M) in 0..1.
     """
-    p = _flat(probability)
+    p = _flat(probability, mask)
     if mask is None:
         return p.topk(_top_count(fraction, p.shape[2]), dim=2).values.mean(dim=2)
-    descending = _only(p, mask).sort(dim=2, descending=True).values
-    counted = [_top_count(fraction, int(n)) for n in (mask.flatten(1) > 0).sum(dim=1)]
+    descending = p.sort(dim=2, descending=True).values
+    counted = [_top_count(fraction, int(n)) for n in _flat_mask(mask).sum(dim=2)]
     ranks = torch.arange(p.shape[2], device=p.device)
-    kept = ranks < torch.tensor(counted, device=p.device).unsqueeze(1)  # (B, N)
-    return masked_mean(descending, kept)
+    return masked_mean(descending, ranks < torch.tensor(counted, device=p.device).unsqueeze(1))
 
 
 class Pooling:
@@ -170,19 +166,26 @@ class Pooling:
             return top_mean(probability, self.top_fraction, mask)
         if self.kind == "mean":
             return masked_mean(probability, mask)
-        return _only(_flat(probability), mask).amax(dim=2)
+        peak = _flat(probability, mask).amax(dim=2)
+        return peak if mask is None else torch.where(_flat_mask(mask).any(dim=2), peak, math.nan)
 
 
-def _flat(values: torch.Tensor) -> torch.Tensor:
-    """(B, M, N), in float32 unless it is double already."""
-    return values.to(torch.promote_types(values.dtype, torch.float32)).flatten(2)
+def _flat(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    (B, M, N), in float32 unless it is double already, and 0 for instances that don't count.
+
+    0 is no more than any probability. What padding holds, NaN perhaps, must be gone before anything is computed from
+    it, or it gets into the gradient.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32)).flatten(2)
+    return values if mask is None else torch.where(_flat_mask(mask), values, 0.0)
 
 
-def _only(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(B, M, N) with minus infinity where an instance doesn't count."""
-    return values if mask is None else values.masked_fill(~(mask.flatten(1).unsqueeze(1) > 0), -math.inf)
+def _flat_mask(mask: torch.Tensor) -> torch.Tensor:
+    """(B, 1, N) of bool."""
+    return mask.flatten(1).unsqueeze(1) > 0
 
 
 def _top_count(fraction: float, instances: int) -> int:
     # 0.1 * 30 is 3.0000000000000004 in binary
-    return max(1, math.ceil(round(fraction * instances, 6)))
+    return min(instances, max(1, math.ceil(round(fraction * instances, 6))))
