@@ -43,7 +43,7 @@ class AreaConstraint:
 
     Args:
         kind: one of these.
-        tolerance: of both intervals, a fraction of the image; half the step of the annotation is what rounding allows.
+        tolerance: half the width of both intervals, a fraction of the image; by default half a step of the annotation.
         penalty: ``"absolute"`` measures excess as a fraction of the image; ``"relative"`` as one of the area, so that
             small lesions count as much as large ones.
         sharpness: t of the log-barrier; see `set_sharpness`.

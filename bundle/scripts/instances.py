@@ -45,7 +45,7 @@ def superpixel_means(
         image has the superpixel. The means of those that it doesn't have are 0.
     """
     p = probability.to(torch.promote_types(probability.dtype, torch.float32)).flatten(2)
-    count = int(superpixels.max()) + 1  # where the labels are: on the CPU the accelerator isn't waited for
+    count = max(int(superpixels.max()), 0) + 1  # where the labels are: on the CPU the accelerator isn't waited for
     labels = superpixels.to(p.device, torch.long, non_blocking=True).flatten(2)  # (B, 1, N)
     counted = labels >= 0
     if valid is not None:

@@ -108,7 +108,8 @@ def top_mean(probability: torch.Tensor, fraction: float = 0.1, mask: torch.Tenso
     p = _flat(probability, mask)
     if mask is None:
         return p.topk(_top_count(fraction, p.shape[2]), dim=2).values.mean(dim=2)
-    descending = p.sort(dim=2, descending=True).values
+    # what doesn't count goes behind the zeros that do
+    descending = p.masked_fill(~_flat_mask(mask), -1.0).sort(dim=2, descending=True).values
     counted = [_top_count(fraction, int(n)) for n in _flat_mask(mask).sum(dim=2)]
     ranks = torch.arange(p.shape[2], device=p.device)
     return masked_mean(descending, ranks < torch.tensor(counted, device=p.device).unsqueeze(1))
@@ -187,5 +188,5 @@ def _flat_mask(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _top_count(fraction: float, instances: int) -> int:
-    # 0.1 * 30 is 3.0000000000000004 in binary
+    # 0.07 * 100 is 7.000000000000001 in binary
     return min(instances, max(1, math.ceil(round(fraction * instances, 6))))
