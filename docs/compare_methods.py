@@ -26,7 +26,7 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -52,6 +52,8 @@ def reduce_dataset(source: Path, folder: Path, training: int, validation: int) -
     Write a smaller data set: of the training split so many images, half of them positive, to train on, and so many of
     other groups for thresholds; and the source's test split, or its validation split if it has none, as the test.
     """
+    if not (source / "dataset.json").is_file():
+        sys.exit(f"error: there is no dataset.json in '{source}'")
     content = json.loads((source / "dataset.json").read_text())
     groups = defaultdict(list)
     for item in content["training"]:
@@ -98,7 +100,9 @@ def run_cell(name: str, seed: int, data: Path, folder: Path, options: list[str])
         ):
             config_file = "[" + ",".join(f"'{path}'" for path in configs) + "]"
             command = [sys.executable, "-m", "monai.bundle", "run", run, "--config_file", config_file, *common, *more]
-            subprocess.run([str(part) for part in command], stdout=log, stderr=subprocess.STDOUT, check=True)
+            done = subprocess.run([str(part) for part in command], stdout=log, stderr=subprocess.STDOUT)
+            if done.returncode:
+                sys.exit(f"error: {run} of '{name}' with seed {seed} failed; see {log.name}")
 
 
 def table(results: dict[str, list[dict]]) -> str:
@@ -116,7 +120,11 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Rows: " + "; ".join(ROWS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("dataset_dir", type=Path, help="folder of dataset.json")
     parser.add_argument("output", type=Path, help="folder of the runs, and of table.md and results.json")
     parser.add_argument("--training", type=int, default=10**9, help="train on so many images (all)")
@@ -135,8 +143,11 @@ def main() -> None:
             for seed in arguments.seeds
             for name in arguments.rows
         ]
-        for future in tqdm(pending, desc="runs"):
-            future.result()
+        try:
+            for future in tqdm(as_completed(pending), total=len(pending), desc="runs"):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # of a failure the others needn't come after
     results = {
         name: [
             json.loads((run_folder(arguments.output, name, seed) / "metrics.json").read_text())
