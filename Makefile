@@ -44,5 +44,5 @@ bench: $(INSTALLED)  ## time of the boundary metric against a plain version, of 
 	$(VENV)/bin/python tests/benchmarks/boundary.py
 	$(VENV)/bin/python tests/benchmarks/loss.py
 
-clean:  ## remove the environment and the demo's results
-	rm -rf $(VENV) runs/demo
+clean:  ## remove the environment, and what the targets above have made
+	rm -rf $(VENV) runs/demo runs/five_stages runs/superpixels

@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -39,6 +40,7 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {  # overlays and options
     "dws": (["dws"], []),
     "cdws": (["cdws"], []),
     "cdws, relative": (["cdws"], ["--penalty", "relative"]),
+    "cdws, relative, weights x 0.1": (["cdws"], ["--penalty", "relative", "--area_weight_scale", "0.1"]),
     "cdws, two_sided": (["cdws"], ["--constraint", "two_sided"]),
     "cdws, log_barrier": (["cdws", "log_barrier"], []),
 }
@@ -55,6 +57,8 @@ def reduce_dataset(source: Path, folder: Path, training: int, validation: int) -
     if not (source / "dataset.json").is_file():
         sys.exit(f"error: there is no dataset.json in '{source}'")
     content = json.loads((source / "dataset.json").read_text())
+    if not all(item["label"] in (0, 1) for item in content["training"]):
+        sys.exit(f"error: the labels in '{source / 'dataset.json'}' must be 0 or 1, not masks")
     groups = defaultdict(list)
     for item in content["training"]:
         groups[item.get("group", item["image"])].append(item)
@@ -79,7 +83,7 @@ def reduce_dataset(source: Path, folder: Path, training: int, validation: int) -
 
 
 def run_folder(output: Path, name: str, seed: int) -> Path:
-    return output / f"{name.replace(', ', '_').replace(' + ', '_')}_seed{seed}"
+    return output / f"{re.sub('[^a-z0-9_.]+', '_', name)}_seed{seed}"
 
 
 def run_cell(name: str, seed: int, data: Path, folder: Path, options: list[str]) -> None:

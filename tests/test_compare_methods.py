@@ -21,11 +21,12 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "docs" / "compare_methods.py"
-SETTINGS = "--spatial_size [32,32] --pretrained random --max_epochs 1 --seeds 3 --training 2 --validation 2".split()
+SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1"]
+SIZES = ["--seeds", "3", "--training", "2", "--validation", "2"]
 
 
 def compare(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, *arguments, *SETTINGS]
+    command = [sys.executable, SCRIPT, *arguments, *SIZES, *SETTINGS]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
 

@@ -137,8 +137,8 @@ class SideOutputs(MapImages):
         self.rows[Path(item["image"].meta["filename_or_obj"]).name] = self._panels(item)
 
     def draw(self) -> None:
-        fields = {f"side {t}": field for t, field in enumerate(receptive_fields(self.network), start=1)}
-        figure = draw_maps(self.rows, fields if self.network.deep_supervision else {})
+        seen = {f"side {t}": field for t, field in enumerate(receptive_fields(self.network), start=1)}
+        figure = draw_maps(self.rows, seen if self.network.deep_supervision else {})
         figure.savefig(self.path, dpi=110)
         logger.info(f"Written: {self.path}")
 

@@ -108,7 +108,8 @@ class SuperpixelMeand(MapTransform):
 
     Args:
         keys: keys of the maps.
-        superpixel_key: key of the superpixels of all of them.
+        superpixel_key: key of the superpixels of all of them, (1, H, W).
+        allow_missing_keys: whether a map may be absent.
     """
 
     def __init__(

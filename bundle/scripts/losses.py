@@ -58,6 +58,7 @@ class CDWSLoss(nn.Module):
         fusion_area_weight: eta_fuse; of the only map where a network has but one.
         pool: from instances to the image; the paper's generalized mean by default.
         constraint: cost of an area that disagrees; the paper's one-sided one by default.
+        area_weight_scale: factor on all area weights, for constraints that are steeper than the paper's.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image. The paper sums over the
             images; the mean makes the loss independent of their number.
 
@@ -71,10 +72,11 @@ class CDWSLoss(nn.Module):
         fusion_area_weight: float = 10.0,
         pool: Pooling | None = None,
         constraint: AreaConstraint | None = None,
+        area_weight_scale: float = 1.0,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        area_weights = (fusion_area_weight, *side_area_weights)
+        area_weights = tuple(weight * area_weight_scale for weight in (fusion_area_weight, *side_area_weights))
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
         if min(area_weights) < 0:
@@ -110,7 +112,10 @@ class CDWSLoss(nn.Module):
         """
         maps = prediction.shape[1]
         if maps not in (1, len(self.names)):
-            raise ValueError(f"expected 1 or {len(self.names)} maps ({', '.join(self.names)}), got {maps}.")
+            raise ValueError(
+                f"expected 1 or {len(self.names)} maps ({', '.join(self.names)}), got {maps}; "
+                "each side output needs one of side_area_weights."
+            )
         if target.shape != (prediction.shape[0], 2):
             raise ValueError(f"expected a target of shape ({prediction.shape[0]}, 2), got {tuple(target.shape)}.")
         label, area = target[:, 0], target[:, 1]

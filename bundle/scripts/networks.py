@@ -30,8 +30,8 @@ __all__ = ["CDWSNet", "WeightedFusion", "load_trunk_weights", "receptive_fields"
 
 logger = logging.getLogger(__name__)
 
-# Channels of VGG16's convolutions, stage by stage (Simonyan & Zisserman 2015, configuration D).
 METHOD_BYTES = 64
+# Channels of VGG16's convolutions, stage by stage (Simonyan & Zisserman 2015, configuration D).
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
@@ -84,7 +84,7 @@ class CDWSNet(nn.Module):
             constraint, or for superpixels. An empty name neither refuses nor is refused.
 
     Raises:
-        ValueError: when `stages` is out of range or `fusion_weights` don't fit it.
+        ValueError: when `stages` is out of range, `fusion_weights` don't fit it, or `method` is too long.
         InputError: when the pretrained weights can't be had.
     """
 
@@ -97,8 +97,10 @@ class CDWSNet(nn.Module):
         method: str = "",
     ) -> None:
         super().__init__()
-        if not isinstance(stages, int) or not 1 <= stages <= len(VGG16_STAGES):
-            raise ValueError(f"stages must be 1 to {len(VGG16_STAGES)}, got {stages}.")
+        if not isinstance(stages, int) or isinstance(stages, bool) or not 1 <= stages <= len(VGG16_STAGES):
+            raise ValueError(f"stages must be a whole number from 1 to {len(VGG16_STAGES)}, got {stages}.")
+        if len(method.encode()) > METHOD_BYTES:
+            raise ValueError(f"the name of a method has at most {METHOD_BYTES} bytes, got '{method}'.")
         if deep_supervision and len(fusion_weights) != stages:
             raise ValueError(f"{stages} stages need {stages} fusion weights, got {list(fusion_weights)}.")
         channels = VGG16_STAGES[:stages]
@@ -134,8 +136,8 @@ class CDWSNet(nn.Module):
         found = bytes(state.tolist()).decode().strip()
         if found and self.method and found != self.method:
             raise InputError(
-                f"it was trained as '{found}', the settings are of '{self.method}'; use the overlays that it was "
-                "trained with (as 'configs/dws.json' or 'configs/superpixels.json'), or name another checkpoint."
+                f"it was trained as '{found}', the settings are of '{self.method}'; give the overlays that it was "
+                "trained with, which have the names of its method (and superpixels.json), or name another checkpoint."
             )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
@@ -25,6 +26,7 @@ from scripts.errors import InputError
 __all__ = ["check_settings"]
 
 MIN_SIZE = 4  # pixels; less vanishes in the network's pooling
+MAX_STAGES = 5  # of VGG16
 
 
 def check_settings(
@@ -32,29 +34,51 @@ def check_settings(
     folders: Mapping[str, str | PathLike],
     positive_integers: Mapping[str, Any] | None = None,
     numbers: Mapping[str, Any] | None = None,
+    positive_numbers: Mapping[str, Any] | None = None,
+    booleans: Mapping[str, Any] | None = None,
+    stages: int = 3,
+    per_stage: Mapping[str, Any] | None = None,
 ) -> None:
     """
     Check settings under the names by which the user knows them; the folders are made.
 
     Args:
-        spatial_size: two integers, at least 4.
+        spatial_size: two integers, at least 4, and large enough for so many stages.
         folders: must be writable.
         positive_integers: at least 1.
         numbers: at least 0.
+        positive_numbers: above 0.
+        booleans: True or False. On the command line ``false`` is a text, which Python takes for true.
+        stages: of the network, 1 to 5.
+        per_stage: lists of as many numbers.
 
     Raises:
         InputError: naming every setting that can't be used, with its value.
     """
     problems = []
+    if not _is(Integral, stages) or not 1 <= stages <= MAX_STAGES:
+        problems.append(f"stages must be a whole number from 1 to {MAX_STAGES}; got {stages!r}")
+        stages = 1
+    least = max(MIN_SIZE, 2 ** (stages - 1))  # every stage but the last halves it
     pair = isinstance(spatial_size, (list, tuple)) and len(spatial_size) == 2
-    if not pair or not all(_is(Integral, size) and size >= MIN_SIZE for size in spatial_size):
-        problems.append(f"spatial_size must be two integers of {MIN_SIZE} or more, as [500,500]; got {spatial_size!r}")
+    if not pair or not all(_is(Integral, size) and size >= least for size in spatial_size):
+        problems.append(f"spatial_size must be two integers of {least} or more, as [500,500]; got {spatial_size!r}")
     for name, value in (positive_integers or {}).items():
         if not _is(Integral, value) or value < 1:
             problems.append(f"{name} must be an integer of 1 or more; got {value!r}")
     for name, value in (numbers or {}).items():
         if not _is(Real, value) or not value >= 0:
             problems.append(f"{name} must be a number, 0 or more; got {value!r}")
+    for name, value in (positive_numbers or {}).items():
+        if not _is(Real, value) or not 0 < value < math.inf:
+            problems.append(f"{name} must be a number above 0; got {value!r}")
+    for name, value in (booleans or {}).items():
+        if not isinstance(value, bool):
+            problems.append(f"{name} must be True or False; got {value!r}")
+    for name, value in (per_stage or {}).items():
+        listed = isinstance(value, (list, tuple)) and all(_is(Real, v) for v in value)
+        if not listed or len(value) != stages:
+            problems.append(f"{name} must be a list of {stages} numbers, one for each of the stages; got {value!r}")
     for name, path in folders.items():
         why = _why_not_writable(path)
         if why:

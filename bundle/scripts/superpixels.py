@@ -179,6 +179,8 @@ def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
             labels, kept_key = entry["labels"], str(entry["key"])  # reading compares them with their CRC
         if kept_key != key or labels.shape != shape or labels.dtype != np.int32:
             raise ValueError("of another image")
+        if labels.min() != 0 or labels.max() >= labels.size:
+            raise ValueError("no labels")
         return labels
     except (FileNotFoundError, NotADirectoryError):
         return None

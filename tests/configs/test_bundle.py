@@ -103,10 +103,10 @@ def test_inference_has_the_network_and_settings_of_training(configs):
     definition = {k: v for k, v in train["network_def"].items() if k != "pretrained"}
     assert inference["network_def"] == definition
     shared = set(train) & set(inference) - {"_desc_", "dataset_dir", "network_def", "run"}
-    assert {"spatial_size", "resize", "fusion_weights", "threshold", "pool", "image_mean", "image_std"} <= shared
+    assert {"spatial_size", "resize", "pad", "fusion_weights", "threshold", "pool", "image_mean", "image_std"} <= shared
     for key in shared - {"initialize"}:
         assert train[key] == inference[key], key
-    steps = [t for t in inference["preprocessing"]["transforms"] if t == "@resize" or t["_target_"] != "CopyItemsd"]
+    steps = [t for t in inference["preprocessing"]["transforms"] if isinstance(t, str) or t["_target_"] != "CopyItemsd"]
     assert steps == train["load_transforms"][1:]
 
 

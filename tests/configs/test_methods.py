@@ -180,8 +180,17 @@ def test_constraints_and_poolings_train_on_every_kind_of_instance(study, setting
         ({"constraint": "barrier"}, "constraint must be one of one_sided, .*got 'barrier'"),
         ({"penalty": "square"}, "penalty must be one of absolute, relative, got 'square'"),
         ({"pooling": "gm"}, "pooling must be one of generalized_mean, .*got 'gm'"),
-        ({"top_fraction": 0}, "top_fraction must be above 0 and up to 1, got 0"),
-        ({"stages": 6}, "stages must be 1 to 5, got 6"),
+        ({"top_fraction": 0}, "top_fraction must be a number above 0; got 0"),
+        ({"top_fraction": 1.5}, "top_fraction must be above 0 and up to 1, got 1.5"),
+        ({"stages": 6}, "stages must be a whole number from 1 to 5; got 6"),
+        ({"stages": 2}, "fusion_weights must be a list of 2 numbers, .*; side_area_weights must be a list of 2"),
+        ({"stages": 5, "spatial_size": [8, 8]}, "spatial_size must be two integers of 16 or more"),
+        ({"superpixels": "false"}, "superpixels must be True or False; got 'false'"),
+        ({"deep_supervision": "no"}, "deep_supervision must be True or False; got 'no'"),
+        ({"area_constraint": "false"}, "area_constraint must be True or False; got 'false'"),
+        ({"r": "abc"}, "r must be a number above 0; got 'abc'"),
+        ({"area_step": 0}, "area_step must be a number above 0; got 0"),
+        ({"barrier#growth": 0}, "barrier#growth must be a number above 0; got 0"),
         ({"superpixels": True, "n_segments": 0}, "n_segments must be 'auto' or a whole number of at least 1"),
     ],
 )
@@ -203,6 +212,45 @@ def test_the_barrier_gets_sharper_from_epoch_to_epoch(study, monkeypatch) -> Non
     )
     assert seen[0] == 2.0  # when made
     assert seen[1:] == pytest.approx([2.0, 3.0, 4.0, 4.0])
+
+
+def test_other_numbers_of_stages_are_settings(study) -> None:
+    changes = {"stages": 2, "fusion_weights": [0.4, 0.6], "side_area_weights": [5.0, 10.0]}
+    study.train("two", **changes)
+    del changes["side_area_weights"]
+    assert study.evaluate("two", **changes)["images"] == 4
+
+
+@pytest.mark.parametrize("order", [("five_stages", "log_barrier"), ("log_barrier", "five_stages")])
+def test_the_order_of_overlays_does_not_matter(configs, order) -> None:
+    loss = settings(configs, "train", *order).get_parsed_content("loss")
+    assert loss.constraint.kind == "log_barrier"
+    assert loss.area_weights == pytest.approx([0.2, 0.05, 0.1, 0.2, 0.2, 0.2])
+
+
+def test_a_size_that_is_no_square_trains_and_infers(study, red_detector) -> None:
+    study.train("oblong", "superpixels", spatial_size=[32, 48], max_epochs=3)  # turns would need a square
+    predictions = study.infer("oblong", spatial_size=[32, 48], ckpt_path=str(red_detector))
+    assert len(list(predictions.glob("*_mask.png"))) == 14
+
+
+@pytest.mark.parametrize("extra", [(), ("superpixels",)])
+@pytest.mark.parametrize("shape", [(30, 100), (90, 40), (64, 64), (20, 26)])
+def test_padding_keeps_out_of_the_mask(study, red_detector, tmp_path, shape, extra) -> None:
+    """Half of a dark picture is red: at its edge SLIC has no reason to stop, and the padding is as dark."""
+    height, width = shape
+    picture = np.zeros((height, width, 3), np.uint8)
+    truth = np.zeros(shape, bool)
+    truth[:, width // 2 :] = True
+    picture[truth] = (255, 0, 0)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    changes = {"images": str(tmp_path), "ckpt_path": str(red_detector), "n_segments": 40}
+    predictions = study.infer("padded", "keep_aspect", *extra, **changes)
+    mask = np.asarray(Image.open(predictions / "picture_mask.png")) > 0
+    assert mask.shape == shape
+    border = max(2, max(shape) // 32 * 2)  # two pixels of the network's
+    wrong = np.argwhere(mask != truth)
+    assert (abs(wrong[:, 1] - width // 2) <= border).all()
 
 
 def test_five_stages_train_and_evaluate(study) -> None:

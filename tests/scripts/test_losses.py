@@ -217,6 +217,12 @@ def test_one_map_is_taken_as_the_fusion() -> None:
     assert loss.item() == pytest.approx(MIL_POSITIVE[0] + AREA[0])
 
 
+def test_a_scale_multiplies_all_area_weights() -> None:
+    terms = hand_loss(area_weight_scale=0.5).terms(MAPS[None], torch.tensor([[1, 0.2]]))
+    assert terms["area"].tolist() == [pytest.approx([value / 2 for value in AREA], rel=1e-5)]
+    assert terms["mil"].tolist() == [pytest.approx(MIL_POSITIVE, rel=1e-5)]
+
+
 def test_weights_of_zero_leave_the_mil_terms() -> None:
     loss = CDWSLoss((0.0, 0.0, 0.0), 0.0, Pooling(r=2.0))(MAPS[None], torch.tensor([[1, 0.2]]))
     assert loss.item() == pytest.approx(sum(MIL_POSITIVE), rel=1e-5)

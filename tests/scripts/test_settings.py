@@ -42,6 +42,37 @@ def test_numbers_that_are_none_are_named(value):
         check_settings([4, 4], {}, numbers={"learning_rate": value})
 
 
+@pytest.mark.parametrize("value", [0, -1.0, "abc", None, float("inf"), float("nan"), True])
+def test_numbers_that_must_be_above_0_are_named(value):
+    with pytest.raises(InputError, match=f"r must be a number above 0; got {value!r}"):
+        check_settings([4, 4], {}, positive_numbers={"r": value})
+
+
+@pytest.mark.parametrize("value", ["false", "True", 0, 1, None])
+def test_what_is_neither_true_nor_false_is_named(value):
+    with pytest.raises(InputError, match=f"amp must be True or False; got {value!r}"):
+        check_settings([4, 4], {}, booleans={"amp": value})
+
+
+@pytest.mark.parametrize("value", [0, 6, 2.0, "3", True, None])
+def test_numbers_of_stages_that_are_none_are_named(value):
+    with pytest.raises(InputError, match=f"stages must be a whole number from 1 to 5; got {value!r}"):
+        check_settings([64, 64], {}, stages=value)
+
+
+def test_each_stage_halves_the_image_but_the_last():
+    check_settings([16, 16], {}, stages=5)
+    with pytest.raises(InputError, match="spatial_size must be two integers of 16 or more"):
+        check_settings([16, 15], {}, stages=5)
+
+
+@pytest.mark.parametrize("value", [[1.0], [1, 2, 3], 1.0, "1,2", [1, "2"]])
+def test_lists_that_do_not_fit_the_stages_are_named(value):
+    check_settings([4, 4], {}, stages=2, per_stage={"fusion_weights": [0.5, 0.5]})
+    with pytest.raises(InputError, match="fusion_weights must be a list of 2 numbers, one for each of the stages"):
+        check_settings([4, 4], {}, stages=2, per_stage={"fusion_weights": value})
+
+
 def test_everything_wrong_is_in_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError) as caught:

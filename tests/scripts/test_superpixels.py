@@ -250,6 +250,8 @@ DAMAGE = {
     "another image": foreign,
     "another shape": lambda path: rewrite(path, labels=np.zeros((90, 60), np.int32)),
     "another type": lambda path: rewrite(path, labels=np.zeros((60, 90))),
+    "labels below 0": lambda path: rewrite(path, labels=np.full((60, 90), -5, np.int32)),
+    "labels without bound": lambda path: rewrite(path, labels=np.arange(5400, dtype=np.int32).reshape(60, 90) * 2),
 }
 
 
