@@ -20,6 +20,7 @@ Options that are not named below go to both, as ``--spatial_size [112,112]``.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -45,7 +46,15 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {  # overlays and options
     "cdws, log_barrier": (["cdws", "log_barrier"], []),
 }
 ROWS |= {f"{name} + superpixels": ([*overlays, "superpixels"], options) for name, (overlays, options) in ROWS.items()}
-COLUMNS = {"f_pos": "F+", "f_neg": "F-", "ods": "ODS", "ois": "OIS", "px_ap": "pixel AP", "auc": "AUC"}
+COLUMNS = {
+    "f_pos": "F+",
+    "f_neg": "F-",
+    "marked": "marked",
+    "ods": "ODS",
+    "ois": "OIS",
+    "px_ap": "pixel AP",
+    "auc": "AUC",
+}
 BASELINES = {"all_ones": "all pixels marked", "disc": "best disc"}
 
 
@@ -109,6 +118,13 @@ def run_cell(name: str, seed: int, data: Path, folder: Path, options: list[str])
                 sys.exit(f"error: {run} of '{name}' with seed {seed} failed; see {log.name}")
 
 
+def read_metrics(run: Path) -> dict[str, float]:
+    """A run's metrics.json, and ``marked``: predicted area of the positive images, mean."""
+    with (run / "metrics_per_image.csv").open(newline="") as file:
+        areas = [float(row["area_predicted"]) for row in csv.DictReader(file) if row["label"] == "1"]
+    return json.loads((run / "metrics.json").read_text()) | {"marked": mean(areas)}
+
+
 def table(results: dict[str, list[dict]]) -> str:
     """Markdown: a row for each method, mean and standard deviation over the seeds; and the trivial baselines."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " | runs |", "| --- " * (len(COLUMNS) + 2) + "|"]
@@ -153,10 +169,7 @@ def main() -> None:
         finally:
             pool.shutdown(cancel_futures=True)  # of a failure the others needn't come after
     results = {
-        name: [
-            json.loads((run_folder(arguments.output, name, seed) / "metrics.json").read_text())
-            for seed in arguments.seeds
-        ]
+        name: [read_metrics(run_folder(arguments.output, name, seed)) for seed in arguments.seeds]
         for name in arguments.rows
     }
     (arguments.output / "results.json").write_text(json.dumps(results, indent=4))

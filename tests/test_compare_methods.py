@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -42,10 +43,15 @@ def test_the_table_has_the_scores_of_the_runs(study) -> None:
     metrics = json.loads((study / "dws_superpixels_seed3" / "metrics.json").read_text())
     assert metrics["split"] == "test"
     rows = [line.split("|") for line in (study / "table.md").read_text().splitlines()]
-    assert [cell.strip() for cell in rows[2][1:4]] == [
+    with (study / "dws_superpixels_seed3" / "metrics_per_image.csv").open() as file:
+        images = list(csv.DictReader(file))
+    marked = [float(image["area_predicted"]) for image in images if int(image["label"])]
+    assert [cell.strip() for cell in rows[0][2:5]] == ["F+", "F-", "marked"]
+    assert [cell.strip() for cell in rows[2][1:5]] == [
         "dws + superpixels",
         f"{metrics['f_pos']:.3f}",
         f"{metrics['f_neg']:.3f}",
+        f"{sum(marked) / len(marked):.3f}",
     ]
     assert [cell.strip() for cell in rows[3][1:4]] == ["all pixels marked", f"{metrics['all_ones_f_pos']:.3f}", "0.000"]
 
