@@ -173,8 +173,9 @@ def main() -> None:
         for name in arguments.rows
     }
     (arguments.output / "results.json").write_text(json.dumps(results, indent=4))
-    (arguments.output / "table.md").write_text(table(results) + "\n")
-    print(table(results))
+    rows = table(results)
+    (arguments.output / "table.md").write_text(rows + "\n")
+    print(rows)
 
 
 if __name__ == "__main__":

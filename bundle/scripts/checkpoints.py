@@ -16,17 +16,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from ignite.engine import Engine
-from monai.handlers import CheckpointLoader
+from ignite.engine import Engine, Events
 
 from scripts.errors import InputError
 
 __all__ = ["NetworkLoader"]
 
 
-class NetworkLoader(CheckpointLoader):
+class NetworkLoader:
     """
     Loads a trained network when an engine starts.
+
+    MONAI's `CheckpointLoader` says the same of a damaged file and of another network: a traceback.
 
     Args:
         network: takes the weights.
@@ -38,27 +39,31 @@ class NetworkLoader(CheckpointLoader):
     """
 
     def __init__(self, network: torch.nn.Module, path: str, map_location: str | torch.device | None = None) -> None:
-        super().__init__(load_path=path, load_dict={"model": network}, map_location=map_location)
+        self.network = network
+        self.path = path
+        self.map_location = map_location
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if not Path(self.load_path).is_file():
-            raise InputError(
-                f"There is no checkpoint '{self.load_path}'; train first, or name one with --ckpt_path PATH."
-            )
+        if not Path(self.path).is_file():
+            raise InputError(f"There is no checkpoint '{self.path}'; train first, or name one with --ckpt_path PATH.")
         try:
-            torch.load(self.load_path, map_location="cpu", weights_only=True)
+            content = torch.load(self.path, map_location=self.map_location, weights_only=True)
         except Exception as error:  # it raises nearly anything on a damaged file
             raise InputError(
-                f"'{self.load_path}' is damaged, or not a checkpoint that PyTorch reads; name another by --ckpt_path."
+                f"'{self.path}' is damaged, or not a checkpoint that PyTorch reads; name another by --ckpt_path."
             ) from error
+        bare = not isinstance(content, dict) or "model" not in content
         try:
-            super().__call__(engine)
+            self.network.load_state_dict(content if bare else content["model"])
         except InputError as error:
-            raise InputError(f"The checkpoint '{self.load_path}' can't be used here: {error}") from error
+            raise InputError(f"The checkpoint '{self.path}' can't be used here: {error}") from error
         except (RuntimeError, TypeError) as error:
             # load_state_dict gives a headline, then a line for each kind of difference
             difference = str(error).splitlines()[-1].strip()[:200]
             raise InputError(
-                f"The checkpoint '{self.load_path}' is of another network ({difference}); "
+                f"The checkpoint '{self.path}' is of another network ({difference}); "
                 "name one that was trained with the same network settings."
             ) from error

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TextIO
+from typing import IO
+from uuid import uuid4
 
 __all__ = ["replacing", "report_written"]
 
@@ -26,14 +27,22 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def replacing(path: str | PathLike) -> Iterator[TextIO]:
-    """Open a text file for writing that takes its name, or the place of an older one, only when it is complete."""
+def replacing(path: str | PathLike, binary: bool = False) -> Iterator[IO]:
+    """
+    Open a file for writing that takes its name, or the place of an older one, only when it is complete.
+
+    Any number of threads, processes and machines may write one path at a time: the last that is complete stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        yield file
-    temporary.replace(path)
+    temporary = path.with_name(f".{uuid4().hex}.part")
+    text = {} if binary else {"newline": "", "encoding": "utf-8"}
+    try:
+        with temporary.open("wb" if binary else "w", **text) as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def report_written(paths: Mapping[str, str | PathLike]) -> None:

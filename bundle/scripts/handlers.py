@@ -38,7 +38,15 @@ from scripts.networks import receptive_fields
 from scripts.pooling import Pooling
 from scripts.transforms import ToRGB, load_image
 
-__all__ = ["EvaluationReport", "MapImages", "PredictionTable", "ProgressBar", "ScoreCollector", "SideOutputs"]
+__all__ = [
+    "EvaluationReport",
+    "MapImages",
+    "MapPanels",
+    "PredictionTable",
+    "ProgressBar",
+    "ScoreCollector",
+    "SideOutputs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -60,31 +68,26 @@ class ProgressBar(ignite.handlers.ProgressBar):
         super().attach(engine, state_attributes=self.shown, closing_event_name=Events.COMPLETED)
 
 
-class MapImages:
+class MapPanels:
     """
-    Draws validation images into TensorBoard: input, truth where known, fused map and every side output in a row.
+    Some images of an evaluation, for `show` to put somewhere: input, truth where known, fused map, every side output.
 
     The maps are those of the network, before superpixels take their means.
 
-    Attach it to the evaluator; the step is the trainer's epoch.
-
     Args:
         network: a `CDWSNet`.
-        summary_writer: of TensorBoard.
         mean, std: normalisation of the network's input, undone for the picture.
-        count: number of images, spread evenly over the validation set.
+        count: number of images, spread evenly over those evaluated.
     """
 
     def __init__(
         self,
         network: torch.nn.Module,
-        summary_writer: SummaryWriter,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         count: int = 6,
     ) -> None:
         self.network = network
-        self.summary_writer = summary_writer
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
         self.count = count
@@ -95,16 +98,14 @@ class MapImages:
     def __call__(self, engine: Engine) -> None:
         shown = np.linspace(1, engine.state.epoch_length, min(self.count, engine.state.epoch_length)).round()
         if engine.state.iteration % engine.state.epoch_length in shown % engine.state.epoch_length:
-            self.show(engine.state.output[0], engine.state.epoch)
+            item = engine.state.output[0]
+            self.show(Path(item["image"].meta["filename_or_obj"]), self._panels(item), engine.state.epoch)
 
-    def show(self, item: dict, epoch: int) -> None:
-        panels = self._panels(item)
-        row = np.concatenate([np.broadcast_to(panel, (3, *panel.shape[1:])) for panel in panels.values()], axis=2)
-        name = Path(item["image"].meta["filename_or_obj"]).stem
-        self.summary_writer.add_image(f"{', '.join(panels)}/{name}", row, epoch)
+    def show(self, image: Path, panels: dict[str, np.ndarray], epoch: int) -> None:
+        """Of each chosen image its file, and pictures in 0..1: (3, H, W) the input, (1, H, W) all others."""
+        raise NotImplementedError
 
     def _panels(self, item: dict) -> dict[str, np.ndarray]:
-        """Pictures in 0..1 under their names, as they are seen: (3, H, W) the input, (1, H, W) all others."""
         with torch.no_grad():
             maps = self.network.eval().maps(item["image"][None].to(next(self.network.parameters()).device))[0].cpu()
         panels = {"input": (item["image"].cpu() * self.std + self.mean).clamp(0, 1)}
@@ -115,13 +116,31 @@ class MapImages:
         return {name: np.asarray(panel.swapaxes(1, 2)) for name, panel in panels.items()}  # MONAI has (C, W, H)
 
 
-class SideOutputs(MapImages):
+class MapImages(MapPanels):
+    """
+    Draws validation images into TensorBoard, the panels of each in a row; the step is the trainer's epoch.
+
+    Args:
+        summary_writer: of TensorBoard.
+        network, mean, std, count: see `MapPanels`.
+    """
+
+    def __init__(self, summary_writer: SummaryWriter, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.summary_writer = summary_writer
+
+    def show(self, image: Path, panels: dict[str, np.ndarray], epoch: int) -> None:
+        row = np.concatenate([np.broadcast_to(panel, (3, *panel.shape[1:])) for panel in panels.values()], axis=2)
+        self.summary_writer.add_image(f"{', '.join(panels)}/{image.stem}", row, epoch)
+
+
+class SideOutputs(MapPanels):
     """
     Draws ``side_outputs.png`` during evaluation: what each side of the network sees, as Figure 4 of the paper.
 
     Args:
         output_dir: folder of the picture.
-        network, summary_writer, mean, std, count: see `MapImages`.
+        network, mean, std, count: see `MapPanels`.
     """
 
     def __init__(self, output_dir: str, **kwargs: Any) -> None:
@@ -133,8 +152,8 @@ class SideOutputs(MapImages):
         super().attach(engine)
         engine.add_event_handler(Events.COMPLETED, lambda _: self.draw())
 
-    def show(self, item: dict, epoch: int) -> None:
-        self.rows[Path(item["image"].meta["filename_or_obj"]).name] = self._panels(item)
+    def show(self, image: Path, panels: dict[str, np.ndarray], epoch: int) -> None:
+        self.rows[image.name] = panels
 
     def draw(self) -> None:
         seen = {f"side {t}": field for t, field in enumerate(receptive_fields(self.network), start=1)}

@@ -22,11 +22,12 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from scripts.errors import InputError
+from scripts.networks import VGG16_STAGES
 
 __all__ = ["check_settings"]
 
 MIN_SIZE = 4  # pixels; less vanishes in the network's pooling
-MAX_STAGES = 5  # of VGG16
+MAX_STAGES = len(VGG16_STAGES)
 
 
 def check_settings(

@@ -16,14 +16,12 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-import os
 from collections.abc import Hashable, Mapping
 from functools import partial
 from hashlib import sha256
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import skimage
@@ -36,6 +34,8 @@ from monai.utils.type_conversion import convert_to_numpy
 from skimage.measure import label
 from skimage.segmentation import slic
 from skimage.util import regular_grid
+
+from scripts.files import replacing
 
 __all__ = ["Superpixels", "Superpixelsd"]
 
@@ -117,15 +117,9 @@ class Superpixels(Transform):
     def _write(self, path: Path, key: str, labels: np.ndarray) -> None:
         if not self.writable:
             return
-        temporary = path.with_name(f".{uuid4().hex}.part")  # of this call alone, whichever machines share the folder
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as file:
-                    np.savez_compressed(file, labels=labels, key=key)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(path, binary=True) as file:
+                np.savez_compressed(file, labels=labels, key=key)
         except OSError as error:
             self.writable = False
             logger.warning(f"Superpixels are not kept in '{path.parent}': {error}")
