@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 from scripts.constraints import AreaConstraint, barrier_sharpness
 from scripts.instances import SuperpixelMean
 from scripts.losses import CDWSLoss
-from scripts.networks import CDWSNet, receptive_fields
+from scripts.networks import CDWSNet
 from scripts.phantoms import draw_phantom
 from scripts.pooling import Pooling
 from scripts.superpixels import Superpixels
@@ -334,7 +334,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings; the first is drawn (0)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    fields = receptive_fields(CDWSNet(stages=5, fusion_weights=[0.2] * 5))
+    fields = CDWSNet(stages=5, fusion_weights=[0.2] * 5).receptive_fields().values()
     print("receptive field and stride of the sides: " + ", ".join(f"{field}/{stride}" for field, stride in fields))
     masks, network = experiment(arguments.seeds)
     figures = {

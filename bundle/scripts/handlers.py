@@ -34,7 +34,7 @@ from scripts.figures import Example, draw_curves, draw_examples, draw_maps
 from scripts.files import replacing
 from scripts.instances import instances_of
 from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
-from scripts.networks import receptive_fields
+from scripts.networks import MapNetwork
 from scripts.pooling import Pooling
 from scripts.transforms import ToRGB, load_image
 
@@ -70,19 +70,19 @@ class ProgressBar(ignite.handlers.ProgressBar):
 
 class MapPanels:
     """
-    Some images of an evaluation, for `show` to put somewhere: input, truth where known, fused map, every side output.
+    Some images of an evaluation, for `show` to put somewhere: input, truth where known, every map of the network.
 
     The maps are those of the network, before superpixels take their means.
 
     Args:
-        network: a `CDWSNet`.
+        network: whose maps are shown.
         mean, std: normalisation of the network's input, undone for the picture.
         count: number of images, spread evenly over those evaluated.
     """
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: MapNetwork,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         count: int = 6,
@@ -99,20 +99,20 @@ class MapPanels:
         shown = np.linspace(1, engine.state.epoch_length, min(self.count, engine.state.epoch_length)).round()
         if engine.state.iteration % engine.state.epoch_length in shown % engine.state.epoch_length:
             item = engine.state.output[0]
-            self.show(Path(item["image"].meta["filename_or_obj"]), self._panels(item), engine.state.epoch)
+            panels = self._panels(item, engine.state.device)
+            self.show(Path(item["image"].meta["filename_or_obj"]), panels, engine.state.epoch)
 
     def show(self, image: Path, panels: dict[str, np.ndarray], epoch: int) -> None:
         """Of each chosen image its file, and pictures in 0..1: (3, H, W) the input, (1, H, W) all others."""
         raise NotImplementedError
 
-    def _panels(self, item: dict) -> dict[str, np.ndarray]:
+    def _panels(self, item: dict, device: torch.device) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            maps = self.network.eval().maps(item["image"][None].to(next(self.network.parameters()).device))[0].cpu()
+            maps = self.network.eval().maps(item["image"][None].to(device))[0].cpu()
         panels = {"input": (item["image"].cpu() * self.std + self.mean).clamp(0, 1)}
         if "truth" in item:
             panels["truth"] = torch.nn.functional.interpolate(item["truth"][None].float(), size=maps.shape[1:])[0].cpu()
-        sides = [f"side {t}" for t in range(1, len(maps))]
-        panels |= dict(zip(["fusion", *sides] if sides else ["map"], maps.unsqueeze(1), strict=True))
+        panels |= dict(zip(self.network.map_names, maps.unsqueeze(1), strict=True))
         return {name: np.asarray(panel.swapaxes(1, 2)) for name, panel in panels.items()}  # MONAI has (C, W, H)
 
 
@@ -156,8 +156,7 @@ class SideOutputs(MapPanels):
         self.rows[image.name] = panels
 
     def draw(self) -> None:
-        seen = {f"side {t}": field for t, field in enumerate(receptive_fields(self.network), start=1)}
-        figure = draw_maps(self.rows, seen if self.network.deep_supervision else {})
+        figure = draw_maps(self.rows, self.network.receptive_fields())
         figure.savefig(self.path, dpi=110)
         logger.info(f"Written: {self.path}")
 

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from monai.networks import copy_model_state
 from scripts.errors import InputError
 from scripts.losses import CDWSLoss
-from scripts.networks import CDWSNet, WeightedFusion, load_trunk_weights, receptive_fields
+from scripts.networks import CDWSNet, WeightedFusion, load_trunk_weights
 from torch import nn
 from torchvision.models import vgg16
 
-SHARED_WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "weights" / "vgg16_stages123_imagenet.pt"
+SHARED_WEIGHTS = Path(__file__).resolve().parents[4] / "shared" / "weights" / "vgg16_stages123_imagenet.pt"
 IMAGENET_FILE = "vgg16-397923af.pth"  # as torchvision names it
 STAGE_ENDS = (4, 9, 16, 23, 30)  # where torchvision's features begin to pool
 # The corner pixel of a 4x4 cell of ones has 0.625^2 = 0.39 after upsampling, its neighbour outside 0.375.
@@ -190,8 +190,8 @@ TABLE_I = [(5, 1), (14, 2), (40, 4), (92, 8), (196, 16)]
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
 def test_receptive_fields_and_strides_are_those_of_table_i(stages: int) -> None:
     network = CDWSNet(stages, [1 / stages] * stages)
-    assert receptive_fields(network) == TABLE_I[:stages]
-    assert receptive_fields(CDWSNet(stages, deep_supervision=False)) == TABLE_I[stages - 1 : stages]
+    assert network.receptive_fields() == {f"side {t}": row for t, row in enumerate(TABLE_I[:stages], start=1)}
+    assert CDWSNet(stages, deep_supervision=False).receptive_fields() == {"map": TABLE_I[stages - 1]}
 
 
 @pytest.mark.parametrize(("stage", "field", "stride"), [(t, *row) for t, row in enumerate(TABLE_I, start=1)])

@@ -1,0 +1,86 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What all networks of the bundle have in common: probability maps, and the name of the method they are trained by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.errors import InputError
+
+__all__ = ["MapNetwork"]
+
+METHOD_BYTES = 64
+
+
+class MapNetwork(nn.Module):
+    """
+    A network from images to probability maps. A subclass defines `maps`.
+
+    Args:
+        map_names: what `maps` gives, the map that is the network's answer first.
+        method: name of what the network is trained as, at most 64 bytes. It goes into the state dict, and a network of
+            another method refuses to load it: the weights alone don't tell whether they were learned with an area
+            constraint, or for superpixels. An empty name neither refuses nor is refused.
+
+    Raises:
+        ValueError: when `method` is too long.
+    """
+
+    def __init__(self, map_names: Sequence[str] = ("map",), method: str = "") -> None:
+        super().__init__()
+        if len(method.encode()) > METHOD_BYTES:
+            raise ValueError(f"the name of a method has at most {METHOD_BYTES} bytes, got '{method}'.")
+        self.map_names = list(map_names)
+        self.method = method
+
+    def maps(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        All probability maps.
+
+        Args:
+            image: (B, 3, H, W), RGB in 0..1 normalised by ImageNet's mean and standard deviation.
+
+        Returns:
+            (B, M, H, W) float32 in 0..1, in the order of `map_names`.
+        """
+        raise NotImplementedError
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to all maps (B, M, H, W) in training, and to the first (B, 1, H, W) in evaluation."""
+        maps = self.maps(image)
+        return maps if self.training else maps[:, :1]
+
+    def receptive_fields(self) -> dict[str, tuple[int, int]]:
+        """Receptive field and stride in pixels of those maps for which they mean something, under their names."""
+        return {}
+
+    def get_extra_state(self) -> torch.Tensor:
+        """The method's name as a tensor, since MONAI expects nothing else in a state dict."""
+        return torch.tensor(list(self.method.encode().ljust(METHOD_BYTES)), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Raises InputError when the state dict is of another method."""
+        found = bytes(state.tolist()).decode().strip()
+        if found and self.method and found != self.method:
+            raise InputError(
+                f"it was trained as '{found}', the settings are of '{self.method}'; give the overlays that it was "
+                "trained with, which have the names of its method (and superpixels.json), or name another checkpoint."
+            )
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())  # weights from elsewhere have no method
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,123 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""VGG16's convolutional stages, and their ImageNet weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import VGG16_Weights
+from torchvision.models.vgg import make_layers
+
+from scripts.errors import InputError
+
+__all__ = ["VGG16_STAGES", "initialise_convolutions", "load_trunk_weights", "stage_ends", "vgg16_trunk"]
+
+logger = logging.getLogger(__name__)
+
+# Channels of VGG16's convolutions, stage by stage (Simonyan & Zisserman 2015, configuration D).
+VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def vgg16_trunk(stages: int) -> nn.Sequential:
+    """
+    The first stages of VGG16, (convolution, ReLU) pairs, with pooling between stages and none at the end.
+
+    Called ``features`` in a network, its parameters carry torchvision's names (``features.0.weight`` ...).
+
+    Raises:
+        ValueError: when there are not so many stages.
+    """
+    if not isinstance(stages, int) or isinstance(stages, bool) or not 1 <= stages <= len(VGG16_STAGES):
+        raise ValueError(f"stages must be a whole number from 1 to {len(VGG16_STAGES)}, got {stages}.")
+    layers: list[int | str] = [layer for stage in VGG16_STAGES[:stages] for layer in (*stage, "M")]
+    return make_layers(layers[:-1])
+
+
+def initialise_convolutions(network: nn.Module) -> None:
+    """Random weights after He et al. 2015, for convolutions before a ReLU; biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+
+
+def stage_ends(stages: int) -> list[int]:
+    """Index in `vgg16_trunk` of the last ReLU of each of so many stages."""
+    return [2 * sum(len(stage) for stage in VGG16_STAGES[: t + 1]) + t - 1 for t in range(stages)]
+
+
+def load_trunk_weights(network: nn.Module, source: str) -> None:
+    """
+    Load VGG16 weights into the trunk of `network`; all else is left as it is.
+
+    Args:
+        network: has a `vgg16_trunk` as ``features``.
+        source: ``"imagenet"`` for torchvision's weights (from its cache, or downloaded), or the path of a state dict
+            that has the trunk's keys under torchvision's names. Stages at the end may be missing as a whole: they keep
+            their random weights, and a warning says so.
+
+    Raises:
+        InputError: when the weights can't be downloaded, the file can't be read, or a key is missing or misshapen.
+    """
+    state = _imagenet_weights() if source == "imagenet" else _read_state_dict(source)
+    stages = _trunk_keys_by_stage(network)
+    found = 1 + max((t for t, keys in enumerate(stages) if keys & set(state)), default=-1)
+    missing = sorted(set().union(*stages[: max(found, 1)]) - set(state))
+    if missing:
+        raise InputError(f"The weights '{source}' lack '{missing[0]}'; give a state dict of torchvision's VGG16.")
+    if found < len(stages):
+        logger.warning(
+            f"The weights '{source}' end with stage {found}; stages {found + 1} to {len(stages)} are random."
+        )
+    trunk = {key.removeprefix("features."): state[key] for keys in stages[:found] for key in keys}
+    try:
+        network.features.load_state_dict(trunk, strict=False)  # what may be missing was checked
+    except RuntimeError as error:
+        raise InputError(f"The weights '{source}' don't fit VGG16: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _trunk_keys_by_stage(network: nn.Module) -> list[set[str]]:
+    stages: list[set[str]] = [set()]
+    for index, layer in enumerate(network.features):
+        if isinstance(layer, nn.MaxPool2d):
+            stages.append(set())
+        stages[-1] |= {f"features.{index}.{name}" for name, _ in layer.named_parameters()}
+    return stages
+
+
+def _imagenet_weights() -> dict[str, torch.Tensor]:
+    weights = VGG16_Weights.IMAGENET1K_V1
+    try:
+        # without the hash a download that breaks off would stay in the cache
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except Exception as error:  # of the network, the disk, the hash, or a damaged file in the cache
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise InputError(
+            f"Torchvision's ImageNet weights of VGG16 could not be had ({error}): either put {weights.url} "
+            f"into '{cache}', or give a file of VGG16 weights by --pretrained PATH (or start from --pretrained random)."
+        ) from error
+
+
+def _read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    if not Path(path).is_file():
+        raise InputError(f"There are no pretrained weights '{path}'; give 'imagenet', 'random', or an existing file.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling a damaged file may raise anything
+        raise InputError(f"'{path}' is not a state dict that PyTorch can read; save one with torch.save.") from error
+    if not isinstance(state, dict):
+        raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict.")
+    return state
