@@ -37,13 +37,16 @@ logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
 
 
-def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("training", "validation")) -> dict[str, list]:
+def load_datalist(
+    dataset_dir: str | PathLike, splits: Sequence[str] = ("training", "validation"), pixel_labels: bool = False
+) -> dict[str, list]:
     """
     Read and check ``dataset.json``, a MONAI datalist.
 
     Args:
         dataset_dir: folder of ``dataset.json``, to which its paths are relative; or that file itself.
         splits: the splits that must be there. Those of `SPLITS` that are there as well are checked with them.
+        pixel_labels: whether every positive image of these splits must have a mask.
 
     Returns:
         For each split found a list of items with absolute paths. ``label`` is 0 or 1, or the path of a mask.
@@ -74,6 +77,12 @@ def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("trainin
             problems += found_problems
             classes[split].add(label)
     problems += [problem for split, labels in classes.items() for problem in _class_problems(split, labels)]
+    if pixel_labels:
+        problems += [
+            f"{where} '{item['image']}': has no mask, which this method learns from; add one, or take a weak method"
+            for split, where, item in entries
+            if split in splits and _is_positive_without_mask(item)
+        ]
     if problems:
         raise InputError(_message(path, problems))
     return datalist
@@ -82,6 +91,15 @@ def load_datalist(dataset_dir: str | PathLike, splits: Sequence[str] = ("trainin
 def has_masks(items: Iterable[dict]) -> bool:
     """Whether the pixel truth of all items is known: by a mask, by a label that is one, or by a negative label."""
     return all(item.get("mask") or isinstance(item["label"], str) or item["label"] == 0 for item in items)
+
+
+def _is_positive_without_mask(item: object) -> bool:
+    return (
+        isinstance(item, dict)
+        and item.get("label") == 1
+        and isinstance(item.get("image"), str)
+        and not has_masks([item])
+    )
 
 
 def list_images(images: str | PathLike | Sequence[str]) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -35,7 +35,7 @@ class AccumulatingTrainer(SupervisedTrainer):
     last step as well. (`SupervisedTrainer` alone averages the means of the small batches, which weighs images of a
     short one more.)
 
-    What the batch has under `loss_inputs` goes to the loss as arguments of these names.
+    What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names.
 
     Leaves the losses of the images in ``state.output["image_losses"]``, (B,), and their mean in ``state.mean_loss``.
 
@@ -43,8 +43,8 @@ class AccumulatingTrainer(SupervisedTrainer):
         batch_size: images per optimiser step: a multiple of the loader's batch size, or ``"all"`` for the
             whole training set, as the paper does.
         train_data_loader: a `DataLoader` with a batch size.
-        loss_function: returns one loss per image, (B,).
-        loss_inputs: keys of the batch that the loss takes beside prediction and target, where the batch has them.
+        loss_function: returns one loss per image, (B,). What it takes beside prediction and target, it may name in
+            ``inputs``.
         kwargs: see `SupervisedTrainer`; `accumulation_steps` is set here.
 
     Raises:
@@ -56,7 +56,6 @@ class AccumulatingTrainer(SupervisedTrainer):
         *,
         batch_size: int | str,
         train_data_loader: DataLoader,
-        loss_inputs: Sequence[str] = ("superpixels", "valid"),
         **kwargs: Any,
     ) -> None:
         micro = train_data_loader.batch_size
@@ -70,7 +69,6 @@ class AccumulatingTrainer(SupervisedTrainer):
         steps = len(train_data_loader) if whole else batch_size // micro
         super().__init__(train_data_loader=train_data_loader, accumulation_steps=steps, **kwargs)
         self.micro_batch_size = micro
-        self.loss_inputs = loss_inputs
         self._per_image_loss = self.loss_function
         self.loss_function = self._weighted_loss
 
@@ -83,7 +81,8 @@ class AccumulatingTrainer(SupervisedTrainer):
 
     def _weighted_loss(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         # the trainer divides by `accumulation_steps` afterwards
-        extra = {key: self.state.batch[key] for key in self.loss_inputs if key in self.state.batch}
+        inputs = getattr(self._per_image_loss, "inputs", ())
+        extra = {key: self.state.batch[key] for key in inputs if key in self.state.batch}
         losses = self._per_image_loss(prediction, target, **extra)
         self.state.output["image_losses"] = losses.detach()
         self.state.mean_loss = losses.detach().mean().item()

@@ -66,6 +66,8 @@ class CDWSLoss(nn.Module):
         ValueError: for an unknown `reduction` or a weight below 0.
     """
 
+    inputs = ("superpixels", "valid")  # of a batch, beside prediction and target
+
     def __init__(
         self,
         side_area_weights: Sequence[float] = (2.5, 5.0, 10.0),

@@ -23,13 +23,22 @@ import math
 
 import torch
 
-__all__ = ["Pooling", "generalized_mean", "log1mexp", "log_generalized_mean", "log_sum_exp", "masked_mean", "top_mean"]
+__all__ = [
+    "Pooling",
+    "generalized_mean",
+    "log1mexp",
+    "log_generalized_mean",
+    "log_sum_exp",
+    "log_sum_exp_of_scores",
+    "masked_mean",
+    "top_mean",
+]
 
 # Bounds of p. Below 1e-30 the gradient 1/p of a positive bag would overflow float32 when neighbouring pixels' are
 # summed; above is the largest float32 under 1, which keeps log(1 - p) finite.
 P_MIN = 1e-30
 P_MAX = 1.0 - 2.0**-24
-KINDS = ("generalized_mean", "log_sum_exp", "top_fraction", "mean", "max")
+KINDS = ("generalized_mean", "log_sum_exp", "log_sum_exp_of_scores", "top_fraction", "mean", "max")
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
@@ -93,6 +102,28 @@ def log_sum_exp(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | 
     return peak.squeeze(2) + torch.log1p(masked_mean(torch.expm1(r * (p - peak)), mask)) / r
 
 
+def log_sum_exp_of_scores(probability: torch.Tensor, r: float = 5.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Logarithm of sigmoid(1/r log(1/N sum exp(r s))), the scores s being the logits of p.
+
+    This is an image classifier whose score map is pooled by log-sum-exp, as Pinheiro & Collobert (CVPR 2015) have it,
+    and whose class activation map is p.
+
+    Args:
+        probability: (B, M, ...) in 0..1, clamped to [1e-30, 1 - 2^-24].
+        r: sharpness, > 0 and finite.
+        mask: (B, ...), which instances count.
+
+    Returns:
+        (B, M), at most 0.
+    """
+    p = _flat(probability, mask).clamp(P_MIN, P_MAX)
+    scores = p.log() - torch.log1p(-p)
+    peak = scores.amax(dim=2, keepdim=True).detach()
+    pooled = peak.squeeze(2) + masked_mean(((scores - peak) * r).exp(), mask).log() / r
+    return torch.nn.functional.logsigmoid(pooled)
+
+
 def top_mean(probability: torch.Tensor, fraction: float = 0.1, mask: torch.Tensor | None = None) -> torch.Tensor:
     """
     Mean of the largest instances, as many as make up `fraction` of the bag, rounded up (as Durand et al., CVPR 2016).
@@ -120,9 +151,10 @@ class Pooling:
     One of the poolings by its name.
 
     Args:
-        kind: ``"generalized_mean"`` (the paper's), ``"log_sum_exp"``, ``"top_fraction"``, ``"mean"`` or ``"max"``.
-        r: sharpness of the first two.
-        top_fraction: share of the instances that the third averages.
+        kind: ``"generalized_mean"`` (the paper's), ``"log_sum_exp"``, ``"log_sum_exp_of_scores"``,
+            ``"top_fraction"``, ``"mean"`` or ``"max"``.
+        r: sharpness of the first three.
+        top_fraction: share of the instances that the fourth averages.
 
     Raises:
         ValueError: for an unknown `kind`, an `r` that is not above 0 and finite, a `top_fraction` outside 0..1.
@@ -152,6 +184,8 @@ class Pooling:
         """
         if self.kind == "generalized_mean":
             log_pooled = log_generalized_mean(probability, self.r, mask)
+        elif self.kind == "log_sum_exp_of_scores":
+            log_pooled = log_sum_exp_of_scores(probability, self.r, mask)
         else:
             log_pooled = self._linear(probability, mask).clamp(min=P_MIN).log()
         return log_pooled.clamp(max=math.log(P_MAX))

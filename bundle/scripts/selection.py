@@ -38,7 +38,7 @@ def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "a
 
     Args:
         items: validation datalist.
-        loss: of the fused map, one value an image: `CDWSLoss` with reduction ``"none"``.
+        loss: of the network's answer, one value an image: `CDWSLoss` or `PixelLoss` with reduction ``"none"``.
         select_by: ``"masks"``: the mean of F+ and F-; ``"image_labels"``: the image-level validation loss, which
             needs nothing but the weak labels; ``"auto"``: masks where all validation images have them.
 
@@ -63,17 +63,22 @@ def validation_metrics(items: Sequence[dict], loss: torch.nn.Module) -> dict[str
     return {"val_loss": _mean_loss(loss), **regions}
 
 
-def _image_level(output: list[dict]) -> list[torch.Tensor]:
-    """What the loss takes of an evaluator's output for one batch: maps (B, 1, H, W), targets (B, 2), superpixels."""
-    keys = ["probability", "label", *(["instances"] if "instances" in output[0] else [])]
-    return [torch.stack([item[key] for item in output]) for key in keys]
+# What a loss takes beside prediction and target, and where an evaluator's output has it. (Padding is gone by then.)
+OUTPUT_KEYS = {"superpixels": "instances", "truth": "truth"}
+
+
+def _loss_of(loss: torch.nn.Module, output: list[dict]) -> torch.Tensor:
+    """Losses (B,) of an evaluator's output for one batch."""
+    keys = {name: OUTPUT_KEYS[name] for name in loss.inputs if OUTPUT_KEYS.get(name) in output[0]}
+    prediction, target = (torch.stack([item[key] for item in output]) for key in ("probability", "label"))
+    return loss(prediction, target, **{n: torch.stack([item[key] for item in output]) for n, key in keys.items()})
 
 
 def _mean_loss(loss: torch.nn.Module) -> Metric:
     # A copy stays as it is when a schedule sharpens the training's constraint: losses are compared over epochs.
     # MONAI's LossMetric leaves NaN out, so that a network of NaN would have a loss of 0, the best of all.
     fixed = deepcopy(loss)
-    return MeanLoss(lambda output: fixed(*_image_level(output)))
+    return MeanLoss(lambda output: _loss_of(fixed, output))
 
 
 def _region_metric(statistic: str) -> Metric:

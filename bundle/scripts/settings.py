@@ -39,12 +39,13 @@ def check_settings(
     booleans: Mapping[str, Any] | None = None,
     stages: int = 3,
     per_stage: Mapping[str, Any] | None = None,
+    smallest_size: int = MIN_SIZE,
 ) -> None:
     """
     Check settings under the names by which the user knows them; the folders are made.
 
     Args:
-        spatial_size: two integers, at least 4, and large enough for so many stages.
+        spatial_size: two integers, at least `smallest_size`, and large enough for so many stages.
         folders: must be writable.
         positive_integers: at least 1.
         numbers: at least 0.
@@ -52,6 +53,7 @@ def check_settings(
         booleans: True or False. On the command line ``false`` is a text, which Python takes for true.
         stages: of the network, 1 to 5.
         per_stage: lists of as many numbers.
+        smallest_size: of an image that the network takes, 1 or more.
 
     Raises:
         InputError: naming every setting that can't be used, with its value.
@@ -60,7 +62,10 @@ def check_settings(
     if not _is(Integral, stages) or not 1 <= stages <= MAX_STAGES:
         problems.append(f"stages must be a whole number from 1 to {MAX_STAGES}; got {stages!r}")
         stages = 1
-    least = max(MIN_SIZE, 2 ** (stages - 1))  # every stage but the last halves it
+    if not _is(Integral, smallest_size):
+        problems.append(f"the smallest size must be a whole number; got {smallest_size!r}")
+        smallest_size = MIN_SIZE
+    least = max(smallest_size, 2 ** (stages - 1))  # every stage but the last halves it
     pair = isinstance(spatial_size, (list, tuple)) and len(spatial_size) == 2
     if not pair or not all(_is(Integral, size) and size >= least for size in spatial_size):
         problems.append(f"spatial_size must be two integers of {least} or more, as [500,500]; got {spatial_size!r}")

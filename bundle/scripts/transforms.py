@@ -200,22 +200,30 @@ class LoadTruthd(MapTransform):
 
     Args:
         keys: key of the mask's path.
+        names: key of the truth; that of the path by default.
         label_key: key of the weak target.
         image_key: key of the image, a MetaTensor.
     """
 
-    def __init__(self, keys: KeysCollection = "mask", label_key: str = "label", image_key: str = "image") -> None:
+    def __init__(
+        self,
+        keys: KeysCollection = "mask",
+        names: KeysCollection | None = None,
+        label_key: str = "label",
+        image_key: str = "image",
+    ) -> None:
         super().__init__(keys)
+        self.names = ensure_tuple_rep(self.keys if names is None else names, len(self.keys))
         self.label_key = label_key
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
-        for key in self.keys:
+        for key, name in zip(self.keys, self.names, strict=True):
             if d.get(key) is not None:
-                d[key] = load_mask(d[key])
+                d[name] = load_mask(d[key])
             elif d[self.label_key][0] == 0:
-                d[key] = torch.zeros(1, *(int(size) for size in d[self.image_key].meta[MetaKeys.SPATIAL_SHAPE]))
+                d[name] = torch.zeros(1, *(int(size) for size in d[self.image_key].meta[MetaKeys.SPATIAL_SHAPE]))
         return d
 
 

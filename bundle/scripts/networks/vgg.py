@@ -23,7 +23,14 @@ from torchvision.models.vgg import make_layers
 
 from scripts.errors import InputError
 
-__all__ = ["VGG16_STAGES", "initialise_convolutions", "load_trunk_weights", "stage_ends", "vgg16_trunk"]
+__all__ = [
+    "VGG16_STAGES",
+    "initialise_convolutions",
+    "load_trunk_weights",
+    "pooled_vgg16_trunk",
+    "stage_ends",
+    "vgg16_trunk",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +53,18 @@ def vgg16_trunk(stages: int) -> nn.Sequential:
     return make_layers(layers[:-1])
 
 
+def pooled_vgg16_trunk() -> nn.Sequential:
+    """
+    All stages of VGG16 with pooling after each, which rounds sizes up, as Caffe's does: an image of any size has
+    features, and cell i of stride s covers pixels s i to s i + s - 1 of it. Parameters are named as in `vgg16_trunk`.
+    """
+    trunk = make_layers([layer for stage in VGG16_STAGES for layer in (*stage, "M")])
+    for layer in trunk:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    return trunk
+
+
 def initialise_convolutions(network: nn.Module) -> None:
     """Random weights after He et al. 2015, for convolutions before a ReLU; biases 0."""
     for module in network.modules():
@@ -59,15 +78,18 @@ def stage_ends(stages: int) -> list[int]:
     return [2 * sum(len(stage) for stage in VGG16_STAGES[: t + 1]) + t - 1 for t in range(stages)]
 
 
-def load_trunk_weights(network: nn.Module, source: str) -> None:
+def load_trunk_weights(network: nn.Module, source: str) -> dict[str, torch.Tensor]:
     """
     Load VGG16 weights into the trunk of `network`; all else is left as it is.
 
     Args:
-        network: has a `vgg16_trunk` as ``features``.
+        network: has a `vgg16_trunk` or `pooled_vgg16_trunk` as ``features``.
         source: ``"imagenet"`` for torchvision's weights (from its cache, or downloaded), or the path of a state dict
             that has the trunk's keys under torchvision's names. Stages at the end may be missing as a whole: they keep
             their random weights, and a warning says so.
+
+    Returns:
+        All that was read, for a network that has a use for more of it than the trunk.
 
     Raises:
         InputError: when the weights can't be downloaded, the file can't be read, or a key is missing or misshapen.
@@ -87,6 +109,7 @@ def load_trunk_weights(network: nn.Module, source: str) -> None:
         network.features.load_state_dict(trunk, strict=False)  # what may be missing was checked
     except RuntimeError as error:
         raise InputError(f"The weights '{source}' don't fit VGG16: {str(error).splitlines()[-1].strip()}") from error
+    return state
 
 
 def _trunk_keys_by_stage(network: nn.Module) -> list[set[str]]:
@@ -95,7 +118,7 @@ def _trunk_keys_by_stage(network: nn.Module) -> list[set[str]]:
         if isinstance(layer, nn.MaxPool2d):
             stages.append(set())
         stages[-1] |= {f"features.{index}.{name}" for name, _ in layer.named_parameters()}
-    return stages
+    return [keys for keys in stages if keys]  # after a last pooling there is no stage
 
 
 def _imagenet_weights() -> dict[str, torch.Tensor]:
