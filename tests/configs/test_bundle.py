@@ -126,6 +126,8 @@ NEW_KEYS = {
     "demo": {"demo_dir"},
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating"},
     "keep_aspect": {"longest"},
+    "dcan": {"contour"},
+    "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
 }
 
 

@@ -79,6 +79,52 @@ def runs(study) -> dict[tuple[str, str], Path]:
     }
 
 
+# What a tiny run of a comparison needs beside its overlay; FCN's 4096 channels are half a gigabyte a checkpoint.
+NARROW = {"network_def#head_channels": 16}
+COMPARED = {
+    "fcn32s": NARROW,
+    "fcn16s": NARROW,
+    "fcn8s": NARROW,
+    "unet": {"network_def#features": [4, 4, 4, 4, 4, 4]},
+    "dcan": {},
+    "vgg_supervised": {},
+    "cam": {},
+    "mil_boosting": {"patch_size": 16, "max_epochs": 2},
+}
+
+
+@pytest.mark.parametrize("method", COMPARED)
+def test_each_comparison_trains_evaluates_and_infers(study, method) -> None:
+    study.train(method, method, **COMPARED[method])
+    metrics = study.evaluate(method, method, **COMPARED[method])
+    assert metrics["images"] == 4
+    assert 0 <= metrics["f_pos"] <= 1
+    predictions = study.infer(method, method, **COMPARED[method])
+    assert len(list(predictions.glob("*_mask.png"))) == len(list((study.data / "images").iterdir()))
+
+
+def test_dcan_takes_its_contour_branch(study) -> None:
+    study.train("contour", "dcan", contour=True)
+    assert study.evaluate("contour", "dcan", contour=True)["images"] == 4
+
+
+def test_pixel_labels_need_masks(study, tmp_path) -> None:
+    content = json.loads((study.data / "dataset.json").read_text())
+    for items in (content["training"], content["validation"], content["test"]):
+        for item in items:
+            item["image"] = str(study.data / item["image"])
+            if "mask" in item:
+                item["mask"] = str(study.data / item["mask"])
+    positive = next(item for item in content["training"] if item["label"] == 1)
+    del positive["mask"]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises((RuntimeError, InputError)) as caught:
+        study.train("no_mask", "vgg_supervised", dataset_dir=str(tmp_path))
+    error = str(input_error_of(caught.value))
+    assert "1 problem" in error
+    assert f"'{positive['image']}': has no mask, which this method learns from" in error
+
+
 def overlays(method: str, instances: str) -> list[str]:
     return [method, "superpixels"] if instances == "superpixels" else [method]
 
