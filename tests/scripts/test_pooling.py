@@ -364,7 +364,8 @@ def test_log1mexp_and_its_gradient_keep_their_digits(x: float) -> None:
     [
         (
             {"kind": "median"},
-            "pooling must be one of generalized_mean, log_sum_exp, top_fraction, mean, max, got 'median'",
+            "pooling must be one of generalized_mean, log_sum_exp, log_sum_exp_of_scores, top_fraction, mean, max, "
+            "got 'median'",
         ),
         *[({"r": r}, f"r must be above 0 and finite, got {r}") for r in (0.0, -4.0, math.nan, math.inf)],
         *[
@@ -376,3 +377,20 @@ def test_log1mexp_and_its_gradient_keep_their_digits(x: float) -> None:
 def test_refuses_impossible_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Pooling(**options)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_are_pooled_as_an_image_classifier_pools_them(masked: bool) -> None:
+    """Scores log 3 and -log 3 with r = 1: the mean of 3 and 1/3 is 5/3, and sigmoid(log(5/3)) is 5/8."""
+    p = torch.tensor([[[0.75, 0.25, 0.999]]] if masked else [[[0.75, 0.25]]])
+    mask = torch.tensor([[True, True, False]]) if masked else None
+    pooling = Pooling("log_sum_exp_of_scores", r=1.0)
+    assert float(pooling(p, mask)) == pytest.approx(5 / 8, rel=1e-5)
+
+
+def test_pooled_scores_are_finite_with_finite_gradients_at_the_ends() -> None:
+    p = torch.tensor([[[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]], requires_grad=True)
+    pooled = Pooling("log_sum_exp_of_scores", r=5.0).log(p)
+    pooled.sum().backward()
+    assert pooled.isfinite().all()
+    assert p.grad.isfinite().all()
