@@ -121,8 +121,8 @@ class DCAN(MapNetwork):
         maps = _fused_first(object_scores)  # (B, 4, H, W)
         if self.contour:
             contour_scores: list[torch.Tensor] = []
-            for t, head in enumerate(self.contour_heads):
-                contour_scores.append(head(levels[t], height, width))
+            for level, contour_head in enumerate(self.contour_heads):  # names of its own, for TorchScript
+                contour_scores.append(contour_head(levels[level], height, width))
             contours = _fused_first(contour_scores)
             if not self.training:
                 decision = torch.minimum(maps[:, :1], 1 - contours[:, :1])
