@@ -102,7 +102,7 @@ def test_inference_has_the_network_and_settings_of_training(configs):
     train, inference = (json.loads((configs / f"{name}.json").read_text()) for name in ("train", "inference"))
     definition = {k: v for k, v in train["network_def"].items() if k != "pretrained"}
     assert inference["network_def"] == definition
-    shared = set(train) & set(inference) - {"_desc_", "dataset_dir", "network_def", "run"}
+    shared = set(train) & set(inference) - {"_desc_", "dataset_dir", "network_def", "pretrained", "run"}
     assert {"spatial_size", "resize", "pad", "fusion_weights", "threshold", "pool", "image_mean", "image_std"} <= shared
     for key in shared - {"initialize"}:
         assert train[key] == inference[key], key
