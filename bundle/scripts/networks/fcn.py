@@ -200,7 +200,7 @@ def load_head_weights(network: FCN, state: dict[str, torch.Tensor], source: str)
             )
             return
         for name, layer in layers.items():
-            weight = state[f"{name}.weight"].view(layer.weight.shape)
+            weight = state[f"{name}.weight"].reshape(layer.weight.shape)
             layer.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
     except (AttributeError, RuntimeError, TypeError) as error:  # no tensors, or of other shapes
         raise InputError(f"The weights '{source}' don't fit VGG16: {str(error).splitlines()[-1].strip()}") from error
