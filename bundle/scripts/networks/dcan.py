@@ -23,6 +23,7 @@ from scripts.networks.vgg import (
     VGG16_STAGES,
     initialise_convolutions,
     load_trunk_weights,
+    noise_image,
     pooled_vgg16_trunk,
     stage_ends,
 )
@@ -39,7 +40,8 @@ class LevelHead(nn.Module):
     From the features of a level to its score at the image's size.
 
     As published, features are upsampled by a transposed convolution and then classified by a 1x1 convolution. Ours is
-    that a 3x3 convolution to few channels comes first, and that each channel is upsampled on its own.
+    that the features are scaled, that a 3x3 convolution to few channels comes first, and that each channel is upsampled
+    on its own.
 
     Args:
         channels: of the features.
@@ -48,6 +50,7 @@ class LevelHead(nn.Module):
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
+        self.register_buffer("scale", torch.ones(()))  # ImageNet's features reach the hundreds
         self.reduce = nn.Conv2d(channels, HEAD_CHANNELS, kernel_size=3, padding=1)
         self.upsample = BilinearUpsampling(HEAD_CHANNELS, stride, groups=HEAD_CHANNELS)
         self.score = nn.Conv2d(HEAD_CHANNELS, 1, kernel_size=1)
@@ -57,7 +60,7 @@ class LevelHead(nn.Module):
 
     def forward(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, C, h, w) features to (B, 1, height, width) scores in float32."""
-        x = F.relu(self.reduce(features))  # (B, 32, h, w)
+        x = F.relu(self.reduce(features * self.scale))  # (B, 32, h, w)
         x = self.upsample(x)[:, :, :height, :width]  # (B, 32, height, width)
         return self.score(x).float()  # half precision can't hold the small probabilities the loss works on
 
@@ -93,6 +96,11 @@ class DCAN(MapNetwork):
         self.contour_heads = _heads() if contour else nn.ModuleList()
         if pretrained != "random":
             load_trunk_weights(self, pretrained)
+        with torch.no_grad():
+            levels = self._levels(noise_image())
+        for heads in (self.object_heads, self.contour_heads):
+            for head, features in zip(heads, levels, strict=False):  # no heads without contours
+                head.scale.copy_(1 / features.std())
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """
@@ -108,12 +116,7 @@ class DCAN(MapNetwork):
             its probability reaches the threshold and that of a contour does not. In training it is the object's
             probability alone, which is what is supervised.
         """
-        levels: list[torch.Tensor] = []
-        x = image
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if index in self.pools:
-                levels.append(x)
+        levels = self._levels(image)
         height, width = image.shape[2], image.shape[3]
         object_scores: list[torch.Tensor] = []
         for t, head in enumerate(self.object_heads):
@@ -129,6 +132,16 @@ class DCAN(MapNetwork):
                 maps = torch.cat([decision, maps[:, 1:]], dim=1)
             maps = torch.cat([maps, contours], dim=1)  # (B, 8, H, W)
         return maps
+
+    def _levels(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Features of each level, (B, C, H / s, W / s) for its stride s, from shallow to deep."""
+        levels: list[torch.Tensor] = []
+        x = image
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.pools:
+                levels.append(x)
+        return levels
 
 
 def _heads() -> nn.ModuleList:

@@ -25,6 +25,7 @@ from scripts.networks.vgg import (
     VGG16_STAGES,
     initialise_convolutions,
     load_trunk_weights,
+    noise_image,
     pooled_vgg16_trunk,
     stage_ends,
 )
@@ -78,7 +79,8 @@ class FCN(MapNetwork):
       the parameters are the same, an image of 500x500 has 16x16 scores as well
       (500 + 198 -> 349 -> 175 -> 88 -> 44 -> 22, less 6; here 500 -> 250 -> 125 -> 63 -> 32 -> 16), for a fraction of
       the time, and cells cover the image from its first pixel on.
-    - FCN-16s and FCN-8s are trained at once, and not each from the one before. The skips are not scaled.
+    - FCN-16s and FCN-8s are trained at once, and not each from the one before. What
+      is scored is scaled to a standard deviation of 1, on noise: ImageNet's features reach the hundreds.
 
     The final upsampling is fixed, those before it are learned (section 4.2). Scores start at zero.
 
@@ -124,6 +126,10 @@ class FCN(MapNetwork):
         setattr(self, {32: "upscore", 16: "upscore16", 8: "upscore8"}[stride], final)
         if pretrained != "random":
             load_head_weights(self, load_trunk_weights(self, pretrained), pretrained)
+        with torch.no_grad():
+            pooled = self._pooled(noise_image())
+            scored = (F.relu(self.fc7(F.relu(self.fc6(pooled[4])))), pooled[3], pooled[2])
+            self.register_buffer("scales", torch.stack([1 / features.std().clamp(min=1e-6) for features in scored]))
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """
@@ -135,20 +141,15 @@ class FCN(MapNetwork):
         Returns:
             (B, num_classes, H, W) float32 in 0..1.
         """
-        pooled: list[torch.Tensor] = []
-        x = image
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if index in self.pools:
-                pooled.append(x)
-        x = self.dropout(F.relu(self.fc6(x)))  # (B, head_channels, H/32, W/32)
+        pooled = self._pooled(image)
+        x = self.dropout(F.relu(self.fc6(pooled[4])))  # (B, head_channels, H/32, W/32)
         x = self.dropout(F.relu(self.fc7(x)))
-        score = self.score_fr(x)  # (B, num_classes, H/32, W/32)
+        score = self.score_fr(x * self.scales[0])  # (B, num_classes, H/32, W/32)
         if hasattr(self, "score_pool4"):  # TorchScript drops a branch by hasattr, and not by a number
-            skip = self.score_pool4(pooled[3])  # (B, num_classes, H/16, W/16)
+            skip = self.score_pool4(pooled[3] * self.scales[1])  # (B, num_classes, H/16, W/16)
             score = skip + self.upscore2(score)[:, :, : skip.shape[2], : skip.shape[3]]
         if hasattr(self, "score_pool3"):
-            skip = self.score_pool3(pooled[2])  # (B, num_classes, H/8, W/8)
+            skip = self.score_pool3(pooled[2] * self.scales[2])  # (B, num_classes, H/8, W/8)
             score = skip + self.upscore_pool4(score)[:, :, : skip.shape[2], : skip.shape[3]]
         if hasattr(self, "upscore8"):
             score = self.upscore8(score)
@@ -159,6 +160,16 @@ class FCN(MapNetwork):
         score = score[:, :, : image.shape[2], : image.shape[3]]  # (B, num_classes, H, W)
         # float32 whatever the autocast: half precision can't hold the small probabilities the loss works on
         return torch.sigmoid(score.float())
+
+    def _pooled(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Pooled features of each stage, (B, C, H / s, W / s) for its stride s, from shallow to deep."""
+        pooled: list[torch.Tensor] = []
+        x = image
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.pools:
+                pooled.append(x)
+        return pooled
 
 
 def _score(channels: int, num_classes: int) -> nn.Conv2d:

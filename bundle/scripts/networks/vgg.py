@@ -27,6 +27,7 @@ __all__ = [
     "VGG16_STAGES",
     "initialise_convolutions",
     "load_trunk_weights",
+    "noise_image",
     "pooled_vgg16_trunk",
     "stage_ends",
     "vgg16_trunk",
@@ -71,6 +72,11 @@ def initialise_convolutions(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)
+
+
+def noise_image() -> torch.Tensor:
+    """(1, 3, 64, 64), as varied as a normalised image: shows how large a network's features are, without any data."""
+    return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def stage_ends(stages: int) -> list[int]:

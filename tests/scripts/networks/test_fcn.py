@@ -51,6 +51,7 @@ def pass_through(stride: int, score: str) -> FCN:
             if isinstance(module, nn.Conv2d):
                 module.weight.zero_()
                 module.weight[0, 0, module.kernel_size[0] // 2, module.kernel_size[1] // 2] = 1.0
+        network.scales.fill_(1.0)
         for name, layer in network.named_children():
             if name.startswith("score_") and name != score:
                 layer.weight.zero_()
