@@ -46,6 +46,13 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {  # overlays and options
     "cdws, log_barrier": (["cdws", "log_barrier"], []),
 }
 ROWS |= {f"{name} + superpixels": ([*overlays, "superpixels"], options) for name, (overlays, options) in ROWS.items()}
+ROWS |= {
+    "cam": (["cam"], []),
+    # as large in the image as 64 pixels at 500, the paper's; a tree is not an epoch
+    "mil_boosting": (["mil_boosting"], ["--max_epochs", "100", "--val_interval", "100", "--patch_size", "16"]),
+    **{name: ([name], []) for name in ("vgg_supervised", "fcn32s", "fcn16s", "fcn8s", "unet", "dcan")},
+    "dcan, contour": (["dcan"], ["--contour", "True"]),
+}
 COLUMNS = {
     "f_pos": "F+",
     "f_neg": "F-",
@@ -103,7 +110,7 @@ def run_cell(name: str, seed: int, data: Path, folder: Path, options: list[str])
         return
     output.mkdir(parents=True, exist_ok=True)
     common = ["--dataset_dir", data, "--output_dir", output, "--ckpt_dir", output / "models", "--seed", seed]
-    common += ["--superpixel_cache", folder / "superpixels", *own_options, *options]
+    common += ["--superpixel_cache", folder / "superpixels", *options, *own_options]
     train = [CONFIGS / f"{overlay}.json" for overlay in ("train", "minibatch", *overlays)]
     evaluate = ["--split", "test", "--ckpt_path", output / "models" / "last.pt"]
     with (output / "log.txt").open("w") as log:
