@@ -23,6 +23,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from scripts.errors import InputError
 from scripts.losses import CDWSLoss
+from scripts.pixel_losses import PixelLoss
 from scripts.pooling import Pooling
 from scripts.selection import key_metric, validation_metrics
 from torch import nn
@@ -64,9 +65,13 @@ VAL_LOSS = (LN2 + 10 * EXCESS**2 + math.log(4 / 3) + math.log(5)) / 3
 
 
 def validate(
-    items: Sequence[dict], select_by: str = "auto", factor: float = 1.0, batch_size: int = 1
+    items: Sequence[dict],
+    select_by: str = "auto",
+    factor: float = 1.0,
+    batch_size: int = 1,
+    loss: nn.Module | None = None,
 ) -> SupervisedEvaluator:
-    loss = CDWSLoss(pool=Pooling(r=2.0), reduction="none")
+    loss = loss or CDWSLoss(pool=Pooling(r=2.0), reduction="none")
     evaluator = SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset(IMAGES), batch_size=batch_size),
@@ -98,6 +103,13 @@ def test_image_labels_can_be_asked_for_although_there_are_masks() -> None:
     evaluator = validate(WITH_MASKS, "image_labels")
     assert evaluator.state.best_metric == pytest.approx(-VAL_LOSS, rel=1e-5)
     assert evaluator.state.metrics["f_pos"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_loss_from_pixel_labels_is_given_the_truth(batch_size: int) -> None:
+    metrics = validate(WITH_MASKS, batch_size=batch_size, loss=PixelLoss(reduction="none")).state.metrics
+    positive = (math.log(0.8) + math.log(0.6) + math.log(0.5) + math.log(math.sqrt(0.55))) / 4
+    assert metrics["val_loss"] == pytest.approx(-(positive + math.log(0.75) + math.log(0.2)) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("select_by", ["auto", "masks"])

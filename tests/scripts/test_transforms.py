@@ -217,6 +217,13 @@ def test_truth_of_a_negative_is_zeros_at_the_size_of_the_file(tmp_path: Path) ->
     assert torch.equal(result["mask"], torch.zeros(1, 5, 3))
 
 
+def test_truth_may_have_a_name_of_its_own() -> None:
+    image = MetaTensor(torch.zeros(3, 2, 2), meta={"spatial_shape": [5, 3]})
+    result = LoadTruthd("mask", names="truth")({"image": image, "label": torch.tensor([0.0, math.nan])})
+    assert torch.equal(result["truth"], torch.zeros(1, 5, 3))
+    assert "mask" not in result
+
+
 @pytest.mark.parametrize("as_label", [False, True])
 def test_truth_of_a_positive_is_its_mask(as_label: bool, tmp_path: Path) -> None:
     array = np.zeros((3, 5), np.uint8)

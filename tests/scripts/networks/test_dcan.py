@@ -181,3 +181,19 @@ def test_pretrained_weights_go_into_the_trunk(tmp_path: Path, caplog: pytest.Log
         assert torch.equal(loaded, wanted)
     assert not torch.equal(network.object_heads[0].reduce.weight, source.object_heads[0].reduce.weight)
     assert caplog.records == []
+
+
+def test_the_size_of_the_trunks_features_does_not_matter(tmp_path: Path) -> None:
+    """A factor on the features of the third stage, which ImageNet makes large, goes through to all levels."""
+    maps = []
+    trunk = DCAN().features.state_dict(prefix="features.")
+    for factor in (1.0, 100.0):
+        larger = {k: v * factor if k.startswith("features.14.") else v for k, v in trunk.items()}
+        torch.save(larger, tmp_path / "vgg.pt")
+        torch.manual_seed(0)
+        network = DCAN(pretrained=str(tmp_path / "vgg.pt"))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            maps.append(random_scores(network).maps(images(1, 3, 45, 61)))
+    torch.testing.assert_close(maps[0], maps[1], rtol=1e-3, atol=1e-4)
+    assert maps[0].std() > 0.02

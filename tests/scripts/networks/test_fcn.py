@@ -353,3 +353,19 @@ def test_refuses_a_classifier_of_no_use(changes: dict, message: str) -> None:
 def test_refuses_another_stride(stride: int) -> None:
     with pytest.raises(ValueError, match=f"stride must be 32, 16 or 8, got {stride}"):
         FCN(stride, head_channels=WIDTH)
+
+
+def test_the_size_of_the_trunks_features_does_not_matter(tmp_path: Path) -> None:
+    """A factor on the features of the third stage, which ImageNet makes large, goes through to all scores."""
+    maps = []
+    trunk = FCN(head_channels=WIDTH).features.state_dict(prefix="features.")
+    for factor in (1.0, 100.0):
+        larger = {k: v * factor if k.startswith("features.14.") else v for k, v in trunk.items()}
+        torch.save(larger, tmp_path / "vgg.pt")
+        torch.manual_seed(0)
+        network = FCN(head_channels=WIDTH, pretrained=str(tmp_path / "vgg.pt"))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            maps.append(random_scores(network).eval().maps(images(1, 3, 45, 61)))
+    torch.testing.assert_close(maps[0], maps[1], rtol=1e-3, atol=1e-4)
+    assert maps[0].std() > 0.02
