@@ -20,7 +20,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "bundle/docs/README.md", "docs/method.md", "docs/metrics.md", "docs/results.md"]
+DOCUMENTS = [
+    "README.md",
+    "bundle/docs/README.md",
+    "docs/comparisons.md",
+    "docs/method.md",
+    "docs/metrics.md",
+    "docs/results.md",
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
