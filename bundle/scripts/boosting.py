@@ -36,6 +36,7 @@ from ignite.metrics import Metric
 from monai.data import Dataset
 from monai.engines.trainer import Trainer
 from monai.engines.utils import default_metric_cmp_fn
+from monai.utils import convert_to_dst_type
 from scipy.special import expit, log_expit
 from tqdm import tqdm
 
@@ -141,7 +142,8 @@ class MILBoostNet(MapNetwork):
             InputError: when the image is smaller than a patch, or there is no LightGBM.
         """
         maps = [self._map(one) for one in image]
-        return torch.from_numpy(np.stack(maps)[:, None]).to(image.device)
+        # of the image's type, as the map of any network is: transforms are undone only for a MetaTensor
+        return convert_to_dst_type(torch.from_numpy(np.stack(maps)[:, None]), image)[0]
 
     def patch_features(self, image: torch.Tensor) -> np.ndarray:
         """Features (rows, columns, features) of a normalised image (3, H, W), as `PatchFeatures` has them."""
