@@ -50,9 +50,12 @@ ROWS |= {
     "cam": (["cam"], []),
     # as large in the image as 64 pixels at 500, the paper's; a tree is not an epoch
     "mil_boosting": (["mil_boosting"], ["--max_epochs", "100", "--val_interval", "100", "--patch_size", "16"]),
+}
+SUPERVISED: dict[str, tuple[list[str], list[str]]] = {  # learn from masks
     **{name: ([name], []) for name in ("vgg_supervised", "fcn32s", "fcn16s", "fcn8s", "unet", "dcan")},
     "dcan, contour": (["dcan"], ["--contour", "True"]),
 }
+ROWS |= SUPERVISED
 COLUMNS = {
     "f_pos": "F+",
     "f_neg": "F-",
@@ -146,6 +149,24 @@ def table(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
+def ratios(results: dict[str, list[dict]]) -> str:
+    """F+, F- and ODS of each weak method as ratios to the supervised one with the best mean of F+ and F-; or nothing."""
+    means = {
+        name: {key: mean(m[key] for m in metrics) for key in ("f_pos", "f_neg", "ods")}
+        for name, metrics in results.items()
+    }
+    supervised = [name for name in means if name in SUPERVISED]
+    if not supervised:
+        return ""
+    best = max(supervised, key=lambda name: means[name]["f_pos"] + means[name]["f_neg"])
+    lines = [f"| ratio to {best} | F+ | F- | ODS |", "| --- | --- | --- | --- |"]
+    for name in means:
+        if name not in SUPERVISED:
+            cells = " | ".join(f"{means[name][key] / means[best][key]:.3f}" for key in means[name])
+            lines.append(f"| {name} | {cells} |")
+    return "\n".join(["", "", *lines])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -180,7 +201,7 @@ def main() -> None:
         for name in arguments.rows
     }
     (arguments.output / "results.json").write_text(json.dumps(results, indent=4))
-    rows = table(results)
+    rows = table(results) + ratios(results)
     (arguments.output / "table.md").write_text(rows + "\n")
     print(rows)
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import subprocess
 import sys
@@ -77,3 +78,21 @@ def test_what_is_finished_is_not_run_again_and_a_failure_is_named(study, demo_ru
     failed = study / "dws_seed3" / "log.txt"
     assert f"error: training of 'dws' with seed 3 failed; see {failed}" in done.stderr
     assert "penalty must be one of absolute, relative, got 'none'" in failed.read_text()
+
+
+def test_weak_methods_stand_beside_the_best_supervised_one(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    ratios = importlib.import_module("compare_methods").ratios
+
+    def runs(*values: tuple[float, float, float]) -> list[dict]:
+        return [dict(zip(("f_pos", "f_neg", "ods"), v, strict=True)) for v in values]
+
+    results = {"cdws": runs((0.6, 0.9, 0.2), (0.8, 0.9, 0.3)), "dws": runs((0.4, 1.0, 0.1))}
+    assert ratios(results) == ""
+    results |= {"unet": runs((0.9, 0.1, 0.9)), "dcan": runs((0.8, 1.0, 0.5))}
+    assert ratios(results).strip().splitlines() == [
+        "| ratio to dcan | F+ | F- | ODS |",
+        "| --- | --- | --- | --- |",
+        "| cdws | 0.875 | 0.900 | 0.500 |",
+        "| dws | 0.500 | 1.000 | 0.200 |",
+    ]
