@@ -150,7 +150,7 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 def ratios(results: dict[str, list[dict]]) -> str:
-    """F+, F- and ODS of each weak method as ratios to the supervised one with the best mean of F+ and F-; or nothing."""
+    """F+, F- and ODS of each weak method as ratios to the supervised one with the best F+ and F-; or nothing."""
     means = {
         name: {key: mean(m[key] for m in metrics) for key in ("f_pos", "f_neg", "ods")}
         for name, metrics in results.items()
