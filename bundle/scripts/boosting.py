@@ -43,6 +43,7 @@ from tqdm import tqdm
 from scripts.errors import InputError, first_line
 from scripts.networks.map_network import MapNetwork
 from scripts.patch_features import PatchFeatures
+from scripts.processes import process_count
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -252,8 +253,8 @@ class BoostingTrainer(Trainer):
         train_handlers, key_train_metric, metric_cmp_fn: see `monai.engines.SupervisedTrainer`.
 
     Raises:
-        InputError: for a setting out of its range, or when there is no LightGBM; and by `run`, when an image is
-            smaller than a patch, or has no patch that counts.
+        InputError: for a setting out of its range, in many processes, or when there is no LightGBM; and by `run`, when
+            an image is smaller than a patch, or has no patch that counts.
     """
 
     def __init__(
@@ -281,6 +282,8 @@ class BoostingTrainer(Trainer):
                 raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
         if negative_patches != "all" and not _is_count(negative_patches, 1):
             raise InputError(f"negative_patches must be 'all' or a whole number above 0, got {negative_patches!r}.")
+        if process_count() > 1:
+            raise InputError("MIL-Boosting trains in one process, on all of its cores; leave the multi_gpu config out.")
         _lightgbm()
         super().__init__(
             device=device,

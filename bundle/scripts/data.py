@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.errors import InputError, first_line
+from scripts.processes import by_first_process
 from scripts.readers import SUFFIXES
 from scripts.settings import MIN_SIZE
 from scripts.transforms import ToRGB, load_image, load_mask
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
 
 
+@by_first_process
 def load_datalist(
     dataset_dir: str | PathLike, splits: Sequence[str] = ("training", "validation"), pixel_labels: bool = False
 ) -> dict[str, list]:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from scripts.data import SPLITS, load_datalist
 from scripts.errors import InputError
 from scripts.phantoms import draw_phantom
+from scripts.processes import by_first_process
 from scripts.weak_labels import rough_area
 
 __all__ = ["load_demo_datalist", "make_demo_dataset"]
@@ -38,6 +39,7 @@ DESCRIPTION = (
 )
 
 
+@by_first_process
 def make_demo_dataset(
     dataset_dir: str | Path,
     *,

@@ -18,75 +18,90 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from ignite.metrics import Average
-from monai.engines import SupervisedTrainer
+from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
 from torch.utils.data import DataLoader
 
-from scripts.errors import InputError
+from scripts.processes import add_gradients_up, process_count, send_weights, sum_over_processes
+from scripts.sampling import Batch
 
-__all__ = ["AccumulatingTrainer", "MeanLoss"]
+__all__ = ["AccumulatingTrainer", "MeanLoss", "PartialEvaluator"]
 
 
 class AccumulatingTrainer(SupervisedTrainer):
     """
-    `SupervisedTrainer` that steps once per `batch_size` images, gathered from the loader's smaller batches.
+    `SupervisedTrainer` that steps once per step of a `StepSampler`, gathered from its smaller batches and processes.
 
-    The gradient is that of the mean loss over those images, a short last batch of the loader included, and a short
-    last step as well. (`SupervisedTrainer` alone averages the means of the small batches, which weighs images of a
-    short one more.)
+    The gradient is that of the mean loss over the step's images in all processes, a short last batch included, and a
+    short last step as well. (`SupervisedTrainer` alone averages the means of the small batches, and
+    `DistributedDataParallel` the means of the processes, both of which weigh images of a short one more.) All processes
+    start from the weights of the first one.
 
     What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names.
 
-    Leaves the losses of the images in ``state.output["image_losses"]``, (B,), and their mean in ``state.mean_loss``.
+    Leaves the losses of the images in ``state.output["image_losses"]``, (B,), and their mean in ``state.mean_loss``: of
+    many processes that over the last step's images in all of them.
 
     Args:
-        batch_size: images per optimiser step: a multiple of the loader's batch size, or ``"all"`` for the
-            whole training set, as the paper does.
-        train_data_loader: a `DataLoader` with a batch size.
+        train_data_loader: a `DataLoader` with a `StepSampler` as its ``batch_sampler``.
         loss_function: returns one loss per image, (B,). What it takes beside prediction and target, it may name in
             ``inputs``.
         kwargs: see `SupervisedTrainer`; `accumulation_steps` is set here.
-
-    Raises:
-        InputError: when `batch_size` is not a multiple of the loader's batch size.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_size: int | str,
-        train_data_loader: DataLoader,
-        **kwargs: Any,
-    ) -> None:
-        micro = train_data_loader.batch_size
-        whole = batch_size == "all"
-        if not whole and (not isinstance(batch_size, int) or batch_size < 1 or batch_size % micro):
-            raise InputError(
-                f"batch_size must be 'all' or a multiple of micro_batch_size, which is {micro}; got {batch_size!r}."
-            )
-        # fewer than the data set's with `drop_last` or a sampler
-        self.images = min(len(train_data_loader.sampler), len(train_data_loader) * micro)
-        steps = len(train_data_loader) if whole else batch_size // micro
+    def __init__(self, *, train_data_loader: DataLoader, **kwargs: Any) -> None:
+        sampler = train_data_loader.batch_sampler
+        self._batches = sampler.plan()
+        # batches of the first step; later ones have as many, but perhaps the last, at whose end there is a step anyway
+        steps = 1 + next((i for i, batch in enumerate(self._batches) if batch.ends_step), 0)
         super().__init__(train_data_loader=train_data_loader, accumulation_steps=steps, **kwargs)
-        self.micro_batch_size = micro
         self._per_image_loss = self.loss_function
         self.loss_function = self._weighted_loss
+        self._step_loss = 0.0
+        for source in (sampler, train_data_loader.dataset):
+            if hasattr(source, "set_epoch"):
+                self.add_event_handler(Events.EPOCH_STARTED, lambda _, to=source: to.set_epoch(self.state.epoch))
+        self.add_event_handler(Events.STARTED, lambda _: send_weights(self.network))
+        if process_count() > 1:
+            self.add_event_handler(IterationEvents.BACKWARD_COMPLETED, lambda _: self._join_processes())
 
-    def _images_in_step(self) -> int:
-        """Number of images whose gradients the current step gathers."""
-        position = (self.state.iteration - 1) % self.state.epoch_length
-        size = self.accumulation_steps * self.micro_batch_size
-        start = position // self.accumulation_steps * size
-        return min(size, self.images - start)
+    def _batch(self) -> Batch:
+        """Place of the current batch in the epoch."""
+        return self._batches[(self.state.iteration - 1) % self.state.epoch_length]
 
     def _weighted_loss(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         # the trainer divides by `accumulation_steps` afterwards
+        batch = self._batch()
         inputs = getattr(self._per_image_loss, "inputs", ())
         extra = {key: self.state.batch[key] for key in inputs if key in self.state.batch}
-        losses = self._per_image_loss(prediction, target, **extra)
+        losses = self._per_image_loss(prediction, target, **extra)[: batch.counted]
         self.state.output["image_losses"] = losses.detach()
-        self.state.mean_loss = losses.detach().mean().item()
-        return losses.sum() * (self.accumulation_steps / self._images_in_step())
+        if process_count() == 1 or not hasattr(self.state, "mean_loss"):
+            self.state.mean_loss = losses.detach().mean().item()
+        return losses.sum() * (self.accumulation_steps / batch.images_in_step)
+
+    def _join_processes(self) -> None:
+        """Once a step: gradients are added up, and so are the losses."""
+        batch = self._batch()
+        self._step_loss = self._step_loss + self.state.output["image_losses"].sum()
+        if batch.ends_step:
+            add_gradients_up(self.network)
+            self.state.mean_loss = sum_over_processes(self._step_loss).item() / batch.images_in_step
+            self._step_loss = 0.0
+
+
+class PartialEvaluator(SupervisedEvaluator):
+    """`SupervisedEvaluator` of one process's share of the images, which takes part in the metrics even with none."""
+
+    def run(self, global_epoch: int = 1) -> None:
+        """See `SupervisedEvaluator.run`."""
+        if self.state.epoch_length:
+            super().run(global_epoch)
+            return
+        self.state.epoch = global_epoch
+        for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+            self.fire_event(event)
 
 
 class MeanLoss(Average):

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from monai.handlers import CheckpointSaver, MLFlowHandler, StatsHandler, TensorBoardHandler
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise
@@ -36,6 +37,7 @@ from scripts.instances import instances_of
 from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
 from scripts.networks import MapNetwork
 from scripts.pooling import Pooling
+from scripts.processes import gather, process_rank, share, union
 from scripts.transforms import ToRGB, load_image
 
 __all__ = [
@@ -46,9 +48,21 @@ __all__ = [
     "ProgressBar",
     "ScoreCollector",
     "SideOutputs",
+    "handlers_of_process",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+def handlers_of_process(handlers: Sequence) -> list:
+    """
+    All handlers in the first of many processes; in the others those that don't write or show what is the same in all.
+
+    Args:
+        handlers: as a trainer or an evaluator takes them.
+    """
+    shown = (CheckpointSaver, StatsHandler, TensorBoardHandler, MLFlowHandler, ProgressBar, MapPanels)
+    return [handler for handler in handlers if process_rank() == 0 or not isinstance(handler, shown)]
 
 
 class ProgressBar(ignite.handlers.ProgressBar):
@@ -182,6 +196,10 @@ class ScoreCollector:
         engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
+    def all_scores(self) -> list[ImageScores]:
+        """Those of all processes, in the order of the images."""
+        return gather(self.scores)
+
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:
             truth = item.get("truth")
@@ -245,32 +263,36 @@ class EvaluationReport(ScoreCollector):
                 np.savez_compressed(self._maps_file(position), probability=probability, truth=truth > 0.5)
 
     def write(self) -> None:
-        metrics = {"split": self.split, "images": len(self.scores)}
-        metrics |= summarise(self.scores, choose_thresholds(self.calibration.scores))
+        scores = self.all_scores()
+        metrics = {"split": self.split, "images": len(scores)}
+        metrics |= summarise(scores, choose_thresholds(self.calibration.all_scores()))
         written = [self.output_dir / name for name in ("metrics.json", "metrics_per_image.csv")]
         if "f_pos" in metrics:
             metrics |= self.boundary.aggregate() | {"px_ap": float(self.pixels.aggregate())}
-            written += self._draw(metrics["px_ap"])
+            written += self._draw(scores, metrics["px_ap"])
         else:
-            unknown = [s.image for s in self.scores if s.f_measure is None]
+            unknown = [s.image for s in scores if s.f_measure is None]
             logger.warning(f"No region scores: {len(unknown)} images have no mask, the first is {unknown[0]}.")
+        if process_rank() > 0:
+            return
         with replacing(written[1]) as file:
             columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(asdict(s) for s in self.scores)
+            writer.writerows(asdict(s) for s in scores)
         with replacing(written[0]) as file:
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
         shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap")
         rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
-        logger.info(f"{self.split}, {len(self.scores)} images\n{baseline_table(metrics)}\n{rest}")
+        logger.info(f"{self.split}, {len(scores)} images\n{baseline_table(metrics)}\n{rest}")
         logger.info("Written: " + ", ".join(map(str, written)))
 
-    def _draw(self, px_ap: float) -> list[Path]:
-        figures = {
-            "curves": draw_curves(self.boundary.scores(), self.pixels.curve(), px_ap),
-            "examples": draw_examples([self._example(*chosen) for chosen in self._choose_examples()]),
-        }
+    def _draw(self, scores: list[ImageScores], px_ap: float) -> list[Path]:
+        examples = self._examples(scores)
+        boundary, pixels = self.boundary.scores(), self.pixels.curve()
+        if process_rank() > 0:
+            return []
+        figures = {"curves": draw_curves(boundary, pixels, px_ap), "examples": draw_examples(examples)}
         paths = []
         for name, figure in figures.items():
             paths.append(self.output_dir / f"{name}.png")
@@ -281,16 +303,20 @@ class EvaluationReport(ScoreCollector):
         self.summary_writer.flush()
         return paths
 
-    def _choose_examples(self) -> list[tuple[str, int]]:
-        """Titles and positions of the images to show."""
-        by_score = sorted(range(len(self.scores)), key=lambda position: self.scores[position].f_measure)
-        positives, negatives = ([i for i in by_score if self.scores[i].label == label] for label in (1, 0))
-        chosen = {"best": positives[-1], "median": positives[len(positives) // 2], "worst": positives[0]}
-        return [*chosen.items(), ("worst negative", negatives[0])]
+    def _examples(self, scores: list[ImageScores]) -> list[Example]:
+        """The images to show; the map of each is with the process that has made it."""
+        chosen = _choose_examples(scores)
+        places = {position: place for place, position in enumerate(share(range(len(scores))))}
+        own = {
+            title: self._example(title, scores[position], places[position])
+            for title, position in chosen.items()
+            if position in places
+        }
+        examples = union(own)
+        return [examples[title] for title in chosen]
 
-    def _example(self, title: str, position: int) -> Example:
-        scores = self.scores[position]
-        maps = np.load(self._maps_file(position))
+    def _example(self, title: str, scores: ImageScores, place: int) -> Example:
+        maps = np.load(self._maps_file(place))
         image, truth, probability = (
             np.asarray(picture).swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
             for picture in (ToRGB()(load_image(scores.image)).movedim(0, -1), maps["truth"], maps["probability"])
@@ -300,6 +326,14 @@ class EvaluationReport(ScoreCollector):
 
     def _maps_file(self, position: int) -> Path:
         return Path(self.maps.name) / f"{position}.npz"
+
+
+def _choose_examples(scores: list[ImageScores]) -> dict[str, int]:
+    """Titles and positions of the images to show."""
+    by_score = sorted(range(len(scores)), key=lambda position: scores[position].f_measure)
+    positives, negatives = ([i for i in by_score if scores[i].label == label] for label in (1, 0))
+    chosen = {"best": positives[-1], "median": positives[len(positives) // 2], "worst": positives[0]}
+    return chosen | {"worst negative": negatives[0]}
 
 
 class PredictionTable:

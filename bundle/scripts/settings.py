@@ -23,6 +23,7 @@ from typing import Any
 
 from scripts.errors import InputError
 from scripts.networks import VGG16_STAGES
+from scripts.processes import by_first_process
 
 __all__ = ["check_settings"]
 
@@ -30,6 +31,7 @@ MIN_SIZE = 4  # pixels; less vanishes in the network's pooling
 MAX_STAGES = len(VGG16_STAGES)
 
 
+@by_first_process
 def check_settings(
     spatial_size: Sequence[int],
     folders: Mapping[str, str | PathLike],
