@@ -61,7 +61,7 @@ def handlers_of_process(handlers: Sequence) -> list:
     Args:
         handlers: as a trainer or an evaluator takes them.
     """
-    shown = (CheckpointSaver, StatsHandler, TensorBoardHandler, MLFlowHandler, ProgressBar, MapPanels)
+    shown = (CheckpointSaver, StatsHandler, TensorBoardHandler, MLFlowHandler, ProgressBar)
     return [handler for handler in handlers if process_rank() == 0 or not isinstance(handler, shown)]
 
 
@@ -105,16 +105,32 @@ class MapPanels:
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
         self.count = count
+        self.own: Sequence[int] = ()
+        self.shown: set[int] = set()
+        self.chosen: dict[int, tuple[Path, dict[str, np.ndarray]]] = {}
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        images = len(gather(range(engine.state.epoch_length)))
+        self.own = share(range(images))  # places of this process's images among those of all
+        self.shown = set(np.linspace(0, images - 1, min(self.count, images)).round().astype(int).tolist())
+        self.chosen = {}
 
     def __call__(self, engine: Engine) -> None:
-        shown = np.linspace(1, engine.state.epoch_length, min(self.count, engine.state.epoch_length)).round()
-        if engine.state.iteration % engine.state.epoch_length in shown % engine.state.epoch_length:
+        place = self.own[(engine.state.iteration - 1) % engine.state.epoch_length]
+        if place in self.shown:
             item = engine.state.output[0]
-            panels = self._panels(item, engine.state.device)
-            self.show(Path(item["image"].meta["filename_or_obj"]), panels, engine.state.epoch)
+            self.chosen[place] = Path(item["image"].meta["filename_or_obj"]), self._panels(item, engine.state.device)
+
+    def finish(self, engine: Engine) -> None:
+        chosen = union(self.chosen)
+        if process_rank() == 0:
+            for place in sorted(chosen):
+                self.show(*chosen[place], engine.state.epoch)
 
     def show(self, image: Path, panels: dict[str, np.ndarray], epoch: int) -> None:
         """Of each chosen image its file, and pictures in 0..1: (3, H, W) the input, (1, H, W) all others."""
@@ -162,9 +178,10 @@ class SideOutputs(MapPanels):
         self.path = Path(output_dir) / "side_outputs.png"
         self.rows: dict[str, dict[str, np.ndarray]] = {}
 
-    def attach(self, engine: Engine) -> None:
-        super().attach(engine)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self.draw())
+    def finish(self, engine: Engine) -> None:
+        super().finish(engine)
+        if process_rank() == 0:
+            self.draw()
 
     def show(self, image: Path, panels: dict[str, np.ndarray], epoch: int) -> None:
         self.rows[image.name] = panels

@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import wraps
 from hashlib import sha256
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -52,8 +53,10 @@ __all__ = [
     "union",
 ]
 
+K = TypeVar("K")
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=1)  # the others wait for as long while the first one checks, or draws, the data
+REPORT_WAIT = timedelta(seconds=10)
 LAUNCHER_SETS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -90,6 +93,7 @@ def start_processes(device: torch.device | str = "cpu", seed: int | None = None)
         InputError: when no launcher has started this process, or there are more processes than GPUs.
     """
     report_input_errors()
+    sentence = sys.excepthook  # before PyTorch puts the rank in front of every line
     device = torch.device(device)
     missing = [name for name in LAUNCHER_SETS if name not in os.environ]
     if missing and not dist.is_initialized():
@@ -106,7 +110,7 @@ def start_processes(device: torch.device | str = "cpu", seed: int | None = None)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    _report_once()
+    _report_once(sentence)
     if process_rank() > 0:
         logging.disable(logging.INFO)
         if seed is not None:
@@ -119,20 +123,31 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def _report_once() -> None:
-    """Of an input error that several processes meet, the first to arrive reports; the store is the launcher's."""
-    report = sys.excepthook
+def _report_once(sentence: Callable) -> None:
+    """
+    Let only the first process that meets an input error report it.
+
+    The others wait for that: as soon as one process has ended, the launcher ends all of them.
+    """
+    traceback = sys.excepthook
     store = dist.distributed_c10d._get_default_store()
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         input_error = input_error_of(error)
-        if input_error is not None and process_count() > 1:
-            try:
-                if store.add(sha256(str(input_error).encode()).hexdigest(), 1) > 1:
-                    return
-            except Exception:  # the process that holds the store is gone already: better twice than never
-                logging.getLogger(__name__).debug("the store can't be reached")
-        report(kind, error, trace)
+        if input_error is None:
+            traceback(kind, error, trace)
+            return
+        key = sha256(str(input_error).encode()).hexdigest()
+        try:
+            if store.add(key, 1) > 1:
+                store.wait([f"{key} is reported"], REPORT_WAIT)
+                return
+        except Exception:  # the process that holds the store is gone: better twice than never
+            sentence(kind, error, trace)
+            return
+        sentence(kind, error, trace)
+        sys.stderr.flush()
+        store.set(f"{key} is reported", "1")
 
     sys.excepthook = hook
 
@@ -190,13 +205,13 @@ def gather(items: Sequence[T]) -> list[T]:
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
-def union(items: Mapping[str, T]) -> dict[str, T]:
-    """What all processes have, each under names of its own."""
+def union(items: Mapping[K, T]) -> dict[K, T]:
+    """What all processes have, each under keys of its own."""
     if process_count() == 1:
         return dict(items)
     parts: list[Any] = [None] * process_count()
     dist.all_gather_object(parts, dict(items))
-    return {name: item for part in parts for name, item in part.items()}
+    return {key: item for part in parts for key, item in part.items()}
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
