@@ -127,6 +127,8 @@ NEW_KEYS = {
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating"},
     "keep_aspect": {"longest"},
     "dcan": {"contour"},
+    "multi_gpu_train": {"finalize"},
+    "multi_gpu_evaluate": {"finalize", "calibrate"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
 }
 
