@@ -25,6 +25,7 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from scripts.demo_data import make_demo_dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COUNTS = {"north": 5, "south": 2}  # training images
 ROUNDS = 3
@@ -88,15 +89,16 @@ def federation(sites, configs):
     weights = {k: v.clone() for k, v in next(iter(clients.values())).get_weights().weights.items()}
     history = [{"average": weights}]
     for _ in range(ROUNDS):
-        sent, started, metrics = {}, {}, {}
+        sent, started, metrics, losses = {}, {}, {}, {}
         for site, algorithm in clients.items():
             shared = {name: value.clone() for name, value in weights.items()}
             metrics[site] = dict(algorithm.evaluate(ExchangeObject(weights=shared)).metrics)
             algorithm.train(ExchangeObject(weights=shared, weight_type=WeightType.WEIGHTS))
             started[site] = {name: value.clone() for name, value in algorithm.global_weights.items()}
+            losses[site] = algorithm.trainer.state.metrics["train_loss"]
             sent[site] = algorithm.get_weights()
         weights = average({site: answer.weights for site, answer in sent.items()})
-        history.append({"average": weights, "sent": sent, "metrics": metrics, "started": started})
+        history.append({"average": weights, "sent": sent, "metrics": metrics, "started": started, "losses": losses})
     return clients, history
 
 
@@ -137,11 +139,16 @@ def test_every_site_starts_a_round_from_the_average_and_ends_elsewhere(federatio
         assert not torch.equal(north["features.0.weight"], south["features.0.weight"])
 
 
-def test_the_average_gets_better_on_both_sites(federation):
+def test_the_average_gets_better_as_pooled_training_does(federation, pooled):
+    """A full-batch step's loss is that of the average it starts from, on the site's images."""
     _, history = federation
-    first, last = (history[i]["metrics"] for i in (1, ROUNDS))
-    for site in COUNTS:
-        assert last[site]["val_loss"] < first[site]["val_loss"], site
+    losses = [
+        sum(done["losses"][site] * count for site, count in COUNTS.items()) / sum(COUNTS.values())
+        for done in history[1:]
+    ]
+    expected = [event.value for event in EventAccumulator(str(pooled)).Reload().Scalars("train_loss")]
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert losses[-1] < losses[0]
 
 
 def test_nothing_but_weights_and_counters_leaves_a_site(federation, sites):

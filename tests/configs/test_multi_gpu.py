@@ -59,10 +59,17 @@ def options_of(data: Path, folder: Path, **changes) -> dict:
     }
 
 
-def torchrun(processes: int, *command: str, timeout: int = 120) -> subprocess.CompletedProcess:
+def torchrun(processes: int, *command: str, timeout: int = 400) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment, timeout=timeout)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*launcher, *command], env=environment, **pipes) as process:
+        try:
+            output = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher ends its processes, as it would not when killed
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def command_line(job: Run, configs: Path, overlay: str) -> list[str]:
@@ -113,7 +120,7 @@ def mini_batch(data, configs, tmp_path_factory) -> tuple[Path, Path]:
     return one, three
 
 
-@pytest.mark.parametrize("runs", ["full_batch", "mini_batch"])
+@pytest.mark.parametrize("runs", ["full_batch", pytest.param("mini_batch", marks=pytest.mark.slow)])
 def test_curves_of_many_processes_are_those_of_one(runs, request):
     one, many = request.getfixturevalue(runs)
     for name in ("train_loss", "val_loss", "f_mean", "f_pos", "f_neg"):
@@ -123,6 +130,7 @@ def test_curves_of_many_processes_are_those_of_one(runs, request):
     assert len(set(curve(one, "train_loss"))) == 3  # it moves
 
 
+@pytest.mark.slow
 def test_weights_of_three_processes_are_those_of_one(mini_batch):
     """SGD: the weights differ by what the gradients differ by."""
     one, three = map(weights, mini_batch)
@@ -137,6 +145,7 @@ def test_weights_of_two_processes_are_nearly_those_of_one(full_batch):
         assert (two[name].double() - value.double()).abs().max() < 5e-4, name
 
 
+@pytest.mark.slow
 def test_evaluation_by_three_processes_writes_what_one_writes(mini_batch):
     one, three = mini_batch
     for name in ("metrics.json", "metrics_per_image.csv"):
@@ -149,7 +158,7 @@ def test_evaluation_by_three_processes_writes_what_one_writes(mini_batch):
     assert {p.name for p in three.glob("*.png")} == {p.name for p in one.glob("*.png")}
 
 
-@pytest.mark.parametrize("runs", ["full_batch", "mini_batch"])
+@pytest.mark.parametrize("runs", ["full_batch", pytest.param("mini_batch", marks=pytest.mark.slow)])
 def test_only_the_first_process_writes(runs, request):
     one, many = request.getfixturevalue(runs)
     logs = [sorted(p.suffix for p in folder.glob("events.*")) for folder in (one, many)]
