@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform, Transform
+from monai.transforms import LoadImage, MapTransform, Resize, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from monai.utils.enums import MetaKeys
-from monai.utils.type_conversion import convert_to_numpy
+from monai.utils.type_conversion import convert_data_type, convert_to_numpy
 from skimage.segmentation import find_boundaries
 from skimage.util import img_as_float32
 
@@ -33,6 +33,8 @@ from scripts.weak_labels import rough_area
 
 __all__ = [
     "BinaryMask",
+    "LabelMap",
+    "LabelMapd",
     "LoadTruthd",
     "OutlineOverlay",
     "OutlineOverlayd",
@@ -256,6 +258,28 @@ class ValidRegiond(MapTransform):
         return d
 
 
+class LabelMap(Transform):
+    """A predicted mask as most writers take it: whole numbers, without a channel axis."""
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """(C, H, W) of 0 and 1 to (H, W) uint8: its first channel, which is the network's answer."""
+        return convert_data_type(img[0], dtype=np.uint8)[0]
+
+
+class LabelMapd(MapTransform):
+    """Dictionary version of `LabelMap`."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.converter = LabelMap()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.converter(d[key])
+        return d
+
+
 class OutlineOverlay(Transform):
     """
     Draw the outline of a mask into a picture.
@@ -271,13 +295,13 @@ class OutlineOverlay(Transform):
         """
         Args:
             image: (3, H, W) in 0..1.
-            mask: (1, H, W); what is above 0 is outlined.
+            mask: (1, H, W), or of another size, stretched over the picture; what is above 0 is outlined.
 
         Returns:
             (3, H, W) float32 in 0..1.
         """
         picture = convert_to_numpy(image).astype(np.float32)  # a copy, of a tensor on any device
-        region = convert_to_numpy(mask)[0] > 0
+        region = convert_to_numpy(Resize(picture.shape[1:], mode="nearest")(mask))[0] > 0
         outline = np.zeros_like(region)
         for _ in range(self.width):  # one ring of pixels at a time, from the edge inwards
             ring = find_boundaries(np.pad(region, 1), mode="inner", connectivity=2)[1:-1, 1:-1]
