@@ -20,7 +20,7 @@ from os import PathLike
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImage, MapTransform, Resize, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from monai.utils.enums import MetaKeys
@@ -28,7 +28,7 @@ from monai.utils.type_conversion import convert_data_type, convert_to_numpy
 from skimage.segmentation import find_boundaries
 from skimage.util import img_as_float32
 
-from scripts.readers import PictureReader
+from scripts.readers import AnnotationReader, PictureReader
 from scripts.weak_labels import rough_area
 
 __all__ = [
@@ -122,18 +122,18 @@ class BinaryMask(Transform):
 
 
 @lru_cache
-def _loader() -> LoadImage:
-    return LoadImage(reader=PictureReader, dtype=None, ensure_channel_first=True)
+def _loader(*readers: type[ImageReader]) -> LoadImage:
+    return LoadImage(reader=readers, dtype=None, ensure_channel_first=True)
 
 
 def load_image(path: str | PathLike) -> MetaTensor:
     """Read an image file of any format as it is: (C, W, H) as MONAI orders pictures, see `PictureReader`."""
-    return _loader()(path)
+    return _loader(PictureReader)(path)
 
 
 def load_mask(path: str | PathLike) -> MetaTensor:
-    """Read a mask file of any format: (1, W, H) float32, 0 or 1."""
-    return BinaryMask()(load_image(path))
+    """Read a mask file of any format, a picture's or polygons (`AnnotationReader`): (1, W, H) float32, 0 or 1."""
+    return BinaryMask()(_loader(PictureReader, AnnotationReader)(path))
 
 
 class WeakTarget(Transform):

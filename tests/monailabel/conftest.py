@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -106,9 +107,10 @@ class Server:
         """Put the final label of an image."""
         self.ask("PUT", "/datastore/label", params={"image": image}, files={"label": (name, content)})
 
-    def infer(self, image: str) -> bytes:
-        """The mask's file."""
-        return self.ask("POST", f"/infer/{MODEL}", params={"image": image, "output": "image"}).content
+    def infer(self, image: str, **options: Any) -> bytes:
+        """The mask's file; `options` are those of the viewer's panel."""
+        form = {"params": json.dumps(options)}
+        return self.ask("POST", f"/infer/{MODEL}", params={"image": image, "output": "image"}, data=form).content
 
     def stop(self) -> int:
         """Ask the server to end, as Ctrl-C does; returns its exit status."""

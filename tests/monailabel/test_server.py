@@ -18,10 +18,12 @@ import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -32,6 +34,20 @@ pytest.importorskip("monailabel", reason="runs in MONAI Label's own environment:
 
 WIDTH, HEIGHT = 120, 80
 RED = (255, 0, 0)
+# The upper right quarter as QuPath's extension submits it
+QUPATH_LABEL = b"""<?xml version="1.0" encoding="UTF-8" standalone="no"?>
+<ASAP_Annotations>
+<Annotations Description="" H="80" Name="" W="120" X="0" Y="0">
+<Annotation Color="#c80000" Name="cancer" PartOfGroup="cancer" Type="Polygon">
+<Coordinates>
+<Coordinate Order="0" X="60" Y="0"/><Coordinate Order="1" X="119" Y="0"/>
+<Coordinate Order="2" X="119" Y="39"/><Coordinate Order="3" X="60" Y="39"/>
+</Coordinates>
+</Annotation>
+</Annotations>
+<AnnotationGroups><Group Color="#c80000" Name="cancer" PartOfGroup="None"/></AnnotationGroups>
+</ASAP_Annotations>
+"""
 
 
 def corner(width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -88,6 +104,32 @@ def test_mask_of_a_nifti_picture(server: Server, tmp_path: Path):
     np.testing.assert_array_equal(mask, truth)
 
 
+def test_threshold_can_be_chosen_in_the_viewer(server: Server):
+    """The map is 0.6 in the red part: side outputs 1, 1/2, 1/2 weigh 0.2, 0.35, 0.45."""
+    image = server.upload("threshold.png", encoded(picture(corner())))
+    assert server.ask("GET", "/info/").json()["models"][server.model]["config"]["threshold"] == 0.5
+    assert decoded(server.infer(image, threshold=0.59)).sum() == corner().sum()
+    assert decoded(server.infer(image, threshold=0.61)).sum() == 0
+
+
+def test_region_of_a_slide_as_qupath_asks_for_it(server: Server):
+    """The red rectangle from (500, 600) to (900, 700), cut by the region and by two tiles."""
+    pixels = np.zeros((1200, 1600, 3), np.uint8)
+    pixels[600:700, 500:900] = RED
+    slide = io.BytesIO()
+    tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb", compression="deflate")
+    image = server.upload("slide.tif", slide.getvalue())
+    region = {"level": 0, "location": [400, 500], "size": [800, 600], "tile_size": [400, 600], "min_poly_area": 30}
+    path, params = f"/infer/wsi/{server.model}", {"image": image, "output": "asap"}
+    answer = server.ask("POST", path, params=params, json=region | {"params": {"max_workers": 1}})
+    annotations = list(ElementTree.fromstring(answer.content).iter("Annotation"))
+    assert [a.get("Name") for a in annotations] == ["cancer", "cancer"]
+    corners = [(float(c.get("X")), float(c.get("Y"))) for a in annotations for c in a.iter("Coordinate")]
+    xs, ys = zip(*corners, strict=True)
+    found = (min(xs), max(xs), min(ys), max(ys))
+    assert found == pytest.approx((500, 900, 600, 700), abs=2)  # a network pixel is 1 x 1.2 of the slide's
+
+
 def test_scores_for_active_learning(server: Server):
     """
     Hiding the one channel that sees red, half of the time, makes the network unsure of the red part alone.
@@ -118,13 +160,12 @@ def test_label_train_infer_next(training_server: Server):
     assert [Path(item["label"]).name for item in server.ask("GET", "/datastore/", params={"output": "train"}).json()]
     server.ask("POST", f"/train/{server.model}", params={"run_sync": True}, json={"max_epochs": 1})
     after_one_label = red_weight(model_file)
-    assert abs(after_one_label - 1) == pytest.approx(
-        0.001, rel=0.01
-    )  # Adam's first step from the model
+    assert abs(after_one_label - 1) == pytest.approx(0.001, rel=0.01)  # Adam's first step from the model
     assert (decoded(server.infer(images[1])) != truth).mean() < 0.02
 
-    for image in images[1:5]:
+    for image in images[1:4]:
         server.submit(image, "label.png", encoded(truth.astype(np.uint8)))
+    server.submit(images[4], "label.xml", QUPATH_LABEL)
     server.ask("POST", f"/train/{server.model}", json={"max_epochs": 1})
     wait_for_training(server)
     assert 0 < abs(red_weight(model_file) - after_one_label) < 0.0011
