@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 MODEL = "cdws_mil_segmentation"
@@ -64,6 +65,7 @@ class Server:
         subprocess.run(apps, env=self.environment, check=True, capture_output=True)
         shutil.copytree(BUNDLE, self.bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "runs"))
         shutil.copy(checkpoint, self.bundle / "models" / "model.pt")
+        torch.save({"model": {}}, self.bundle / "models" / "last.pt")  # as training leaves one; not the best
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -107,7 +107,9 @@ def test_mask_of_a_nifti_picture(server: Server, tmp_path: Path):
 def test_threshold_can_be_chosen_in_the_viewer(server: Server):
     """The map is 0.6 in the red part: side outputs 1, 1/2, 1/2 weigh 0.2, 0.35, 0.45."""
     image = server.upload("threshold.png", encoded(picture(corner())))
-    assert server.ask("GET", "/info/").json()["models"][server.model]["config"]["threshold"] == 0.5
+    options = server.ask("GET", "/info/").json()["models"][server.model]["config"]
+    assert options["threshold"] == 0.5
+    assert options["model_filename"][0] == "model.pt"  # the best checkpoint, not the last, is what it begins with
     assert decoded(server.infer(image, threshold=0.59)).sum() == corner().sum()
     assert decoded(server.infer(image, threshold=0.61)).sum() == 0
 
