@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,6 +176,20 @@ def test_label_train_infer_next(training_server: Server):
     assert (decoded(server.infer(images[5])) != truth).mean() < 0.02
     assert server.ask("POST", "/activelearning/random").json()["id"] == images[5]  # the only one without a label
     assert server.stop() == 0
+
+
+def test_documented_requests(training_server: Server, tmp_path: Path):
+    """Those of docs/monai-label.md without a viewer, with one epoch instead of twenty."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "monai-label.md").read_text()
+    [script] = re.findall(r"## Without a viewer\n\n```shell\n(.*?)```", page, flags=re.S)
+    script = script.replace("http://127.0.0.1:8000", str(training_server.client.base_url)).replace(": 20}", ": 1}")
+    (tmp_path / "a.png").write_bytes(encoded(picture(corner())))
+    (tmp_path / "a_label.png").write_bytes(encoded(corner().astype(np.uint8)))
+    strict = 'set -euo pipefail; curl() { command curl --fail --silent --show-error --noproxy "*" "$@"; }\n'
+    done = subprocess.run(["bash", "-c", strict + script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '{"image":"a","label":"a"}' in done.stdout
+    np.testing.assert_array_equal(decoded((tmp_path / "a_mask.png").read_bytes()), corner())
 
 
 def red_weight(checkpoint: Path) -> float:
