@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import LoadImage, MapTransform, Resize, Transform
+from monai.transforms import LoadImage, MapTransform, Resize, ScaleIntensityRangePercentiles, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from monai.utils.enums import MetaKeys
 from monai.utils.type_conversion import convert_data_type, convert_to_numpy
@@ -29,6 +29,7 @@ from skimage.segmentation import find_boundaries
 from skimage.util import img_as_float32
 
 from scripts.readers import AnnotationReader, PictureReader
+from scripts.slice_inferer import is_volume
 from scripts.weak_labels import rough_area
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "ToRGBd",
     "ValidRegion",
     "ValidRegiond",
+    "VolumeToRGB",
     "WeakTarget",
     "WeakTargetd",
     "load_image",
@@ -91,17 +93,36 @@ class ToRGB(Transform):
         return image if image.shape[0] == 3 else image.repeat(3, 1, 1)
 
 
+class VolumeToRGB(Transform):
+    """
+    A grey volume to RGB in 0..1.
+
+    Its values mean something else in each: they are scaled from the 1st to the 99th percentile, and clipped.
+    """
+
+    def __init__(self) -> None:
+        self.scale = ScaleIntensityRangePercentiles(1, 99, 0.0, 1.0, clip=True)
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """(1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises ValueError for another number of channels."""
+        volume = convert_to_tensor(img, dtype=torch.float32, track_meta=isinstance(img, MetaTensor))
+        if volume.shape[0] != 1:
+            raise ValueError(f"expected a volume of one channel, got {tuple(volume.shape)}")
+        return self.scale(volume).repeat(3, 1, 1, 1)
+
+
 class ToRGBd(MapTransform):
-    """Dictionary version of `ToRGB`."""
+    """Dictionary version of `ToRGB`, and of `VolumeToRGB` for volumes."""
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.converter = ToRGB()
+        self.volume_converter = VolumeToRGB()
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.converter(d[key])
+            d[key] = (self.volume_converter if is_volume(d[key]) else self.converter)(d[key])
         return d
 
 
@@ -313,7 +334,7 @@ class OutlineOverlay(Transform):
 
 class OutlineOverlayd(MapTransform):
     """
-    Dictionary version of `OutlineOverlay`: draws into the picture under each key.
+    Dictionary version of `OutlineOverlay`: draws into the picture under each key; a volume stays as it is.
 
     Args:
         keys: key of the picture, (3, H, W) in 0..1.
@@ -329,6 +350,8 @@ class OutlineOverlayd(MapTransform):
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
         for key in self.key_iterator(d):
+            if is_volume(d[key]):
+                continue
             drawn = torch.as_tensor(self.overlay(d[key], d[self.mask_key]))
             d[key] = MetaTensor(drawn, meta=d[key].meta) if isinstance(d[key], MetaTensor) else drawn
         return d

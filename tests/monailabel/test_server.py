@@ -106,6 +106,19 @@ def test_mask_of_a_nifti_picture(server: Server, tmp_path: Path):
     np.testing.assert_array_equal(mask, truth)
 
 
+def test_mask_of_a_volume_lies_where_the_volume_does(server: Server, tmp_path: Path):
+    """Slices are red, or rather white, in a corner, or black; spacing and place in the patient are the volume's."""
+    truth = np.stack([corner(30, 20).T, np.zeros((30, 20), bool), corner(30, 20).T], axis=-1)
+    affine = np.array([[-2.0, 0, 0, 10], [0, 1.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(truth.astype(np.int16) * 900 - 100, affine), tmp_path / "volume.nii.gz")
+    image = server.upload("volume.nii.gz", (tmp_path / "volume.nii.gz").read_bytes())
+    (tmp_path / "mask.nii.gz").write_bytes(server.infer(image))
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
+    assert mask.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), truth)
+
+
 def test_threshold_can_be_chosen_in_the_viewer(server: Server):
     """The map is 0.6 in the red part: side outputs 1, 1/2, 1/2 weigh 0.2, 0.35, 0.45."""
     image = server.upload("threshold.png", encoded(picture(corner())))
