@@ -31,7 +31,7 @@ import torch
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 MODEL = "cdws_mil_segmentation"
-START_SECONDS = 180
+START_SECONDS = 600  # of a busy machine
 SIMULATIONS = 5
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there: whatever wants the internet fails at once
 
@@ -77,7 +77,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, trust_env=False)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=900, trust_env=False)
         self._wait()
 
     def _wait(self) -> None:
@@ -120,7 +120,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(timeout=30)
+            return self.process.wait(timeout=120)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

@@ -211,7 +211,7 @@ def red_weight(checkpoint: Path) -> float:
     return content.get("model", content)["features.0.weight"][0, 0, 1, 1].item()
 
 
-def wait_for_training(server: Server, seconds: float = 180) -> None:
+def wait_for_training(server: Server, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         status = server.ask("GET", "/train/").json()["status"]
