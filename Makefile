@@ -6,10 +6,10 @@ SEED ?= 0
 DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo figure4 test lint bench clean
+.PHONY: help install demo figure4 test test-monai-label lint bench clean
 
 help:  ## what can be made
-	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
 
 install: $(INSTALLED)  ## the environment, in .venv
 
@@ -36,6 +36,17 @@ figure4: $(INSTALLED)  ## why the paper trims VGG16: side outputs of all five st
 test: lint  ## lint, then all tests
 	$(VENV)/bin/python -m pytest
 
+MONAI_LABEL := .venv-monailabel
+MONAI_LABEL_INSTALLED := $(MONAI_LABEL)/.installed
+$(MONAI_LABEL_INSTALLED): tests/monailabel/requirements.txt tests/monailabel/requirements-no-deps.txt
+	$(PYTHON) -m venv $(MONAI_LABEL)
+	$(MONAI_LABEL)/bin/pip install --quiet --disable-pip-version-check -r tests/monailabel/requirements.txt
+	$(MONAI_LABEL)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/monailabel/requirements-no-deps.txt
+	@touch $@
+
+test-monai-label: $(MONAI_LABEL_INSTALLED)  ## the bundle in a MONAI Label server, in an environment of its own (6 GB)
+	$(MONAI_LABEL)/bin/python -m pytest tests/monailabel
+
 lint: $(INSTALLED)  ## code style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -49,4 +60,4 @@ bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/perf
 	$(VENV)/bin/python tests/benchmarks/full_batch.py
 
 clean:  ## remove the environment, and what the targets above have made
-	rm -rf $(VENV) runs/demo runs/five_stages runs/superpixels
+	rm -rf $(VENV) $(MONAI_LABEL) runs/demo runs/five_stages runs/superpixels

@@ -26,6 +26,7 @@ DOCUMENTS = [
     "docs/comparisons.md",
     "docs/method.md",
     "docs/metrics.md",
+    "docs/monai-label.md",
     "docs/results.md",
     "docs/scaling.md",
 ]

@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Loading the checkpoint of a trained network."""
+"""Where a network's weights come from: the checkpoint of a trained one, or pretrained weights to begin with."""
 
 from __future__ import annotations
 
@@ -17,10 +17,25 @@ from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import CheckpointLoader
 
 from scripts.errors import InputError
 
-__all__ = ["NetworkLoader"]
+__all__ = ["NetworkLoader", "initial_weights"]
+
+
+def initial_weights(pretrained: str, first_handler: str) -> str:
+    """
+    The weights that a network to be trained is made with: none from elsewhere when a checkpoint replaces them anyway.
+
+    MONAI Label goes on from the bundle's ``model.pt``: it puts MONAI's `CheckpointLoader` before the trainer's
+    handlers. So it neither waits for a download nor needs the internet.
+
+    Args:
+        pretrained: what was asked for, see `CDWSNet`.
+        first_handler: ``_target_`` of the trainer's first handler.
+    """
+    return "random" if first_handler == CheckpointLoader.__name__ else pretrained
 
 
 class NetworkLoader:

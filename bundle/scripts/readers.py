@@ -9,12 +9,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Reading pictures (PNG, JPEG, TIFF, BMP ...) of any mode and bit depth into floating-point arrays."""
+"""Reading pictures (PNG, JPEG, TIFF, BMP ...) of any mode and bit depth, and masks that are drawn as polygons."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -22,10 +23,10 @@ from monai.config import PathLike
 from monai.data import ImageReader, is_supported_format
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 from skimage.util import img_as_float32
 
-__all__ = ["PictureReader"]
+__all__ = ["AnnotationReader", "PictureReader"]
 
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
 SAMPLES_PER_PIXEL = 277  # TIFF tag
@@ -94,3 +95,45 @@ def _is_more_than_pillow_shows(picture: Image.Image) -> bool:
     if picture.format != "TIFF":
         return False
     return picture.n_frames > 1 or picture.tag_v2.get(SAMPLES_PER_PIXEL, 1) > 4
+
+
+class AnnotationReader(ImageReader):
+    """
+    MONAI image reader of masks as QuPath submits them to MONAI Label: polygons in ASAP's form.
+
+    What lies in any of them is 1, of whatever class. Axes are (W, H), as with `PictureReader`.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return is_supported_format(filename, ["xml"])
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> np.ndarray:
+        """
+        Read one file.
+
+        Returns:
+            uint8, (H, W), 0 or 1.
+
+        Raises:
+            OSError: when the file is not of this kind, or doesn't say how large its region is.
+        """
+        [path] = ensure_tuple(data)
+        try:
+            region = ElementTree.parse(path).getroot().find("Annotations")
+            size = int(region.get("W")), int(region.get("H"))
+            polygons = [
+                [(float(point.get("X")), float(point.get("Y"))) for point in annotation.iter("Coordinate")]
+                for annotation in region.iter("Annotation")
+            ]
+        except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+            raise OSError(f"not polygons of a region in ASAP's form, with its width and height: {error}") from error
+        if min(size) < 1:
+            raise OSError("polygons of a whole slide, whose size is not in the file; submit those of a region")
+        mask = Image.new("L", size)
+        for polygon in polygons:
+            ImageDraw.Draw(mask).polygon(polygon, fill=1)
+        return np.asarray(mask)
+
+    def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict]:
+        """The array with its axes swapped, and MONAI's metadata."""
+        return PictureReader().get_data(img)

@@ -54,7 +54,7 @@ def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "a
         logger.info("The best checkpoint is chosen by the image-level validation loss (no masks used).")
         return {"negative_val_loss": _mean_loss(loss) * -1.0}
     logger.info(f"The best checkpoint is chosen by f_mean on the masks of {len(items)} validation images.")
-    return {"f_mean": _region_metric("f_mean")}
+    return {"f_mean": _region_metric("f_known")}  # MONAI Label's few images may be of one class
 
 
 def validation_metrics(items: Sequence[dict], loss: torch.nn.Module) -> dict[str, Metric]:

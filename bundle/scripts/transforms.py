@@ -20,19 +20,22 @@ from os import PathLike
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform, Transform
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import LoadImage, MapTransform, Resize, ScaleIntensityRangePercentiles, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from monai.utils.enums import MetaKeys
-from monai.utils.type_conversion import convert_to_numpy
+from monai.utils.type_conversion import convert_data_type, convert_to_numpy
 from skimage.segmentation import find_boundaries
 from skimage.util import img_as_float32
 
-from scripts.readers import PictureReader
+from scripts.readers import AnnotationReader, PictureReader
+from scripts.slice_inferer import is_volume
 from scripts.weak_labels import rough_area
 
 __all__ = [
     "BinaryMask",
+    "LabelMap",
+    "LabelMapd",
     "LoadTruthd",
     "OutlineOverlay",
     "OutlineOverlayd",
@@ -40,6 +43,7 @@ __all__ = [
     "ToRGBd",
     "ValidRegion",
     "ValidRegiond",
+    "VolumeToRGB",
     "WeakTarget",
     "WeakTargetd",
     "load_image",
@@ -89,17 +93,36 @@ class ToRGB(Transform):
         return image if image.shape[0] == 3 else image.repeat(3, 1, 1)
 
 
+class VolumeToRGB(Transform):
+    """
+    A grey volume to RGB in 0..1.
+
+    Its values mean something else in each: they are scaled from the 1st to the 99th percentile, and clipped.
+    """
+
+    def __init__(self) -> None:
+        self.scale = ScaleIntensityRangePercentiles(1, 99, 0.0, 1.0, clip=True)
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """(1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises ValueError for another number of channels."""
+        volume = convert_to_tensor(img, dtype=torch.float32, track_meta=isinstance(img, MetaTensor))
+        if volume.shape[0] != 1:
+            raise ValueError(f"expected a volume of one channel, got {tuple(volume.shape)}")
+        return self.scale(volume).repeat(3, 1, 1, 1)
+
+
 class ToRGBd(MapTransform):
-    """Dictionary version of `ToRGB`."""
+    """Dictionary version of `ToRGB`, and of `VolumeToRGB` for volumes."""
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.converter = ToRGB()
+        self.volume_converter = VolumeToRGB()
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.converter(d[key])
+            d[key] = (self.volume_converter if is_volume(d[key]) else self.converter)(d[key])
         return d
 
 
@@ -120,18 +143,18 @@ class BinaryMask(Transform):
 
 
 @lru_cache
-def _loader() -> LoadImage:
-    return LoadImage(reader=PictureReader, dtype=None, ensure_channel_first=True)
+def _loader(*readers: type[ImageReader]) -> LoadImage:
+    return LoadImage(reader=readers, dtype=None, ensure_channel_first=True)
 
 
 def load_image(path: str | PathLike) -> MetaTensor:
     """Read an image file of any format as it is: (C, W, H) as MONAI orders pictures, see `PictureReader`."""
-    return _loader()(path)
+    return _loader(PictureReader)(path)
 
 
 def load_mask(path: str | PathLike) -> MetaTensor:
-    """Read a mask file of any format: (1, W, H) float32, 0 or 1."""
-    return BinaryMask()(load_image(path))
+    """Read a mask file of any format, a picture's or polygons (`AnnotationReader`): (1, W, H) float32, 0 or 1."""
+    return BinaryMask()(_loader(PictureReader, AnnotationReader)(path))
 
 
 class WeakTarget(Transform):
@@ -256,6 +279,28 @@ class ValidRegiond(MapTransform):
         return d
 
 
+class LabelMap(Transform):
+    """A predicted mask as most writers take it: whole numbers, without a channel axis."""
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """(C, H, W) of 0 and 1 to (H, W) uint8: its first channel, which is the network's answer."""
+        return convert_data_type(img[0], dtype=np.uint8)[0]
+
+
+class LabelMapd(MapTransform):
+    """Dictionary version of `LabelMap`."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.converter = LabelMap()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.converter(d[key])
+        return d
+
+
 class OutlineOverlay(Transform):
     """
     Draw the outline of a mask into a picture.
@@ -271,13 +316,13 @@ class OutlineOverlay(Transform):
         """
         Args:
             image: (3, H, W) in 0..1.
-            mask: (1, H, W); what is above 0 is outlined.
+            mask: (1, H, W), or of another size, stretched over the picture; what is above 0 is outlined.
 
         Returns:
             (3, H, W) float32 in 0..1.
         """
         picture = convert_to_numpy(image).astype(np.float32)  # a copy, of a tensor on any device
-        region = convert_to_numpy(mask)[0] > 0
+        region = convert_to_numpy(Resize(picture.shape[1:], mode="nearest")(mask))[0] > 0
         outline = np.zeros_like(region)
         for _ in range(self.width):  # one ring of pixels at a time, from the edge inwards
             ring = find_boundaries(np.pad(region, 1), mode="inner", connectivity=2)[1:-1, 1:-1]
@@ -289,7 +334,7 @@ class OutlineOverlay(Transform):
 
 class OutlineOverlayd(MapTransform):
     """
-    Dictionary version of `OutlineOverlay`: draws into the picture under each key.
+    Dictionary version of `OutlineOverlay`: draws into the picture under each key; a volume stays as it is.
 
     Args:
         keys: key of the picture, (3, H, W) in 0..1.
@@ -305,6 +350,8 @@ class OutlineOverlayd(MapTransform):
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
         for key in self.key_iterator(d):
+            if is_volume(d[key]):
+                continue
             drawn = torch.as_tensor(self.overlay(d[key], d[self.mask_key]))
             d[key] = MetaTensor(drawn, meta=d[key].meta) if isinstance(d[key], MetaTensor) else drawn
         return d

@@ -22,7 +22,7 @@ import tifffile
 import torch
 from monai.transforms import LoadImage
 from PIL import Image
-from scripts.readers import PictureReader
+from scripts.readers import AnnotationReader, PictureReader
 
 SIZE = (5, 7)  # height, width
 ROW, COLUMN = 1, 4
@@ -168,3 +168,37 @@ def test_missing_file_is_refused_by_the_reader(tmp_path: Path) -> None:
 )
 def test_suffixes(name: str, known: bool) -> None:
     assert PictureReader().verify_suffix(name) is known
+
+
+def annotations(region: str, points: list[tuple[int, int]]) -> str:
+    """A file as QuPath submits it."""
+    coordinates = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(points))
+    return (
+        f'<?xml version="1.0"?><ASAP_Annotations><Annotations X="300" Y="500" {region}>'
+        f'<Annotation Name="cancer" Type="Polygon"><Coordinates>{coordinates}</Coordinates></Annotation>'
+        "</Annotations><AnnotationGroups/></ASAP_Annotations>"
+    )
+
+
+def test_polygons_become_a_mask(tmp_path: Path) -> None:
+    """A rectangle from (4, 1) to (6, 2), both of it, in a region of 9 x 5 pixels."""
+    (tmp_path / "label.xml").write_text(annotations('W="9" H="5"', [(4, 1), (6, 1), (6, 2), (4, 2)]))
+    mask = LoadImage(reader=AnnotationReader, ensure_channel_first=True)(tmp_path / "label.xml")
+    truth = torch.zeros(1, 9, 5)
+    truth[:, 4:7, 1:3] = 1
+    assert torch.equal(mask.as_tensor(), truth)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("not XML", "ASAP"),
+        ("<ASAP_Annotations/>", "ASAP"),
+        (annotations("", [(1, 1)]), "width and height"),
+        (annotations('W="0" H="0"', [(1, 1), (2, 2), (2, 3)]), "submit those of a region"),
+    ],
+)
+def test_other_annotations_are_refused(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "label.xml").write_text(content)
+    with pytest.raises(OSError, match=reason):
+        AnnotationReader().read(tmp_path / "label.xml")

@@ -25,6 +25,7 @@ from PIL import Image
 from scripts.readers import PictureReader
 from scripts.transforms import (
     BinaryMask,
+    LabelMapd,
     LoadTruthd,
     OutlineOverlay,
     OutlineOverlayd,
@@ -271,6 +272,20 @@ def test_outline_by_hand(mask: np.ndarray, width: int, outline: np.ndarray) -> N
     np.testing.assert_array_equal(drawn, expected)
     np.testing.assert_array_equal(image, before_image)
     np.testing.assert_array_equal(mask, before_mask)
+
+
+def test_a_mask_of_another_size_is_stretched_over_the_picture() -> None:
+    image, right = np.zeros((3, 4, 6), np.float32), np.zeros((1, 4, 6), np.float32)
+    right[..., 3:] = 1
+    np.testing.assert_array_equal(OutlineOverlay(1)(image, right[:, ::2, ::3]), OutlineOverlay(1)(image, right))
+
+
+def test_label_map_is_the_first_channel_in_whole_numbers() -> None:
+    mask = MetaTensor(torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]]), meta={"filename_or_obj": "a.png"})
+    label_map = LabelMapd("pred")({"pred": mask})["pred"]
+    assert label_map.dtype == torch.uint8
+    assert label_map.tolist() == [[0, 1]]
+    assert label_map.meta["filename_or_obj"] == "a.png"
 
 
 def test_outlined_draws_into_a_copy_with_the_metadata() -> None:

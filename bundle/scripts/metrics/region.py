@@ -21,7 +21,7 @@ from scripts.metrics.cumulative import CumulativeCounts
 
 __all__ = ["RegionFMeasure", "compute_region_f_measure", "f_measure", "intersection_over_union"]
 
-STATISTICS = ("f_pos", "f_neg", "f_mean")
+STATISTICS = ("f_pos", "f_neg", "f_mean", "f_known")
 # F is added up as an integer, since sums of integers don't depend on the order, and so not on the number of processes.
 UNITS = 2**40
 
@@ -95,7 +95,8 @@ class RegionFMeasure(CumulativeCounts):
 
     Args:
         statistic: what `aggregate` returns: ``"f_pos"`` the mean over positive images, ``"f_neg"`` over negative
-            ones, ``"f_mean"`` the mean of the two (F+ alone would reward marking everything).
+            ones, ``"f_mean"`` the mean of the two (F+ alone would reward marking everything), ``"f_known"`` that mean,
+            or the one of the two that is known where images of the other class are missing.
 
     Raises:
         ValueError: for another statistic.
@@ -120,4 +121,5 @@ class RegionFMeasure(CumulativeCounts):
         """The statistic over the images of all processes; NaN when there was no image of a class it needs."""
         sums, images = self.get_buffer().double().unbind(dim=1)
         f_neg, f_pos = sums / UNITS / images  # 0 / 0 is NaN
-        return {"f_pos": f_pos, "f_neg": f_neg, "f_mean": (f_pos + f_neg) / 2}[self.statistic]
+        known = torch.stack([f_pos, f_neg]).nanmean()
+        return {"f_pos": f_pos, "f_neg": f_neg, "f_mean": (f_pos + f_neg) / 2, "f_known": known}[self.statistic]

@@ -78,6 +78,8 @@ class CDWSNet(MapNetwork):
         method: name of what the network is trained as, at most 64 bytes. It goes into the state dict, and a network of
             another method refuses to load it: the weights alone don't tell whether they were learned with an area
             constraint, or for superpixels. An empty name neither refuses nor is refused.
+        dropout: probability with which each channel of a stage's features is hidden from its side output, in training
+            mode alone. MONAI Label asks for it to see how sure the network is (Monte Carlo dropout).
 
     Raises:
         ValueError: when `stages` is out of range, `fusion_weights` don't fit it, or `method` is too long.
@@ -91,6 +93,7 @@ class CDWSNet(MapNetwork):
         pretrained: str = "random",
         deep_supervision: bool = True,
         method: str = "",
+        dropout: float = 0.0,
     ) -> None:
         trunk = vgg16_trunk(stages)
         if deep_supervision and len(fusion_weights) != stages:
@@ -106,6 +109,7 @@ class CDWSNet(MapNetwork):
         for side in self.sides:  # ImageNet's features reach the hundreds: random weights would saturate the sigmoid
             nn.init.zeros_(side.weight)
             nn.init.zeros_(side.bias)
+        self.dropout = nn.Dropout2d(dropout)
         self.fusion = WeightedFusion(fusion_weights) if deep_supervision else nn.Identity()
         if pretrained != "random":
             load_trunk_weights(self, pretrained)
@@ -131,7 +135,7 @@ class CDWSNet(MapNetwork):
         sides: list[torch.Tensor] = []
         for t, side in enumerate(self.sides):
             # float32 whatever the autocast: half precision can't hold the small probabilities the loss works on
-            probability = torch.sigmoid(side(stage_features[t]).float())
+            probability = torch.sigmoid(side(self.dropout(stage_features[t])).float())
             sides.append(F.interpolate(probability, size=image.shape[-2:], mode="bilinear", align_corners=False))
         side_maps = torch.cat(sides, dim=1)  # (B, T, H, W)
         return torch.cat([self.fusion(side_maps), side_maps], dim=1) if self.deep_supervision else side_maps

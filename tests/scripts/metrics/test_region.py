@@ -118,8 +118,19 @@ def test_nan_when_a_class_is_missing(truth: str, known: str, unknown: list[str])
     assert all(math.isnan(values[statistic]) for statistic in unknown)
 
 
+@pytest.mark.parametrize(
+    ("predictions", "truths", "expected"),
+    [("1100", "1000", 2 / 3), ("1000", "0000", 6 / 7), ("1100 1000", "1000 0000", (2 / 3 + 6 / 7) / 2)],
+)
+def test_mean_of_what_is_known(predictions: str, truths: str, expected: float) -> None:
+    metric = RegionFMeasure("f_known")
+    for prediction, truth in zip(predictions.split(), truths.split(), strict=True):
+        metric(batch(prediction), batch(truth))
+    assert metric.aggregate().item() == pytest.approx(expected)
+
+
 def test_refuses_an_unknown_statistic() -> None:
-    with pytest.raises(ValueError, match="must be one of f_pos, f_neg, f_mean, got 'dice'"):
+    with pytest.raises(ValueError, match="must be one of f_pos, f_neg, f_mean, f_known, got 'dice'"):
         RegionFMeasure("dice")
 
 

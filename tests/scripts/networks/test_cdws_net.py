@@ -432,3 +432,15 @@ def test_the_shared_imagenet_weights_load() -> None:
 def test_refuses_impossible_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CDWSNet(**options)
+
+
+def test_dropout_hides_features_from_the_sides_in_training_alone() -> None:
+    """The sides see nothing, sigmoid(bias), or the red twice as bright, sigmoid(2 gain red + bias)."""
+    network = pass_through(gain=1.0, bias=-1.0)
+    hiding = CDWSNet(dropout=0.5)
+    hiding.load_state_dict(network.state_dict())
+    image = torch.ones(1, 3, 16, 16)
+    torch.testing.assert_close(hiding.eval()(image), network.eval()(image))
+    torch.manual_seed(0)
+    seen = {round(v, 4) for _ in range(20) for v in hiding.train()(image)[0, 1:, 8, 8].tolist()}
+    assert seen == {round(torch.sigmoid(torch.tensor(v)).item(), 4) for v in (-1.0, 1.0)}

@@ -1,0 +1,73 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Whole volumes through a network of pictures, for programs that hand them over as such: MONAI Label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.transforms import Resize, Resized
+from monai.utils import convert_to_tensor
+
+__all__ = ["PictureOrSliceInferer", "ResizePictured", "is_volume"]
+
+
+def is_volume(image: torch.Tensor) -> bool:
+    """Whether an image without batch axis is a volume, (C, W, H, D), rather than a picture, (C, W, H)."""
+    return image.ndim == 4
+
+
+class ResizePictured(Resized):
+    """`Resized` that leaves volumes as they are: `PictureOrSliceInferer` resizes their slices."""
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        return dict(data) if self._has_volume(data) else super().__call__(data, lazy)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return dict(data) if self._has_volume(data) else super().inverse(data)
+
+    def _has_volume(self, data: Mapping[Hashable, Any]) -> bool:
+        return any(is_volume(data[key]) for key in self.key_iterator(data))
+
+
+class PictureOrSliceInferer(Inferer):
+    """
+    `SimpleInferer` for pictures; volumes go through the network slice by slice, along their last axis.
+
+    Each slice is resized as `Resized` would resize a picture, and its map back again.
+
+    Args:
+        spatial_size: size of the network's input.
+    """
+
+    def __init__(self, spatial_size: Sequence[int]) -> None:
+        super().__init__()
+        self.resize = Resize(spatial_size, mode="bilinear", anti_aliasing=True)
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """(B, C, W, H) to (B, M, W, H), or (B, C, W, H, D) to (B, M, W, H, D)."""
+        if inputs.ndim == 4:
+            return network(inputs, *args, **kwargs)
+        volumes = convert_to_tensor(inputs, track_meta=False)
+        back = Resize(volumes.shape[2:4], mode="bilinear")
+
+        def segment(slices: torch.Tensor) -> torch.Tensor:
+            resized = torch.stack([self.resize(one) for one in slices])  # (B, C, *spatial_size)
+            return torch.stack([back(one) for one in network(resized, *args, **kwargs)])
+
+        maps = [convert_to_tensor(segment(slices), track_meta=False) for slices in volumes.unbind(dim=-1)]
+        return torch.stack(maps, dim=-1)
