@@ -127,6 +127,8 @@ def test_nothing_runs_out_of_the_page(browser, tmp_path, width):
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     image = browser.find_element("id", "image")
     page.wait(lambda: browser.execute_script("return arguments[0].naturalWidth", image) == 48)
+    view = browser.find_element("id", "view")  # which shows the whole image
+    assert browser.execute_script("return arguments[0].scrollHeight <= arguments[0].clientHeight", view)
     for button in browser.find_elements("tag name", "button"):
         assert button.size["height"] >= 44  # a finger's
         assert button.location["y"] + button.size["height"] <= 800

@@ -27,6 +27,7 @@ import socket
 import sys
 import threading
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ def run_page(arguments: argparse.Namespace) -> None:
         )
         if not arguments.no_browser:
             threading.Timer(1, webbrowser.open, [address]).start()
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
+        with suppress(KeyboardInterrupt):  # after which the server has ended what it was at
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
     print(save())
 
 
