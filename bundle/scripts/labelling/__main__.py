@@ -1,0 +1,221 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Label images on a local page, or merge what two annotators have given.
+
+    python -m scripts.labelling label FOLDER [--annotator NAME] [--group PATTERN] [--validation 0.2] [--only FILE]
+    python -m scripts.labelling merge FOLDER NAME NAME [--third NAME]
+    python -m scripts.labelling merge_masks FOLDER FOLDER OUTPUT [--third FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import secrets
+import socket
+import sys
+import threading
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from scripts.errors import InputError
+from scripts.files import replacing
+from scripts.labelling.dataset import check_replaceable, write_dataset
+from scripts.labelling.journal import Journal, read_answers
+from scripts.labelling.merge import merge_answers, merge_masks
+from scripts.labelling.server import make_app
+from scripts.readers import SUFFIXES
+from scripts.transforms import load_mask
+
+logger = logging.getLogger("scripts.labelling")
+UNDECIDED = "undecided.json"
+
+
+def find_images(folder: Path, only: Path | None = None) -> list[str]:
+    """
+    Pictures of a folder and its subfolders, relative to it, in alphabetical order; links that lead out are left out.
+
+    Args:
+        only: JSON list of those to show.
+
+    Raises:
+        InputError: when there is none, or the list is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder '{folder}'; give the one that the images are in.")
+    root = folder.resolve()
+    files = (p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in SUFFIXES and p.is_file())
+    images = [p.relative_to(folder).as_posix() for p in files if p.resolve().is_relative_to(root)]
+    if only is not None:
+        try:
+            wanted = set(json.loads(only.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"'{only}' is not a JSON list of images ({error}).") from error
+        images = [image for image in images if image in wanted]
+    if not images:
+        raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) to label in '{folder}'.")
+    return images
+
+
+def groups_of(images: list[str], pattern: str | None) -> dict[str, str]:
+    """
+    Group of each image by a regular expression: its first group, or all that it matches, in the path.
+
+    Raises:
+        InputError: for a pattern that is none, or images that it doesn't match.
+    """
+    if pattern is None:
+        return {}
+    try:
+        found = {image: re.search(pattern, image) for image in images}
+    except re.error as error:
+        raise InputError(f"--group '{pattern}' is not a regular expression ({error}).") from error
+    missing = [image for image in images if found[image] is None]
+    if missing:
+        raise InputError(f"--group '{pattern}' matches nothing in '{missing[0]}' ({len(missing)} images in all).")
+    return {image: match[1] if match.re.groups and match[1] else match[0] for image, match in found.items()}
+
+
+def journal_path(folder: Path, annotator: str | None) -> Path:
+    if annotator and not re.fullmatch(r"[\w-]+", annotator):
+        raise InputError(f"--annotator must be of letters, digits, - and _; got '{annotator}'.")
+    return folder / (f"labels-{annotator}.jsonl" if annotator else "labels.jsonl")
+
+
+def run_page(arguments: argparse.Namespace) -> None:
+    """Serve the page until it is interrupted."""
+    folder, only = arguments.folder, arguments.only
+    images = find_images(folder, only)
+    groups = groups_of(images, arguments.group)
+    journal = Journal(journal_path(folder, arguments.annotator))
+    dataset = folder / "dataset.json"
+    if not arguments.annotator:
+        check_replaceable(dataset)
+
+    def save() -> str:
+        if arguments.annotator:
+            return f"Saved in {journal.path.name}."
+        try:
+            counts = write_dataset(dataset, journal.answers, groups, arguments.validation, arguments.seed)
+        except InputError as error:
+            return f"Saved in {journal.path.name}. No dataset.json yet. {error}"
+        return f"Saved. dataset.json: {counts['training']} for training, {counts['validation']} for validation."
+
+    token = secrets.token_urlsafe(16)
+    app = make_app(folder, images, journal, save, token, title=arguments.title)
+    with socket.socket() as local:
+        local.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            local.bind(("127.0.0.1", arguments.port))
+        except OSError as error:
+            raise InputError(
+                f"Port {arguments.port} can't be had ({error.strerror}); give another by --port."
+            ) from error
+        address = f"http://127.0.0.1:{local.getsockname()[1]}/{token}/"
+        print(
+            f"{len(images)} images, {len(journal.answers)} of them answered.\nOpen {address}\nStop with Ctrl+C.",
+            flush=True,
+        )
+        if not arguments.no_browser:
+            threading.Timer(1, webbrowser.open, [address]).start()
+        with suppress(KeyboardInterrupt):  # after which the server has ended what it was at
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
+    print(save())
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    """Merge two journals into dataset.json; list what a third must decide."""
+    folder = arguments.folder
+    names = [*arguments.annotators, *([arguments.third] if arguments.third else [])]
+    merged, undecided = merge_answers(*(read_answers(journal_path(folder, name)) for name in names))
+    with replacing(folder / UNDECIDED) as file:
+        json.dump(undecided, file, indent=4)
+    groups = groups_of(sorted(merged), arguments.group)
+    print(f"{len(merged)} images agreed on, {len(undecided)} undecided: {folder / UNDECIDED}")
+    if undecided and not arguments.third:
+        print(
+            f"A third decides: python -m scripts.labelling label {folder} --annotator NAME --only {folder / UNDECIDED}"
+        )
+    counts = write_dataset(folder / "dataset.json", merged, groups, arguments.validation, arguments.seed)
+    print(f"dataset.json: {counts['training']} for training, {counts['validation']} for validation")
+
+
+def run_merge_masks(arguments: argparse.Namespace) -> None:
+    """Merge two folders of masks, file by file; what a third must decide is written as a mask beside the merged one."""
+    names = sorted(p.name for p in arguments.first.iterdir() if p.suffix[1:].lower() in SUFFIXES)
+    missing = [name for name in names if not (arguments.second / name).is_file()]
+    if not names or missing:
+        what = (
+            f"There is no '{missing[0]}' in '{arguments.second}'" if missing else f"No masks are in '{arguments.first}'"
+        )
+        raise InputError(f"{what}; both folders need masks of the same names.")
+    undecided = []
+    for name in names:
+        folders = [arguments.first, arguments.second]
+        folders += [arguments.third] if arguments.third and (arguments.third / name).is_file() else []
+        try:
+            merged, disputed = merge_masks(*(np.asarray(load_mask(folder / name))[0].T > 0 for folder in folders))
+        except Exception as error:
+            raise InputError(f"The masks '{name}' can't be merged: {error}.") from error
+        undecided += [name] if disputed.any() else []
+        for mask, stem in ((merged, Path(name).stem), (disputed, f"{Path(name).stem}_undecided")):
+            if mask is merged or disputed.any():
+                with replacing(arguments.output / f"{stem}.png", binary=True) as file:
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
+    print(f"{len(names)} masks merged, {len(undecided)} with regions to decide: {', '.join(undecided) or 'none'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.labelling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    split = argparse.ArgumentParser(add_help=False)
+    split.add_argument("folder", type=Path, help="of the images")
+    split.add_argument("--group", help="regular expression: what of a file's path is the patient or slide")
+    split.add_argument("--validation", type=float, default=0.2, help="part of the images for validation (0.2)")
+    split.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    label = commands.add_parser("label", parents=[split], help="open the page")
+    label.add_argument("--annotator", help="name, where several label the same images; merge them afterwards")
+    label.add_argument("--only", type=Path, help="JSON list of the images to show")
+    label.add_argument("--title", default="Is there cancer in this image, and in how much of it?", help="the question")
+    label.add_argument("--port", type=int, default=0, help="(any free one)")
+    label.add_argument("--no_browser", action="store_true", help="don't open the browser")
+    label.set_defaults(run=run_page)
+    merge = commands.add_parser("merge", parents=[split], help="merge the answers of two annotators")
+    merge.add_argument("annotators", nargs=2, metavar="NAME")
+    merge.add_argument("--third", metavar="NAME", help="who decides where they don't agree")
+    merge.set_defaults(run=run_merge)
+    masks = commands.add_parser("merge_masks", help="merge the masks of two annotators")
+    for name in ("first", "second", "output"):
+        masks.add_argument(name, type=Path, metavar="FOLDER" if name != "output" else "OUTPUT")
+    masks.add_argument("--third", type=Path, metavar="FOLDER", help="masks of who decides")
+    masks.set_defaults(run=run_merge_masks)
+    arguments = parser.parse_args()
+    if not 0 < getattr(arguments, "validation", 0.2) < 1:
+        parser.error("--validation must be between 0 and 1")
+    logging.basicConfig(format="%(message)s")
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From answers to ``dataset.json``: areas and labels of the images, split by group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+from scripts.errors import InputError
+from scripts.files import replacing
+from scripts.labelling.journal import Answer
+
+__all__ = ["check_replaceable", "split_by_group", "write_dataset"]
+
+WRITER = "scripts.labelling"
+CLASSES = {1: "with the finding", 0: "without it"}
+
+
+def split_by_group(items: list[dict], validation: float, seed: int = 0) -> dict[str, list[dict]]:
+    """
+    Training and validation split in which no group is on both sides, and both have both classes.
+
+    Groups are taken in an order drawn by the seed, as long as validation lacks images of a class that they have.
+
+    Args:
+        items: with ``label`` and ``group``.
+        validation: part of each class that goes there, at least one image.
+        seed: of the order.
+
+    Raises:
+        InputError: when there are too few images or groups of a class.
+    """
+    groups = defaultdict(list)
+    for item in items:
+        groups[item["group"]].append(item)
+    lacking = {label: max(1, round(validation * sum(i["label"] == label for i in items))) for label in CLASSES}
+    splits: dict[str, list[dict]] = {"training": [], "validation": []}
+    for group in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+        wanted = any(lacking[item["label"]] > 0 for item in groups[group])
+        for item in groups[group]:
+            lacking[item["label"]] -= wanted
+        splits["validation" if wanted else "training"] += groups[group]
+    for split, members in splits.items():
+        for label, name in CLASSES.items():
+            if not any(item["label"] == label for item in members):
+                raise InputError(
+                    f"There are too few images {name}, or too few patients that have any, for {split}: "
+                    "label more, or group them otherwise (--group)."
+                )
+    return splits
+
+
+def check_replaceable(path: str | PathLike) -> None:
+    """Raise InputError when there is a data set that this page hasn't written."""
+    path = Path(path)
+    if not path.exists():
+        return
+    try:
+        ours = json.loads(path.read_text(encoding="utf-8")).get("written_by") == WRITER
+    except (AttributeError, OSError, ValueError):
+        ours = False
+    if not ours:
+        raise InputError(f"'{path}' was not written by this page, which would replace it; move it away first.")
+
+
+def write_dataset(
+    path: str | PathLike,
+    answers: Mapping[str, Answer],
+    groups: Mapping[str, str],
+    validation: float = 0.2,
+    seed: int = 0,
+) -> dict[str, int]:
+    """
+    Write ``dataset.json`` of all images with a label.
+
+    Args:
+        path: of the file; one that this page hasn't written is not replaced.
+        answers: of each image, by its path relative to the file.
+        groups: of each image; its own where it is left out.
+        validation, seed: see `split_by_group`.
+
+    Returns:
+        Number of images of each split.
+
+    Raises:
+        InputError: when the images can't be split, or the file is another's.
+    """
+    check_replaceable(path)
+    items = [
+        {"image": image, "label": answer.label}
+        | ({"area": answer.area} if answer.label == 1 and answer.area is not None else {})
+        | {"group": groups.get(image, image)}
+        for image, answer in sorted(answers.items())
+        if answer.label is not None
+    ]
+    splits = split_by_group(items, validation, seed)
+    with replacing(path) as file:
+        json.dump({"written_by": WRITER, **splits}, file, indent=4)
+    return {split: len(members) for split, members in splits.items()}

@@ -1,0 +1,188 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Journal, split and merging of labels: what an annotator has given is what a training gets."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts.data import load_datalist
+from scripts.errors import InputError
+from scripts.labelling.__main__ import find_images, groups_of
+from scripts.labelling.dataset import split_by_group, write_dataset
+from scripts.labelling.journal import Answer, Journal, read_answers
+from scripts.labelling.merge import merge_answers, merge_masks
+
+
+def test_a_journal_is_read_back(tmp_path):
+    journal = Journal(tmp_path / "labels.jsonl")
+    journal.give("a.png", Answer(1, 0.3))
+    journal.give("b.png", Answer(0))
+    journal.give("a.png", Answer(1, 0.4))
+    journal.give("c.png", Answer(None))
+    assert read_answers(tmp_path / "labels.jsonl") == {
+        "a.png": Answer(1, 0.4),
+        "b.png": Answer(0),
+        "c.png": Answer(None),
+    }
+
+
+def test_undo_goes_back_answer_by_answer_also_after_a_restart(tmp_path):
+    journal = Journal(tmp_path / "labels.jsonl")
+    for image, answer in (("a.png", Answer(1, 0.3)), ("b.png", Answer(0)), ("a.png", Answer(0))):
+        journal.give(image, answer)
+    assert journal.undo() == "a.png"
+    assert journal.answers == {"a.png": Answer(1, 0.3), "b.png": Answer(0)}
+    again = Journal(tmp_path / "labels.jsonl")
+    assert [again.undo(), again.undo(), again.undo()] == ["b.png", "a.png", None]
+    assert Journal(tmp_path / "labels.jsonl").answers == {}
+
+
+@pytest.mark.parametrize("kept", range(1, 60, 7))
+def test_a_line_that_a_crash_has_cut_off_is_left_out(tmp_path, kept):
+    path = tmp_path / "labels.jsonl"
+    journal = Journal(path)
+    journal.give("a.png", Answer(1, 0.3))
+    whole = path.stat().st_size
+    journal.give("b.png", Answer(0))
+    path.write_bytes(path.read_bytes()[: whole + kept])
+    journal = Journal(path)
+    assert journal.answers == {"a.png": Answer(1, 0.3)}
+    journal.give("c.png", Answer(0))
+    assert read_answers(path) == {"a.png": Answer(1, 0.3), "c.png": Answer(0)}
+
+
+@pytest.mark.parametrize("line", ["hello", '{"image": 3, "label": 1}', '{"image": "a.png", "undo": true}', "[1]"])
+def test_another_file_is_refused(tmp_path, line):
+    (tmp_path / "labels.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"Line 1 of .*labels\.jsonl"):
+        Journal(tmp_path / "labels.jsonl")
+
+
+def item(name: str, label: int, group: str) -> dict:
+    return {"image": name, "label": label, "group": group}
+
+
+def test_no_group_is_split_and_both_sides_have_both_classes():
+    items = [item(f"{k}.png", k % 2, f"patient {k // 4}") for k in range(40)]  # two of each class a patient
+    for seed in range(20):
+        splits = split_by_group(items, validation=0.2, seed=seed)
+        groups = [{i["group"] for i in splits[split]} for split in ("training", "validation")]
+        assert not groups[0] & groups[1]
+        assert sum(map(len, splits.values())) == 40
+        # a fifth of 20 images of each class are 4, which two patients have
+        assert [sum(i["label"] == label for i in splits["validation"]) for label in (0, 1)] == [4, 4]
+
+
+def test_the_seed_draws_the_split():
+    items = [item(f"{k}.png", k % 2, str(k)) for k in range(40)]
+    names = {seed: {i["image"] for i in split_by_group(items, 0.2, seed)["validation"]} for seed in (0, 1)}
+    assert names[0] != names[1]
+    assert names[0] == {i["image"] for i in split_by_group(items[::-1], 0.2, 0)["validation"]}
+
+
+def test_too_few_images_of_a_class_are_named():
+    with pytest.raises(InputError, match="too few images with the finding"):
+        split_by_group([item("a.png", 1, "a"), item("b.png", 0, "b"), item("c.png", 0, "c")], 0.2)
+
+
+def test_the_data_set_passes_the_contract(tmp_path):
+    answers = {}
+    for k in range(8):
+        array = np.full((8, 8, 3), 20 * k, np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{k}.png")
+        answers[f"{k}.png"] = Answer(1, 0.3) if k % 2 else Answer(0)
+    answers["7.png"], answers["6.png"] = Answer(1), Answer(None)
+    counts = write_dataset(tmp_path / "dataset.json", answers, groups={})
+    datalist = load_datalist(tmp_path)
+    assert counts == {split: len(items) for split, items in datalist.items()}
+    found = {i["image"].rsplit("/", 1)[1]: (i["label"], i.get("area")) for items in datalist.values() for i in items}
+    expected = {f"{k}.png": (1, 0.3) if k % 2 else (0, None) for k in range(6)} | {"7.png": (1, None)}
+    assert found == expected
+
+
+def test_a_data_set_of_another_origin_is_not_replaced(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"training": [1]}')
+    with pytest.raises(InputError, match="move it away"):
+        write_dataset(tmp_path / "dataset.json", {"a.png": Answer(0)}, {})
+    assert json.loads((tmp_path / "dataset.json").read_text()) == {"training": [1]}
+
+
+def test_agreement_of_two_annotators():
+    first = {
+        "a": Answer(1, 0.3),
+        "b": Answer(1, 0.3),
+        "c": Answer(0),
+        "d": Answer(0),
+        "e": Answer(1, 0.5),
+        "f": Answer(1),
+    }
+    second = {"a": Answer(1, 0.4), "b": Answer(1, 0.5), "c": Answer(0), "d": Answer(1, 0.1), "f": Answer(1, 0.2)}
+    merged, undecided = merge_answers(first, second)
+    # 0.3 and 0.4 have the mean 0.35, rounded up to 0.4; of one area alone it is that
+    assert merged == {"a": Answer(1, 0.4), "c": Answer(0), "f": Answer(1, 0.2)}
+    assert undecided == ["b", "d", "e"]
+    merged, undecided = merge_answers(first, second, third={"b": Answer(1, 0.4), "d": Answer(0), "a": Answer(0)})
+    assert merged == {"a": Answer(1, 0.4), "b": Answer(1, 0.4), "c": Answer(0), "d": Answer(0), "f": Answer(1, 0.2)}
+    assert undecided == ["e"]
+
+
+def rectangle(rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros((20, 30), bool)
+    mask[slice(*rows), slice(*columns)] = True
+    return mask
+
+
+def test_masks_above_four_fifths_overlap_become_their_intersection():
+    first, second = rectangle((0, 10), (0, 10)), rectangle((0, 10), (1, 10))  # 90 of 100 pixels
+    merged, undecided = merge_masks(first, second)
+    np.testing.assert_array_equal(merged, second)
+    assert not undecided.any()
+
+
+def test_regions_are_judged_one_by_one():
+    agreed = rectangle((0, 10), (0, 10))
+    smaller = rectangle((0, 10), (2, 10))  # 80 of 100 pixels: not above four fifths
+    alone = rectangle((15, 18), (20, 25))
+    merged, undecided = merge_masks(agreed | alone, agreed)
+    np.testing.assert_array_equal(merged, agreed)
+    np.testing.assert_array_equal(undecided, alone)
+    merged, undecided = merge_masks(agreed, smaller)
+    assert not merged.any()
+    np.testing.assert_array_equal(undecided, agreed)
+    merged, undecided = merge_masks(agreed | alone, smaller, third=alone | rectangle((0, 5), (0, 10)))
+    # of three, two mark: all that `smaller` has, the third's half of the rest, and the region of the first alone
+    np.testing.assert_array_equal(merged, smaller | rectangle((0, 5), (0, 10)) | alone)
+    assert not undecided.any()
+
+
+def test_images_are_found_and_links_out_of_the_folder_are_not(tmp_path):
+    (tmp_path / "data" / "deeper").mkdir(parents=True)
+    for path in ("data/b.png", "data/deeper/a.TIF", "data/notes.txt", "outside.png"):
+        (tmp_path / path).write_bytes(b"x")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "outside.png")
+    assert find_images(tmp_path / "data") == ["b.png", "deeper/a.TIF"]
+    (tmp_path / "only.json").write_text('["b.png"]')
+    assert find_images(tmp_path / "data", tmp_path / "only.json") == ["b.png"]
+    with pytest.raises(InputError, match="no folder"):
+        find_images(tmp_path / "none")
+
+
+def test_groups_come_from_the_path():
+    images = ["p1/a_1.png", "p1/a_2.png", "p2/b_1.png"]
+    assert groups_of(images, r"(\w\d)/") == {"p1/a_1.png": "p1", "p1/a_2.png": "p1", "p2/b_1.png": "p2"}
+    with pytest.raises(InputError, match=r"b_1\.png"):
+        groups_of(images, "p1")
+    with pytest.raises(InputError, match="regular expression"):
+        groups_of(images, "(")
