@@ -71,9 +71,12 @@ def report_input_errors() -> None:
         if input_error is None:
             sys.__excepthook__(kind, error, trace)
         else:
-            print(f"\nerror: {input_error}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+            print(f"\nerror: {input_error}", file=sys.stderr)
 
     sys.excepthook = hook
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

@@ -33,7 +33,7 @@ except ImportError:  # Windows, where folders are not claimed
 __all__ = ["claim", "replacing", "report_written"]
 
 logger = logging.getLogger(__name__)
-PARTIAL = f".{'[0-9a-f]' * 32}.part"
+PARTIAL = f".{'[0-9a-f]' * 32}.part*"
 _claimed: dict[Path, IO] = {}
 
 
@@ -47,7 +47,7 @@ def replacing(path: str | PathLike, binary: bool = False) -> Iterator[IO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex}.part")
-    text = {} if binary else {"newline": "", "encoding": "utf-8"}
+    text = {} if binary else {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     try:
         with temporary.open("wb" if binary else "w", **text) as file:
             yield file
