@@ -60,12 +60,12 @@ def fit(
         settings: what the result depends on, by the names that a user knows. Values must fit into JSON, or are kept by
             their text.
         items: data that it depends on as well, by split.
-        resume: True: go on, unless settings have changed; ``"changed"``: go on even so, with the new settings; False:
-            train anew, and leave no way back to the earlier run.
+        resume: True: go on; with other settings an earlier training is replaced if it is complete, and else an error;
+            ``"changed"``: go on with other settings; False: train anew, and leave no way back to the earlier run.
         summary_writer: of TensorBoard; what a stopped run logged after its last complete epoch is hidden.
 
     Raises:
-        InputError: for another value of `resume`, when settings have changed, when no file of the state can be read,
+        InputError: for another value of `resume`, when settings of an unfinished training have changed, when no file of the state can be read,
             when it is of another network, and when the weights are no longer finite.
     """
     if resume not in RESUME:
@@ -109,12 +109,22 @@ class TrainingState:
     def start(self, engine: Engine) -> None:
         """Put the newest state back; or, of a new training, remove what an earlier one left."""
         found = self._newest() if self.resume else None
+        changes = _changes(json.loads(found["settings"]), self.settings) if found else []
+        if changes and self.resume != "changed":
+            if not found["complete"]:
+                raise InputError(
+                    f"The training in '{self.folder}' was started with other settings: {'; '.join(changes)}. Give the "
+                    "same ones to go on, --resume changed to go on with the new ones, --resume False to train anew "
+                    "(which replaces the checkpoints), or another folder."
+                )
+            logger.warning(f"A complete training in '{self.folder}' is replaced: {'; '.join(changes)}.")
+            found = None
         if found is None:
             if idist.get_rank() == 0:
                 for name in FILES:
                     (self.folder / name).unlink(missing_ok=True)
         else:
-            self._restore(found)
+            self._restore(found, new_options=bool(changes))
         if self.summary_writer is not None:
             _purge(self.summary_writer, engine.state.epoch + 1)
 
@@ -129,6 +139,7 @@ class TrainingState:
         content = {
             "format": FORMAT,
             "epoch": engine.state.epoch,
+            "complete": engine.state.epoch >= engine.state.max_epochs,
             "settings": json.dumps(self.settings),
             "model": self.trainer.network.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
@@ -160,15 +171,8 @@ class TrainingState:
             logger.warning(f"{damaged[0]} can't be read; going on from epoch {newest['epoch']} instead.")
         return newest
 
-    def _restore(self, content: dict) -> None:
+    def _restore(self, content: dict, new_options: bool) -> None:
         trainer, epoch = self.trainer, content["epoch"]
-        changes = _changes(json.loads(content["settings"]), self.settings)
-        if changes and self.resume != "changed":
-            raise InputError(
-                f"The training in '{self.folder}' was started with other settings: {'; '.join(changes)}. Give the same "
-                "ones to go on, --resume changed to go on with the new ones, --resume False to train anew (which "
-                "replaces the checkpoints), or another folder."
-            )
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
         try:
             trainer.network.load_state_dict(content["model"])
@@ -178,7 +182,7 @@ class TrainingState:
                 f"The training in '{self.folder}' is of another network ({first_line(error)}); "
                 "train anew with --resume False, or in another folder."
             ) from error
-        if changes:
+        if new_options:
             for group, options in zip(trainer.optimizer.param_groups, chosen, strict=True):
                 group.update(options)
         if content["scaler"] is not None and getattr(trainer, "scaler", None) is not None:

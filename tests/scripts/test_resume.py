@@ -173,15 +173,26 @@ def test_a_state_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
         train(tmp_path)
 
 
+def rates(folder: Path) -> list[float]:
+    return [group["lr"] for group in torch.load(folder / "last.pt", weights_only=True)["optimizer"]["param_groups"]]
+
+
 def test_changed_settings_are_named_and_refused_unless_asked(tmp_path: Path) -> None:
-    train(tmp_path, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, stop=stop_in(6))
     with pytest.raises(InputError, match=r"learning_rate was 0.01, is 0.5"):
         train(tmp_path, rate=0.5)
     train(tmp_path, epochs=2, rate=0.5, resume="changed")
-    groups = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"]["param_groups"]
-    assert [group["lr"] for group in groups] == [0.5]
+    assert rates(tmp_path) == [0.5]
     with pytest.raises(InputError, match="resume must be"):
         train(tmp_path, resume="yes")
+
+
+def test_a_complete_training_is_replaced_by_one_with_other_settings(tmp_path: Path, whole: Path, caplog) -> None:
+    train(tmp_path, epochs=1, rate=0.5)
+    train(tmp_path)
+    assert "is replaced: learning_rate was 0.5, is 0.01" in caplog.text
+    assert_same_results(tmp_path, whole)
 
 
 def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:
