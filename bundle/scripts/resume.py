@@ -65,8 +65,8 @@ def fit(
         summary_writer: of TensorBoard; what a stopped run logged after its last complete epoch is hidden.
 
     Raises:
-        InputError: for another value of `resume`, when settings of an unfinished training have changed, when no file of the state can be read,
-            when it is of another network, and when the weights are no longer finite.
+        InputError: for another value of `resume`, when settings of an unfinished training have changed, when no file of
+            the state can be read, when it is of another network, and when the weights are no longer finite.
     """
     if resume not in RESUME:
         raise InputError(f"resume must be True, False or 'changed'; got {resume!r}.")

@@ -155,8 +155,8 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, whole: Pat
     newest = tmp_path / "state_1.pt"  # of epoch 3
     newest.write_bytes(newest.read_bytes()[:-100] if damage is None else damage)
     train(tmp_path)
-    assert f"'{newest}' can't be read" in caplog.text
-    assert "from epoch 2" in caplog.text
+    assert f"'{newest}' (" in caplog.text
+    assert "can't be read; going on from epoch 2" in caplog.text
     assert_same_results(tmp_path, whole)
 
 
