@@ -21,9 +21,13 @@ import pytest
 from scripts.errors import InputError
 from scripts.files import claim
 
-HOLDER = (
-    "import sys; from scripts.files import claim; claim(sys.argv[1:], 'training'); print('held', flush=True); input()"
-)
+HOLDER = """
+import sys
+from scripts.files import claim
+claim(sys.argv[1:], "training")
+print("held", flush=True)
+input()
+"""
 
 
 @pytest.fixture
