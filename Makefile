@@ -6,7 +6,7 @@ SEED ?= 0
 DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo figure4 test test-monai-label lint bench clean
+.PHONY: help install demo figure4 test test-monai-label test-lowest lint audit bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -51,6 +51,20 @@ lint: $(INSTALLED)  ## code style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# the oldest versions that requirements.txt admits; torch alone is several GB
+LOWEST := .venv-lowest
+test-lowest:  ## all tests with the lowest versions of requirements.txt, in .venv-lowest; needs the network
+	$(PYTHON) -m venv $(LOWEST)
+	sed -E 's/>=([0-9a-zA-Z.]+)(,.*)?$$/==\1/' requirements.txt > $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pytest
+
+AUDIT := .venv-audit
+audit: $(INSTALLED)  ## known weaknesses of the installed packages, by pip-audit; needs the network
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(AUDIT)/bin/pip-audit --path $$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+
 bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/performance.md
 	$(VENV)/bin/python tests/benchmarks/boundary.py
 	$(VENV)/bin/python tests/benchmarks/loss.py
@@ -60,4 +74,4 @@ bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/perf
 	$(VENV)/bin/python tests/benchmarks/full_batch.py
 
 clean:  ## remove the environment, and what the targets above have made
-	rm -rf $(VENV) $(MONAI_LABEL) runs/demo runs/five_stages runs/superpixels
+	rm -rf $(VENV) $(MONAI_LABEL) $(LOWEST) $(AUDIT) runs/demo runs/five_stages runs/superpixels

@@ -112,7 +112,18 @@ def run_cell(name: str, seed: int, data: Path, folder: Path, options: list[str])
     if (output / "metrics.json").exists():
         return
     output.mkdir(parents=True, exist_ok=True)
-    common = ["--dataset_dir", data, "--output_dir", output, "--ckpt_dir", output / "models", "--seed", seed]
+    common = [
+        "--dataset_dir",
+        data,
+        "--allow_outside",
+        "True",
+        "--output_dir",
+        output,
+        "--ckpt_dir",
+        output / "models",
+        "--seed",
+        seed,
+    ]
     common += ["--superpixel_cache", folder / "superpixels", *options, *own_options]
     train = [CONFIGS / f"{overlay}.json" for overlay in ("train", "minibatch", *overlays)]
     evaluate = ["--split", "test", "--ckpt_path", output / "models" / "last.pt"]

@@ -9,19 +9,36 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where a network's weights come from: the checkpoint of a trained one, or pretrained weights to begin with."""
+"""Checkpoints: the best, the last, and where a network's weights come from. Files are complete, or not there."""
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 
 from scripts.errors import InputError
+from scripts.files import replacing
 
-__all__ = ["NetworkLoader", "initial_weights"]
+__all__ = [
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "NetworkLoader",
+    "initial_weights",
+    "is_finite",
+    "write_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
 
 
 def initial_weights(pretrained: str, first_handler: str) -> str:
@@ -82,3 +99,89 @@ class NetworkLoader:
                 f"The checkpoint '{self.path}' is of another network ({difference}); "
                 "name one that was trained with the same network settings."
             ) from error
+
+
+class BestCheckpoint:
+    """
+    Writes the network whenever an evaluator's key metric is the best so far.
+
+    MONAI's `CheckpointSaver` removes the file of the last best before it writes, and forgets the metric over a restart.
+
+    Args:
+        network: of which the state dict is written.
+        path: of the file.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | PathLike) -> None:
+        self.network = network
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            write_checkpoint(self.network.state_dict(), self.path)
+
+
+class LastCheckpoint:
+    """
+    Writes what is trained at the end of a run, also of one that fails, unless its weights have become useless.
+
+    Attach it before the handlers that end a failing run.
+
+    Args:
+        saved: names and objects with a ``state_dict``; of a single one the state dict is written alone.
+        path: of the file.
+    """
+
+    def __init__(self, saved: Mapping[str, Any], path: str | PathLike) -> None:
+        self.saved = saved
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.write())
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
+
+    def write(self) -> None:
+        if not all(is_finite(part) for part in self.saved.values() if isinstance(part, torch.nn.Module)):
+            logger.warning(f"'{self.path}' is not written: the weights are not finite.")
+            return
+        states = {name: part.state_dict() for name, part in self.saved.items()}
+        write_checkpoint(states if len(states) > 1 else next(iter(states.values())), self.path)
+
+    def exception_raised(self, engine: Engine, error: BaseException) -> None:
+        try:
+            self.write()
+        except InputError as failure:  # what ended the run is the news
+            logger.warning(str(failure))
+        raise error
+
+
+def is_finite(network: torch.nn.Module) -> bool:
+    """Whether no weight is NaN or infinite."""
+    return all(
+        bool(torch.isfinite(value).all()) for value in network.state_dict().values() if value.is_floating_point()
+    )
+
+
+def write_checkpoint(content: Any, path: str | PathLike) -> None:
+    """
+    Write what `torch.load` reads with ``weights_only``, in the first process of a run alone.
+
+    Raises:
+        InputError: when it can't be written, as on a full disk; an older file is still there then.
+    """
+    if idist.get_rank() != 0:
+        return
+    buffer = io.BytesIO()  # PyTorch, writing to a full disk itself, may end the process
+    torch.save(content, buffer)
+    try:
+        with replacing(path, binary=True) as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(
+            f"'{path}' can't be written ({error.strerror or error}); make room, and give the same command again."
+        ) from error

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -31,7 +32,7 @@ from scripts.readers import SUFFIXES
 from scripts.settings import MIN_SIZE
 from scripts.transforms import ToRGB, load_image, load_mask
 
-__all__ = ["has_masks", "list_images", "load_datalist"]
+__all__ = ["ImageList", "has_masks", "list_images", "load_datalist"]
 
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
@@ -40,7 +41,10 @@ QUOTED = ("0", "1")  # labels written as text
 
 @by_first_process
 def load_datalist(
-    dataset_dir: str | PathLike, splits: Sequence[str] = ("training", "validation"), pixel_labels: bool = False
+    dataset_dir: str | PathLike,
+    splits: Sequence[str] = ("training", "validation"),
+    pixel_labels: bool = False,
+    allow_outside: bool = False,
 ) -> dict[str, list]:
     """
     Read and check ``dataset.json``, a MONAI datalist.
@@ -49,6 +53,8 @@ def load_datalist(
         dataset_dir: folder of ``dataset.json``, to which its paths are relative; or that file itself.
         splits: the splits that must be there. Those of `SPLITS` that are there as well are checked with them.
         pixel_labels: whether every positive image of these splits must have a mask.
+        allow_outside: whether paths may lead out of the folder, by ``..``, an absolute path or a symbolic link. A data
+            set from somebody else could read what it should not otherwise.
 
     Returns:
         For each split found a list of items with absolute paths. ``label`` is 0 or 1, or the path of a mask.
@@ -71,6 +77,10 @@ def load_datalist(
         logger.warning(f"{leak}, or results on it say nothing of new images")
     datalist = {split: [_absolute(item, path.parent) for item in items] for split, items in present.items()}
     entries = [(split, f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
+    if not allow_outside:
+        outside = _outside(entries, path.parent)
+        if outside:
+            raise InputError(_message(path, outside))
     classes: dict[str, set] = {split: set() for split in datalist}
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
         checks = pool.map(lambda entry: _check_item(*entry[1:]), entries)
@@ -104,7 +114,7 @@ def _is_positive_without_mask(item: object) -> bool:
     )
 
 
-def list_images(images: str | PathLike | Sequence[str]) -> list[dict[str, str]]:
+def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
     """
     The images to infer on.
 
@@ -112,10 +122,11 @@ def list_images(images: str | PathLike | Sequence[str]) -> list[dict[str, str]]:
         images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files.
 
     Returns:
-        One item ``{"image": path}`` each, sorted by name for a folder.
+        One item ``{"image": path}`` each, sorted by name for a folder. What is missing, can't be read, or would
+        overwrite another's results is logged as an error and left out: see `ImageList.report_left_out`.
 
     Raises:
-        InputError: naming everything that is missing, can't be read, or would overwrite another's results.
+        InputError: when there is no image left, naming everything that was left out.
     """
     if isinstance(images, (str, PathLike)):
         folder = Path(images)
@@ -130,16 +141,35 @@ def list_images(images: str | PathLike | Sequence[str]) -> list[dict[str, str]]:
         paths = [Path(image) for image in images]
     if not paths:
         raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'.")
-    problems = []
+    found = ImageList()
     seen: dict[str, Path] = {}
     for path in paths:
-        problems += [f"'{path}': {problem}" for problem in _read_image(path)[1]]
-        if path.stem in seen:
-            problems.append(f"'{path}': its results would have the same name as those of '{seen[path.stem]}'")
-        seen[path.stem] = path
-    if problems:
-        raise InputError(_message("the images", problems))
-    return [{"image": str(path)} for path in paths]
+        problems = [f"'{path}': {problem}" for problem in _read_image(path)[1]]
+        if path.stem in seen and not problems:
+            problems = [f"'{path}': its results would have the same name as those of '{seen[path.stem]}'"]
+        if problems:
+            found.left_out += problems
+        else:
+            seen[path.stem] = path
+            found.append({"image": str(path)})
+    if not found:
+        raise InputError(_message("the images", found.left_out))
+    for problem in found.left_out:
+        logger.error(f"Left out: {problem}")
+    return found
+
+
+class ImageList(list):
+    """Items of images, and in ``left_out`` what is wrong with those that are not in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: list[str] = []
+
+    def report_left_out(self) -> None:
+        """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""
+        if self.left_out:
+            raise InputError(_message("the images; all others are done", self.left_out))
 
 
 def _read_json(path: Path) -> dict:
@@ -164,6 +194,27 @@ def _absolute(item: object, folder: Path) -> object:
     # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does
     absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v))}
     return {k: v for k, v in (item | paths).items() if k not in absent}
+
+
+def _outside(entries: Sequence[tuple[str, str, object]], folder: Path) -> list[str]:
+    """The items whose files are not in the folder, before any is opened."""
+    root = os.path.realpath(folder)
+    problems = []
+    for _, where, item in entries:
+        for value in _paths(item):
+            if os.path.commonpath([root, os.path.realpath(value)]) != root:
+                problems.append(
+                    f"{where} '{value}': lies outside the folder of dataset.json; move it there, or give "
+                    "--allow_outside True if you trust the data set"
+                )
+    return problems
+
+
+def _paths(item: object) -> list[str]:
+    if not isinstance(item, dict):
+        return []
+    values = [item.get(key) for key in ("image", "mask", "label")]
+    return [value for value in values if isinstance(value, str) and value not in QUOTED]
 
 
 def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:

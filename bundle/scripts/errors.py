@@ -13,16 +13,22 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
-__all__ = ["InputError", "first_line", "input_error_of", "report_input_errors"]
+__all__ = ["InputError", "Stopped", "first_line", "input_error_of", "report_input_errors"]
 
 
 class InputError(ValueError):
     """The user's data or settings can't be used; the message names the offending item and the remedy."""
+
+
+class Stopped(SystemExit):
+    """The run was told to stop by a signal; its exit status is 128 and the signal's number, as in a shell."""
 
 
 def input_error_of(error: BaseException | None) -> ValueError | None:
@@ -55,6 +61,9 @@ def report_input_errors() -> None:
 
     MONAI wraps an error in one exception per level of the configuration; a user can do nothing with those.
     Any other exception keeps its traceback. The exit status is 1 either way.
+
+    SIGINT (Ctrl-C) and SIGTERM end the program with one line and exit status 130 or 143, after a network in training
+    has been saved.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -65,3 +74,16 @@ def report_input_errors() -> None:
             print(f"\nerror: {input_error}", file=sys.stderr)
 
     sys.excepthook = hook
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
+    print(f"\nstopped by {signal.Signals(number).name}; give the same command again to go on", file=sys.stderr)
+    raise Stopped(128 + number)

@@ -14,16 +14,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-__all__ = ["replacing", "report_written"]
+from scripts.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not claimed
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["claim", "replacing", "report_written"]
 
 logger = logging.getLogger(__name__)
+PARTIAL = f".{'[0-9a-f]' * 32}.part*"
+_claimed: dict[Path, IO] = {}
 
 
 @contextmanager
@@ -36,7 +47,7 @@ def replacing(path: str | PathLike, binary: bool = False) -> Iterator[IO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex}.part")
-    text = {} if binary else {"newline": "", "encoding": "utf-8"}
+    text = {} if binary else {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     try:
         with temporary.open("wb" if binary else "w", **text) as file:
             yield file
@@ -50,3 +61,45 @@ def report_written(paths: Mapping[str, str | PathLike]) -> None:
     for what, path in paths.items():
         if Path(path).exists():
             logger.info(f"{what}: {path}")
+
+
+def claim(folders: Sequence[str | PathLike], run: str) -> None:
+    """
+    Keep folders for this process until it ends, so that no second run of the kind replaces its files; tidy them up.
+
+    The lock is the operating system's on ``.RUN.lock``, and ends with the process however that ends. The first process
+    of a distributed run claims for all.
+
+    Args:
+        folders: exist already.
+        run: kind of the run: ``"training"``, ``"evaluating"`` or ``"inferring"``.
+
+    Raises:
+        InputError: naming a folder that another run has, with its process.
+    """
+    if fcntl is None or os.environ.get("RANK", "0") != "0":
+        return
+    for folder in {Path(folder).resolve() for folder in folders}:
+        path = folder / f".{run}.lock"
+        if path in _claimed:
+            continue
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise InputError(
+                f"Another {run} ({owner}) is writing into '{folder}'; wait until it ends, or name another folder."
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            file.close()
+            logger.warning(f"'{folder}' can't be locked ({error.strerror}): start no second {run} there.")
+            continue
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        _claimed[path] = file
+        for partial in folder.glob(PARTIAL):  # of a run that was killed as it wrote
+            partial.unlink(missing_ok=True)

@@ -188,7 +188,8 @@ class SideOutputs(MapPanels):
 
     def draw(self) -> None:
         figure = draw_maps(self.rows, self.network.receptive_fields())
-        figure.savefig(self.path, dpi=110)
+        with replacing(self.path, binary=True) as file:
+            figure.savefig(file, dpi=110, format="png")
         logger.info(f"Written: {self.path}")
 
 
@@ -313,7 +314,8 @@ class EvaluationReport(ScoreCollector):
         paths = []
         for name, figure in figures.items():
             paths.append(self.output_dir / f"{name}.png")
-            figure.savefig(paths[-1], dpi=130)
+            with replacing(paths[-1], binary=True) as file:
+                figure.savefig(file, dpi=130, format="png")
             FigureCanvasAgg(figure).draw()
             picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]
             self.summary_writer.add_image(f"{self.split}/{name}", picture, dataformats="HWC")
@@ -358,7 +360,7 @@ class PredictionTable:
     Writes ``predictions.csv`` during inference: image, image-level probability, predicted area fraction.
 
     Expects ``probability`` and ``pred``, (1, H, W), in each output; and ``instances``, the superpixels, where there are
-    some. A row is on disk as soon as its image is done.
+    some. A row is on disk as soon as its image is done, in ``predictions.csv.part`` until all of them are.
 
     Args:
         output_dir: folder of the table.
@@ -367,12 +369,17 @@ class PredictionTable:
 
     def __init__(self, output_dir: str, pool: Pooling | None = None) -> None:
         self.path = Path(output_dir) / "predictions.csv"
+        self.partial = self.path.with_name(f"{self.path.name}.part")
         self.pool = pool or Pooling()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, lambda _: logger.info(f"Written: {self.path.parent}"))
+        engine.add_event_handler(Events.COMPLETED, self.complete)
+
+    def complete(self, engine: Engine) -> None:
+        self.partial.replace(self.path)
+        logger.info(f"Written: {self.path.parent}")
 
     def start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -387,7 +394,7 @@ class PredictionTable:
         self._write("a", rows)
 
     def _write(self, mode: str, rows: list[tuple]) -> None:
-        with self.path.open(mode, newline="", encoding="utf-8") as file:
+        with self.partial.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows(rows)
 
 

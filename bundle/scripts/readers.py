@@ -23,7 +23,7 @@ from monai.config import PathLike
 from monai.data import ImageReader, is_supported_format
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from skimage.util import img_as_float32
 
 __all__ = ["AnnotationReader", "PictureReader"]
@@ -38,6 +38,8 @@ class PictureReader(ImageReader):
     """
     MONAI image reader of pictures: 8 and 16 bit to 0..1, floating-point as it stands, palettes and CMYK to RGB.
 
+    A picture lies as a viewer shows it: a camera's note of its orientation (EXIF) is followed.
+
     MONAI's `PILReader` returns the indices of a palette, and its `LoadImage` turns 16 bit into 32, after which
     nobody can tell the range. Axes are (W, H) or (W, H, C), as with `PILReader`. Use it in `LoadImage`, which falls
     back to MONAI's other readers where this one fails (NIfTI, for example).
@@ -51,9 +53,9 @@ class PictureReader(ImageReader):
         Read one file, or several of one size as the channels of one image.
 
         Returns:
-            float32, (H, W) or (H, W, C). More than 4 channels, several pages and integers outside 16 bit come as they
-            are, for `ToRGB` to refuse: `LoadImage` answers an error here by trying a reader that would drop the
-            surplus without a word.
+            float32, (H, W) or (H, W, C). More than 4 channels, several pages or frames and integers outside 16 bit come
+            as they are, for `ToRGB` to refuse: `LoadImage` answers an error here by trying a reader that would drop
+            the surplus without a word.
 
         Raises:
             OSError: when a file is missing, damaged, or not a picture.
@@ -76,7 +78,10 @@ def _read_picture(path: str) -> np.ndarray:
             mode = CONVERTED_MODES.get(picture.mode, picture.mode)
             if _is_more_than_pillow_shows(picture):
                 array = tifffile.imread(path)
+            elif _is_animated(picture):
+                array = np.stack([_frame(picture, number) for number in range(2)])
             else:
+                picture = ImageOps.exif_transpose(picture)
                 array = np.asarray(picture if mode == picture.mode else picture.convert(mode))
     except UnidentifiedImageError:
         # Pillow knows no floating-point or 32-bit colours
@@ -88,6 +93,16 @@ def _read_picture(path: str) -> np.ndarray:
         is_16_bit = array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max
         return img_as_float32(array.astype(np.uint16)) if is_16_bit else array.astype(np.float32)
     return img_as_float32(array)
+
+
+def _is_animated(picture: Image.Image) -> bool:
+    """Several pictures in one file; not an MPO, a telephone's JPEG with a preview."""
+    return picture.format not in ("TIFF", "MPO") and getattr(picture, "n_frames", 1) > 1
+
+
+def _frame(picture: Image.Image, number: int) -> np.ndarray:
+    picture.seek(number)
+    return np.asarray(picture.convert("RGBA"))
 
 
 def _is_more_than_pillow_shows(picture: Image.Image) -> bool:

@@ -110,3 +110,34 @@ def test_errors_name_what_is_wrong(configs, red_detector, tmp_path):
     assert isinstance(error, InputError)
     assert "none.pt" in str(error)
     assert "--ckpt_path" in str(error)
+
+
+def test_a_broken_picture_is_named_at_the_end_and_the_others_are_done(configs, red_detector, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a_broken.png").write_bytes(b"not a picture")
+    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "b.png")
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    error = input_error_of(caught.value)
+    assert isinstance(error, InputError)
+    assert "a_broken.png" in str(error)
+    written = {path.name for path in (tmp_path / "out" / "predictions").iterdir() if not path.name.startswith(".")}
+    assert written == {"b_mask.png", "b_probability.png", "b_overlay.png", "predictions.csv"}
+
+
+def test_a_full_disk_leaves_no_half_of_a_picture(configs, red_detector, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a.png")
+    save = Image.Image.save
+
+    def full(picture, path, **kwargs):
+        save(picture, path, **kwargs)
+        with open(path, "r+b") as file:
+            file.truncate(50)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(RuntimeError):
+        infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    assert not list((tmp_path / "out" / "predictions").glob("*.png"))
+    assert not list((tmp_path / "out" / "predictions").glob(".*.png"))

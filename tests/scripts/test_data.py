@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,28 @@ def test_the_file_itself_may_be_given_and_absolute_paths_stay(folder: Path, tmp_
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     absolute = [item | {"image": str(folder / item["image"])} for item in (POSITIVE, NEGATIVE)]
     (elsewhere / "fold1.json").write_text(json.dumps({"training": absolute}))
-    assert load_datalist(elsewhere / "fold1.json", ["training"])["training"] == absolute
+    assert load_datalist(elsewhere / "fold1.json", ["training"], allow_outside=True)["training"] == absolute
+
+
+@pytest.mark.parametrize("how", ["absolute", "dots", "link to a file", "link to a folder"])
+@pytest.mark.parametrize("key", ["image", "mask", "label"])
+def test_paths_that_leave_the_folder_are_refused_unless_allowed(folder: Path, tmp_path_factory, how, key) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "a.png"
+    outside.write_bytes((folder / "masks/full.png" if key != "image" else folder / "images/a.png").read_bytes())
+    (folder / "link.png").symlink_to(outside)
+    (folder / "link").symlink_to(outside.parent)
+    path = {
+        "absolute": str(outside),
+        "dots": os.path.relpath(outside, folder),
+        "link to a file": "link.png",
+        "link to a folder": "link/a.png",
+    }[how]
+    write_set(folder, training=[POSITIVE | {key: path}, NEGATIVE])
+    (problem,) = problems_of(folder)
+    assert problem.startswith("training[0] '")
+    assert "lies outside the folder of dataset.json" in problem
+    assert "--allow_outside True" in problem
+    assert load_datalist(folder, allow_outside=True)["training"]
 
 
 @pytest.mark.parametrize(
@@ -308,26 +330,32 @@ def test_a_file_and_a_list_of_files_in_its_order(tmp_path: Path) -> None:
     assert list_images(paths) == [{"image": path} for path in paths]
 
 
-def test_results_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_results_of_one_name_are_left_out(tmp_path: Path) -> None:
     for name in ("a.png", "a.tif", "b.png"):
         write_picture(tmp_path / name)
-    with pytest.raises(InputError) as caught:
-        list_images(tmp_path)
-    a = tmp_path / "a.png"
-    assert str(caught.value).split("\n  - ")[1:] == [
-        f"'{tmp_path / 'a.tif'}': its results would have the same name as those of '{a}'"
-    ]
+    found = list_images(tmp_path)
+    assert [Path(item["image"]).name for item in found] == ["a.png", "b.png"]
+    problem = f"'{tmp_path / 'a.tif'}': its results would have the same name as those of '{tmp_path / 'a.png'}'"
+    assert found.left_out == [problem]
 
 
-def test_all_pictures_of_no_use_are_named_in_one_message(folder: Path) -> None:
+def test_pictures_of_no_use_are_left_out_and_named_at_the_end(folder: Path, caplog) -> None:
     names = ("none.png", "text.png", "a.png", "tiny.png")
+    found = list_images([str(folder / "images" / name) for name in names])
+    assert found == [{"image": str(folder / "images/a.png")}]
     with pytest.raises(InputError) as caught:
-        list_images([str(folder / "images" / name) for name in names])
+        found.report_left_out()
     first, *problems = str(caught.value).split("\n  - ")
-    assert first == "3 problems in the images; correct it and start again:"
+    assert first == "3 problems in the images; all others are done; correct it and start again:"
     assert problems[0] == f"'{folder / 'images/none.png'}': there is no such file"
     assert problems[1].startswith(f"'{folder / 'images/text.png'}': can't be read as an image (")
     assert problems[2] == f"'{folder / 'images/tiny.png'}': is 9x3, smaller than 4x4"
+    assert all(problem in caplog.text for problem in problems)
+
+
+def test_pictures_none_of_which_is_of_use_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"1 problem in the images"):
+        list_images([str(folder / "images" / "none.png")])
 
 
 def test_a_folder_without_pictures_and_an_empty_list_are_refused(tmp_path: Path) -> None:
