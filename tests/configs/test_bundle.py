@@ -127,6 +127,8 @@ NEW_KEYS = {
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating"},
     "keep_aspect": {"longest"},
     "dcan": {"contour"},
+    "slides": {"mpp", "slide_mpp", "tissue", "tile_size", "tile_margin", "class_name", "class_colour", "slides"}
+    | {"loader", "evaluator"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
 }
 

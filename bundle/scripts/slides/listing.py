@@ -22,11 +22,11 @@ from pathlib import Path
 import pydicom
 
 from scripts.errors import InputError
+from scripts.readers import SLIDE_SUFFIXES
 
-__all__ = ["SLIDE_SUFFIXES", "list_slides"]
+__all__ = ["list_slides"]
 
-ONLY_SLIDES = ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide")  # what no picture is called
-SLIDE_SUFFIXES = (*ONLY_SLIDES, "tif", "tiff")
+TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
 logger = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ def list_slides(slides: str | PathLike | Sequence[str]) -> dict[str, Path]:
     if problems:
         raise InputError("The slides can't be used: " + "; ".join(problems) + ".")
     if not found:
-        known = ", ".join(SLIDE_SUFFIXES)
+        known = ", ".join(TAKEN)
         raise InputError(
             f"There is no slide ({known}, or a folder of .dcm) in '{slides}'; name one with --dataset_dir."
         )
@@ -67,7 +67,7 @@ def _sources(path: Path) -> list[Path]:
     if path.is_file() or _dicom_files(path):
         return [path]
     inside = sorted(path.iterdir())
-    taken = [p for p in inside if p.suffix[1:].lower() in SLIDE_SUFFIXES or (p.is_dir() and _dicom_files(p))]
+    taken = [p for p in inside if p.suffix[1:].lower() in TAKEN or (p.is_dir() and _dicom_files(p))]
     left_out = [p.name for p in inside if p.is_file() and p not in taken]
     if left_out:
         logger.warning(f"Not slides, left out: {', '.join(left_out)}")

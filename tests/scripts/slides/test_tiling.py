@@ -27,7 +27,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def inference(network, **settings) -> SlideInference:
-    settings = {"slides": {}, "output_dir": ".", "loader": lambda _: None, "mpp": 1.0, "mean": MEAN, "std": STD} | settings
+    settings = {
+        "slides": {},
+        "output_dir": ".",
+        "loader": lambda _: None,
+        "mpp": 1.0,
+        "mean": MEAN,
+        "std": STD,
+    } | settings
     return SlideInference(network=network.eval(), **settings)
 
 
@@ -45,8 +52,8 @@ def tiled_and_whole(network, view, size: int, margin: int | str) -> tuple[np.nda
     return tiled, whole
 
 
-@pytest.mark.parametrize("size", [32, 48, 96])
-@pytest.mark.parametrize(("height", "width"), [(200, 161), (147, 131), (64, 259)])
+@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize(("height", "width"), [(147, 131), (64, 199)])
 def test_no_seams(lively_network, write_slide, tissue_picture, tmp_path, size, height, width):
     view = Slide(write_slide(tmp_path / "a.tif", tissue_picture(height, width), 1.0)).at(1.0)
     tiled, whole = tiled_and_whole(lively_network, view, size, "auto")
@@ -105,9 +112,9 @@ def test_grid_covers_every_pixel_once():
 
 
 def test_sizes_must_fit_the_stride():
-    with pytest.raises(InputError, match="tile_size.*4.*30"):
+    with pytest.raises(InputError, match=r"tile_size.*4.*30"):
         TileGrid(100, 100, size=30, margin=24, stride=4)
-    with pytest.raises(InputError, match="tile_margin.*4.*7"):
+    with pytest.raises(InputError, match=r"tile_margin.*4.*7"):
         TileGrid(100, 100, size=32, margin=7, stride=4)
 
 
