@@ -27,6 +27,7 @@ DOCUMENTS = [
     "docs/method.md",
     "docs/metrics.md",
     "docs/results.md",
+    "docs/slides.md",
 ]
 
 
