@@ -44,7 +44,7 @@ SETTINGS = {"mpp": 1.0, "fusion_weights": [1.0, 0.0, 0.0], "tile_size": 64, "log
 
 
 def stained(height: int, width: int) -> np.ndarray:
-    """Grey (the network takes white for red), with a rectangle of tissue whose left half is red (which is found), with a dark hole in it."""
+    """Grey, as white would be found: tissue in it, whose left half is red, which is found, with a dark hole."""
     picture = np.full((height, width, 3), 100, np.uint8)
     picture[20 : height - 20, 20 : width - 20] = DARK
     picture[30 : height - 30, 30 : width // 2] = RED
