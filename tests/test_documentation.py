@@ -20,16 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [
-    "README.md",
-    "bundle/docs/README.md",
-    "docs/comparisons.md",
-    "docs/method.md",
-    "docs/metrics.md",
-    "docs/monai-label.md",
-    "docs/results.md",
-    "docs/scaling.md",
-]
+DOCUMENTS = ["README.md", "bundle/docs/README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from scripts.errors import InputError, first_line
 from scripts.processes import by_first_process
-from scripts.readers import SUFFIXES
+from scripts.readers import SLIDE_SUFFIXES, SUFFIXES
 from scripts.settings import MIN_SIZE
 from scripts.transforms import ToRGB, load_image, load_mask
 
@@ -138,7 +138,13 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
         if not folder.exists():
             raise InputError(f"There is no folder or image '{images}'; name one with --dataset_dir.")
     else:
-        paths = [Path(image) for image in images]
+        files = paths = [Path(image) for image in images]
+    slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
+    if slides:
+        raise InputError(
+            f"Whole slides ({', '.join(slides)}) need their overlay: add 'bundle/configs/slides.json' after "
+            "'bundle/configs/inference.json' in --config_file."
+        )
     if not paths:
         raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'.")
     found = ImageList()

@@ -29,6 +29,7 @@ from skimage.util import img_as_float32
 __all__ = ["AnnotationReader", "PictureReader"]
 
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
+SLIDE_SUFFIXES = ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide")  # of whole slides, and nothing else
 SAMPLES_PER_PIXEL = 277  # TIFF tag
 # Modes whose numbers are not grey levels or colours as they stand.
 CONVERTED_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}

@@ -129,6 +129,8 @@ NEW_KEYS = {
     "dcan": {"contour"},
     "multi_gpu_train": {"finalize"},
     "multi_gpu_evaluate": {"finalize", "calibrate"},
+    "slides": {"mpp", "slide_mpp", "tissue", "tile_size", "tile_margin", "class_name", "class_colour", "slides"}
+    | {"loader", "evaluator"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
 }
 

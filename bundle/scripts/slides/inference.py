@@ -1,0 +1,423 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Inference on whole slides: from files to maps, outlines and a table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from scripts.errors import InputError
+from scripts.files import replacing
+from scripts.networks import MapNetwork
+from scripts.pooling import Pooling
+from scripts.slides.polygons import trace, write_geojson
+from scripts.slides.reader import Slide, SlideView
+from scripts.slides.store import TileStore
+from scripts.slides.tiling import Tile, TileGrid, exact_margin
+from scripts.slides.tissue import TissueMask, tissue_of
+from scripts.slides.value_counts import ValueCounts
+from scripts.slides.writer import write_pyramid
+from scripts.transforms import OutlineOverlay
+
+__all__ = ["SlideInference", "SlideResult", "model_mpp"]
+
+logger = logging.getLogger(__name__)
+OVERVIEW = 2048  # longest side in pixels, of the picture in which tissue is found
+THUMBNAIL = 1024
+FULL = 65535  # of probability 1 in the unfinished map
+AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
+LONGEST_RUN = timedelta(days=30)  # that one process may wait for the others
+
+
+def model_mpp(bundle_root: str) -> float:
+    """Micrometres per pixel of the images that the bundle's model is for, as its ``metadata.json`` says."""
+    metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    return metadata["network_data_format"]["inputs"]["image"]["mpp"]
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """A row of ``slides.csv``."""
+
+    slide: str
+    probability: float
+    area_mm2: float
+    tissue_mm2: float
+    fraction_of_tissue: float
+    regions: int
+    width: int  # of the map in pixels
+    height: int
+    mpp_x: float  # of the map
+    mpp_y: float
+
+
+class SlideInference:
+    """
+    Maps slides tile by tile. What there is of a slide on disk is used by the next run with the same settings.
+
+    Of each slide it writes ``NAME_probability.ome.tif`` (probability x 255), ``NAME_mask.ome.tif`` (255 is cancer),
+    ``NAME_thumbnail.png``, ``NAME.geojson``; and ``slides.csv`` of all. ``NAME.json`` is written last: with it a slide
+    is finished. Beside the tissue all maps are 0. In memory are a few tiles, one row of tiles and the overview.
+
+    Under ``torchrun`` the slides are dealt out to the processes, from large to small files.
+
+    Args:
+        slides: by their names, see `list_slides`.
+        output_dir: folder of the results.
+        network: from (1, 3, W, H) to a map (1, 1, W, H) in evaluation.
+        loader: loads the network's weights, called with None before the first slide.
+        mpp: micrometres per pixel at which the network sees the slides.
+        mean, std: normalisation of the network's input.
+        pool: gives the probability of the whole slide.
+        threshold: probability from which on a pixel counts as cancer.
+        tissue: see `tissue_of`.
+        slide_mpp: micrometres per pixel at level 0, instead of what the slides say.
+        tile_size: side of the tiles in pixels of the map, a multiple of 16.
+        tile_margin: of what the network sees around a tile; ``"auto"``: see `exact_margin`.
+        superpixels: must be False.
+        class_name, class_colour: of the polygons, for QuPath.
+        device, amp: for the network.
+
+    Raises:
+        InputError: for a setting that can't be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        slides: Mapping[str, Path],
+        output_dir: str,
+        network: MapNetwork,
+        loader: Callable[[Any], None],
+        mpp: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pool: Pooling | None = None,
+        threshold: float = 0.5,
+        tissue: str = "auto",
+        slide_mpp: float | None = None,
+        tile_size: int = 512,
+        tile_margin: int | str = "auto",
+        superpixels: bool = False,
+        class_name: str = "Cancer",
+        class_colour: Sequence[int] = (200, 0, 0),
+        device: str | torch.device = "cpu",
+        amp: bool = False,
+    ) -> None:
+        if superpixels:
+            raise InputError("Superpixels are not for whole slides; leave superpixels.json out, or cut out pictures.")
+        for name, value in (("mpp", mpp), ("slide_mpp", 1.0 if slide_mpp is None else slide_mpp)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+                raise InputError(f"{name} must be micrometres per pixel, above 0; got {value!r}.")
+        if not isinstance(tile_size, int) or tile_size % 16:
+            raise InputError(f"tile_size must be a multiple of 16, as TIFF wants it; got {tile_size!r}.")
+        self.slides, self.output_dir = dict(slides), Path(output_dir)
+        self.network, self.loader = network, loader
+        self.mpp, self.slide_mpp, self.tissue = float(mpp), slide_mpp, str(tissue)
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
+        self.pool, self.threshold = pool or Pooling(), threshold
+        self.class_name, self.class_colour = class_name, list(class_colour)
+        self.device, self.amp = torch.device(device), amp
+        self.tile_size = tile_size
+        margin, self.stride, exact = exact_margin(network)
+        self.margin = margin if tile_margin == "auto" else tile_margin
+        if not exact or (isinstance(self.margin, int) and self.margin < margin):
+            logger.warning(
+                f"With a margin of {self.margin} pixels the map of this network depends on the tiles a little, and "
+                "may have seams; only the networks of CDWS-MIL and its variants are exact, with --tile_margin auto."
+            )
+        TileGrid(1, 1, self.tile_size, self.margin, self.stride)  # checks both
+
+    def run(self) -> list[SlideResult]:
+        """
+        Map all slides, and write the table.
+
+        Raises:
+            InputError: at the end, naming the slides that can't be used; all others are done.
+        """
+        self.loader(None)
+        self.network.eval()
+        problems = []
+        with _processes() as (rank, count):
+            for name in self._dealt(rank, count):
+                try:
+                    self._finish(name, self.slides[name])
+                    self._write_table()
+                except InputError as error:
+                    logger.error(f"{name}: {error}")
+                    problems.append(str(error))
+        if rank == 0:
+            self._write_table()
+            logger.info(f"Written: {self.output_dir}")
+        if problems:
+            others = "there are results of all others" if count == 1 else "see the other processes for theirs"
+            raise InputError("\n  - ".join([f"{len(problems)} of the slides can't be used; {others}:", *problems]))
+        return [result for name in self.slides if (result := self._result(name)) is not None]
+
+    def map_tiles(self, view: SlideView, grid: TileGrid, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, torch.Tensor]]:
+        """Tiles with their maps (H, W), float32 in 0..1, while the next ones are read in another thread."""
+        with ThreadPoolExecutor(1) as reader:
+            for tile, image in _ahead(reader, lambda tile: (tile, self._read(view, grid, tile)), tiles):
+                yield tile, grid.without_margin(tile, self._map(image))
+
+    def _read(self, view: SlideView, grid: TileGrid, tile: Tile) -> torch.Tensor:
+        """(3, W, H), as MONAI has pictures and the network has learned from them."""
+        outer = grid.with_margin(tile)
+        pixels = torch.from_numpy(view.read(outer.top, outer.bottom, outer.left, outer.right))  # (H, W, 3)
+        return (pixels.permute(2, 1, 0) - self.mean) / self.std
+
+    @torch.inference_mode()
+    def _map(self, image: torch.Tensor) -> torch.Tensor:
+        batch = image[None].to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, enabled=self.amp and self.device.type == "cuda"):
+            return self.network(batch)[0, 0].float().cpu().T  # (H, W)
+
+    def _finish(self, name: str, path: Path) -> None:
+        with closing(Slide(path, self.slide_mpp)) as slide:
+            view = slide.at(self.mpp)
+            overview_view = _fitting(view, OVERVIEW)
+            overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
+            tissue = TissueMask(tissue_of(self.tissue, overview, overview_view), view.width, view.height)
+            key = self._key(path, view, tissue)
+            if (done := self._read_record(name)) is not None and done["key"] == key:
+                logger.info(f"{name}: is finished already")
+                return
+            self._path(name, ".json").unlink(missing_ok=True)
+            if view.scale_x < 0.99:
+                logger.warning(
+                    f"{name}: was scanned at {slide.mpp_x:g} micrometres per pixel, coarser than {self.mpp:g}"
+                )
+            grid = TileGrid(view.width, view.height, self.tile_size, self.margin, self.stride)
+            store = TileStore(self.output_dir / ".unfinished" / name, key, self.tile_size, np.uint16)
+            with closing(store):
+                self._fill(name, store, view, grid, tissue)
+                result = self._write(name, store, view, grid, tissue, overview)
+                with replacing(self._path(name, ".json")) as file:
+                    json.dump({"result": asdict(result), "key": key}, file, indent=4)
+                store.remove()
+
+    def _fill(self, name: str, store: TileStore, view: SlideView, grid: TileGrid, tissue: TissueMask) -> None:
+        """Map the tiles that have tissue and are not in the store yet."""
+        wanted = [tile for tile in grid if _tissue_in(tissue, grid, tile).any()]
+        missing = [tile for tile in wanted if (tile.row, tile.column) not in store]
+        if len(missing) < len(wanted):
+            logger.info(f"{name}: goes on after {len(wanted) - len(missing)} of {len(wanted)} tiles")
+
+        def keep(tile: Tile, probability: np.ndarray) -> None:
+            inside = _tissue_in(tissue, grid, tile)
+            store.put(tile.row, tile.column, np.where(inside, np.rint(probability * FULL), 0).astype(np.uint16))
+
+        progress = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=name, unit="tile", mininterval=0.5)
+        with progress, ThreadPoolExecutor(1) as writer:
+            pending: deque[Future] = deque()
+            for tile, probability in self.map_tiles(view, grid, missing):
+                pending.append(writer.submit(keep, tile, probability.numpy()))
+                if len(pending) > AHEAD:
+                    pending.popleft().result()
+                progress.update()
+            for future in pending:
+                future.result()
+
+    def _write(
+        self,
+        name: str,
+        store: TileStore,
+        view: SlideView,
+        grid: TileGrid,
+        tissue: TissueMask,
+        overview: np.ndarray,
+    ) -> SlideResult:
+        least = max(1, int(np.ceil(self.threshold * FULL)))  # 0 is no tissue
+
+        def probability_tile(row: int, column: int) -> np.ndarray | None:
+            if store.is_zero(row, column):
+                return None
+            return ((store.get(row, column).astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255, rounded
+
+        def mask_tile(row: int, column: int) -> np.ndarray | None:
+            if store.is_zero(row, column):
+                return None
+            return np.where(store.get(row, column) >= least, np.uint8(255), np.uint8(0))
+
+        counts = ValueCounts()
+        small = np.zeros(overview.shape[:2], bool)  # the mask in the overview
+
+        def strips() -> Iterator[np.ndarray]:
+            rows = ((np.arange(small.shape[0]) + 0.5) * view.height / small.shape[0]).astype(int)
+            columns = ((np.arange(small.shape[1]) + 0.5) * view.width / small.shape[1]).astype(int)
+            for row in range(grid.rows):
+                top, bottom = row * grid.size, min((row + 1) * grid.size, view.height)
+                strip = np.zeros((bottom - top, grid.columns * grid.size), bool)
+                for column in range(grid.columns):
+                    tile = grid.tile(row, column)
+                    inside = _tissue_in(tissue, grid, tile)
+                    values = store.get(row, column)[: inside.shape[0], : inside.shape[1]]
+                    counts.add(values[inside])
+                    strip[: inside.shape[0], tile.left : tile.left + inside.shape[1]] = values >= least
+                strip = strip[:, : view.width]
+                here = (rows >= top) & (rows < bottom)
+                small[here] = strip[np.ix_(rows[here] - top, columns)]
+                yield strip
+
+        regions = write_geojson(
+            self._path(name, ".geojson"),
+            trace(strips(), view.width),
+            (view.scale_x, view.scale_y),
+            self.class_name,
+            self.class_colour,
+        )
+        for kind, read_tile, nearest in (("probability", probability_tile, False), ("mask", mask_tile, True)):
+            write_pyramid(
+                self._path(name, f"_{kind}.ome.tif"),
+                view.height,
+                view.width,
+                self.tile_size,
+                read_tile,
+                view.mpp,
+                f"{name} {kind}",
+                nearest,
+            )
+        self._draw_thumbnail(name, overview, small)
+        pixel_mm2 = view.mpp[0] * view.mpp[1] / 1e6
+        area = counts.at_least(least)
+        return SlideResult(
+            slide=name,
+            probability=counts.pooled(self.pool),
+            area_mm2=area * pixel_mm2,
+            tissue_mm2=counts.total * pixel_mm2,
+            fraction_of_tissue=area / counts.total if counts.total else 0.0,
+            regions=regions,
+            width=view.width,
+            height=view.height,
+            mpp_x=view.mpp[0],
+            mpp_y=view.mpp[1],
+        )
+
+    def _draw_thumbnail(self, name: str, overview: np.ndarray, mask: np.ndarray) -> None:
+        factor = min(1.0, THUMBNAIL / max(mask.shape))
+        size = [max(1, round(n * factor)) for n in mask.shape[::-1]]
+        picture = np.asarray(
+            Image.fromarray(np.rint(overview * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX)
+        )
+        small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        drawn = OutlineOverlay()(picture.transpose(2, 0, 1) / 255, small[None])
+        with replacing(self._path(name, "_thumbnail.png"), binary=True) as file:
+            Image.fromarray(np.rint(drawn * 255).astype(np.uint8).transpose(1, 2, 0)).save(file, "png")
+
+    def _key(self, path: Path, view: SlideView, tissue: TissueMask) -> str:
+        """All that the results of a slide depend on, as text."""
+        files = sorted(path.parent.glob("*.dcm")) if path.suffix.lower() == ".dcm" else [path]
+        weights = hashlib.sha256(repr(self.network).encode())
+        for name, values in [*self.network.named_parameters(), *self.network.named_buffers()]:
+            weights.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
+        return json.dumps(
+            {
+                "slide": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+                "view": [view.width, view.height, *view.mpp],
+                "network": weights.hexdigest(),
+                "extra": hashlib.sha256(repr(self.network.state_dict().get("_extra_state")).encode()).hexdigest(),
+                "tissue": hashlib.sha256(np.packbits(tissue.mask).tobytes()).hexdigest(),
+                "tiles": [self.tile_size, self.margin],
+                "normalisation": [self.mean.tolist(), self.std.tolist()],
+                "threshold": self.threshold,
+                "pool": vars(self.pool),
+                "class": [self.class_name, self.class_colour],
+                "amp": self.amp,
+            }
+        )
+
+    def _dealt(self, rank: int, count: int) -> list[str]:
+        """The names of this process's slides."""
+        by_size = sorted(self.slides, key=lambda name: (-self.slides[name].stat().st_size, name))
+        mine = by_size[rank::count]
+        return [name for name in self.slides if name in mine]
+
+    def _path(self, name: str, ending: str) -> Path:
+        return self.output_dir / f"{name}{ending}"
+
+    def _read_record(self, name: str) -> dict | None:
+        path = self._path(name, ".json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _result(self, name: str) -> SlideResult | None:
+        record = self._read_record(name)
+        return None if record is None else SlideResult(**record["result"])
+
+    def _write_table(self) -> None:
+        results = [result for name in self.slides if (result := self._result(name)) is not None]
+        with replacing(self.output_dir / "slides.csv") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(SlideResult)])
+            writer.writeheader()
+            for result in results:
+                row = asdict(result)
+                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def _tissue_in(tissue: TissueMask, grid: TileGrid, tile: Tile) -> np.ndarray:
+    return tissue.region(tile.top, min(tile.bottom, grid.height), tile.left, min(tile.right, grid.width))
+
+
+def _fitting(view: SlideView, longest: int) -> SlideView:
+    """The same slide with its longest side at most so many pixels."""
+    factor = min(1.0, longest / max(view.width, view.height))
+    return SlideView(view.slide, max(1, round(view.width * factor)), max(1, round(view.height * factor)))
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
+    """`map` whose results are computed in a pool, only a few before they are taken."""
+    pending: deque[Future] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+@contextmanager
+def _processes() -> Iterator[tuple[int, int]]:
+    """This process's rank and their number; those started by torchrun wait for each other at the end."""
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        yield rank, count
+        return
+    own = not torch.distributed.is_initialized()
+    if own:
+        torch.distributed.init_process_group("gloo", timeout=LONGEST_RUN)
+    try:
+        yield rank, count
+        torch.distributed.barrier()  # torchrun ends all when the first fails
+    finally:
+        if own:
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,279 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""
+Outlines of a mask that comes in strips from top to bottom, as polygons written while it comes.
+
+A polygon is one region of pixels that share sides; pixels that touch at a corner alone are of two. Its vertices are
+corners of pixels, so that it covers just the mask. In memory are the regions that the last row still touches.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from uuid import NAMESPACE_OID, uuid5
+
+import numpy as np
+
+from scripts.files import replacing
+
+__all__ = ["OutlineTracer", "trace", "write_geojson"]
+
+Ring = np.ndarray  # (N, 2) of integers, x and y; the first vertex is not repeated
+STRIP = 64  # rows that are looked at together
+
+
+class OutlineTracer:
+    """
+    Follows the outlines of a mask from row to row.
+
+    Where two regions, or two parts of one, touch at a corner, an outline stays with its own pixel. One that comes
+    through a corner twice is cut there into an outer ring and holes, so that every polygon is valid.
+
+    Args:
+        width: of the mask.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._above = np.zeros(width + 2, bool)  # the last row, with a pixel of nothing at each end
+        self._y = 0
+        self._open: dict[int, _End] = {}  # by column, the vertical sides that the last row ends with
+        self._hung: dict[int, _End] = {}  # those that begin below the row of vertices at hand
+        self._runs: set[tuple[int, int]] = set()  # left and right sides of the last row's runs
+        self._closed: list[_Region] = []
+
+    def add(self, rows: np.ndarray) -> Iterator[list[Ring]]:
+        """
+        Take the next rows, (H, width) bool.
+
+        Yields:
+            Each region that they complete: its outer ring, then its holes, in pixels; pixel (x, y) is the square from
+            there to (x + 1, y + 1).
+        """
+        for start in range(0, len(rows), STRIP):
+            strip = np.concatenate([self._above[None], np.pad(rows[start : start + STRIP], ((0, 0), (1, 1)))])
+            for i in np.flatnonzero((strip[1:] != strip[:-1]).any(axis=1)):
+                self._follow(self._y + int(i), strip[i], strip[i + 1])
+                yield from self._completed()
+            self._above = strip[-1]
+            self._y += len(strip) - 1
+
+    def finish(self) -> Iterator[list[Ring]]:
+        """The regions that end with the mask."""
+        return self.add(np.zeros((1, self.width), bool))
+
+    def _follow(self, y: int, above: np.ndarray, below: np.ndarray) -> None:
+        """Take the horizontal sides between two rows. Column x of corners is between the padded pixels x and x + 1."""
+        kind = above.astype(np.int8) - below  # 1: the region is above, -1: it is below, 0: there is no side
+        corners = np.flatnonzero(kind[1:] != kind[:-1])
+        for left, right in zip(corners.tolist(), corners[1:].tolist(), strict=False):
+            side = kind[left + 1]
+            if side:
+                # four pixels of which two opposite ones are of a region: with the pixel above up, with that below down
+                up_left = side > 0 if kind[left] == -side else left in self._open
+                up_right = side > 0 if kind[right + 1] == -side else right in self._open
+                self._take_side(y, left, right, up_left, up_right, is_hole=bool(side > 0))
+        self._open |= self._hung
+        self._hung = {}
+        runs = set(map(tuple, np.flatnonzero(below[1:] != below[:-1]).reshape(-1, 2).tolist()))
+        for left, right in runs - self._runs:  # both sides of a run are of one region
+            self._open[left].chain.region.root().unite(self._open[right].chain.region.root())
+        self._runs = runs
+
+    def _take_side(self, y: int, left: int, right: int, up_left: bool, up_right: bool, is_hole: bool) -> None:
+        if up_left and up_right:
+            first, second = self._open.pop(left), self._open.pop(right)
+            first.extend(left, y)
+            second.extend(right, y)
+            if first.chain is second.chain:
+                self._close(first.chain)
+            else:
+                _join(first, second)
+        elif up_left or up_right:
+            come, go = (left, right) if up_left else (right, left)
+            end = self._open.pop(come)
+            end.extend(come, y)
+            end.extend(go, y)
+            self._hung[go] = end
+        else:
+            chain = _Chain(y, is_hole)
+            chain.head.extend(left, y)
+            chain.tail.extend(right, y)
+            self._hung[left], self._hung[right] = chain.head, chain.tail
+
+    def _close(self, chain: _Chain) -> None:
+        region = chain.region.root()
+        region.open -= 1
+        region.outlines.append((chain.vertices(), chain.is_hole))
+        self._closed.append(region)
+
+    def _completed(self) -> Iterator[list[Ring]]:
+        for region in dict.fromkeys(region.root() for region in self._closed):
+            if region.open == 0:
+                rings = [ring for outline in region.outlines for ring in _simple_rings(*outline)]
+                yield [ring for ring, _ in sorted(rings, key=lambda ring: ring[1])]  # holes last
+        self._closed = []
+
+
+class _Region:
+    """Outlines known to be of one region: a node of a union-find, whose root has the counts."""
+
+    def __init__(self) -> None:
+        self.parent = self
+        self.open = 1  # chains that are not closed
+        self.outlines: list[tuple[np.ndarray, bool]] = []
+
+    def root(self) -> _Region:
+        node = self
+        while node.parent is not node:
+            node.parent = node.parent.parent
+            node = node.parent
+        return node
+
+    def unite(self, other: _Region) -> None:
+        """Of two roots."""
+        if other is not self:
+            large, small = (self, other) if len(self.outlines) >= len(other.outlines) else (other, self)
+            small.parent = large
+            large.open += small.open
+            large.outlines += small.outlines
+            small.outlines = []
+
+
+class _End:
+    """An open end of a chain, with the vertices that were added there."""
+
+    def __init__(self, chain: _Chain) -> None:
+        self.chain = chain
+        self.xy = array("q")  # in turns
+
+    def extend(self, x: int, y: int) -> None:
+        self.xy.extend((x, y))
+
+
+class _Chain:
+    """A piece of an outline: two ends that grow away from each other."""
+
+    def __init__(self, top: int, is_hole: bool) -> None:
+        self.top, self.is_hole = top, is_hole  # its highest side tells on which side of it the region is
+        self.head, self.tail = _End(self), _End(self)
+        self.region = _Region()
+
+    def __len__(self) -> int:
+        return len(self.head.xy) + len(self.tail.xy)
+
+    def vertices(self) -> np.ndarray:
+        """(N, 2) from head to tail."""
+        head, tail = (np.array(end.xy, np.int64).reshape(-1, 2) for end in (self.head, self.tail))
+        return np.concatenate([head[::-1], tail])
+
+
+def _join(first: _End, second: _End) -> None:
+    """Make one chain of two, where these ends of them meet; the longer one takes the other's vertices."""
+    kept, gone = (first, second) if len(first.chain) >= len(second.chain) else (second, first)
+    chain, other = kept.chain, gone.chain
+    vertices = other.vertices()
+    kept.xy.extend((vertices if gone is other.head else vertices[::-1]).ravel().tolist())
+    far = other.tail if gone is other.head else other.head  # whoever holds this end goes on with the joined chain
+    far.chain, far.xy = chain, kept.xy
+    if kept is chain.head:
+        chain.head = far
+    else:
+        chain.tail = far
+    if other.top < chain.top:
+        chain.top, chain.is_hole = other.top, other.is_hole
+    chain.region.root().unite(other.region.root())
+    chain.region.root().open -= 1
+
+
+def _simple_rings(vertices: np.ndarray, is_hole: bool) -> Iterator[tuple[Ring, bool]]:
+    """Cut an outline where it comes through a vertex again; each ring with whether it is a hole."""
+    if len(np.unique(vertices, axis=0)) == len(vertices):
+        yield vertices, is_hole
+        return
+    direction = _doubled_area(vertices) > 0
+    path: list[tuple[int, int]] = []
+    place: dict[tuple[int, int], int] = {}
+    loops = []
+    for vertex in map(tuple, vertices.tolist()):
+        if vertex in place:
+            start = place[vertex]
+            loops.append(path[start:])
+            for gone in path[start + 1 :]:
+                del place[gone]
+            del path[start + 1 :]
+        else:
+            place[vertex] = len(path)
+            path.append(vertex)
+    for loop in map(np.array, [path, *loops]):
+        turned = (_doubled_area(loop) > 0) != direction
+        yield loop, is_hole != turned
+
+
+def _doubled_area(ring: Ring) -> int:
+    x, y = ring.T
+    return int(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+
+
+def trace(strips: Iterable[np.ndarray], width: int) -> Iterator[list[Ring]]:
+    """Polygons of a mask from its strips (H, width) of bool; see `OutlineTracer`."""
+    tracer = OutlineTracer(width)
+    for strip in strips:
+        yield from tracer.add(strip)
+    yield from tracer.finish()
+
+
+def write_geojson(
+    path: str | Path,
+    polygons: Iterable[list[Ring]],
+    scale: tuple[float, float],
+    name: str,
+    colour: Sequence[int],
+) -> int:
+    """
+    Write polygons as a GeoJSON FeatureCollection that QuPath takes as annotations; one at a time is in memory.
+
+    Args:
+        path: of the file, which takes its name when it is complete.
+        polygons: outer ring and holes each, see `OutlineTracer`.
+        scale: by which x and y are multiplied: pixels of the slide's level 0 per pixel.
+        name, colour: of QuPath's class; the colour as red, green, blue in 0..255.
+
+    Returns:
+        How many polygons there are.
+    """
+    properties = {"objectType": "annotation", "classification": {"name": name, "color": list(colour)}}
+    count = 0
+    with replacing(path) as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for count, rings in enumerate(polygons, start=1):
+            coordinates = [_closed_ring(ring, scale, outer=i == 0) for i, ring in enumerate(rings)]
+            feature = {
+                "type": "Feature",
+                "id": str(uuid5(NAMESPACE_OID, f"{Path(path).name} {count}")),  # the same at every run
+                "geometry": {"type": "Polygon", "coordinates": coordinates},
+                "properties": properties,
+            }
+            file.write(("\n" if count == 1 else ",\n") + json.dumps(feature))
+        file.write("\n]}\n")
+    return count
+
+
+def _closed_ring(ring: Ring, scale: tuple[float, float], outer: bool) -> list[list[float]]:
+    """Outer rings counter-clockwise and holes clockwise in a system whose y points up, as RFC 7946 asks for."""
+    ring = ring if (_doubled_area(ring) > 0) == outer else ring[::-1]
+    scaled = (ring * np.array(scale)).round(3)
+    return np.concatenate([scaled, scaled[:1]]).tolist()

@@ -1,0 +1,121 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""The unfinished map of a slide on disk, which a run that was cut off can go on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from scripts.files import replacing
+
+__all__ = ["TileStore"]
+
+
+class TileStore:
+    """
+    Square tiles of one map in a folder: one file of compressed tiles that only grows, and a journal of them.
+
+    A tile counts when its line in the journal is complete and its data are unharmed, so that the process may end at
+    any moment. What was written for another `key` is thrown away.
+
+    Args:
+        folder: for the two files; made.
+        key: all that the tiles depend on.
+        size: side of the tiles.
+        dtype: of their values.
+    """
+
+    def __init__(self, folder: str | Path, key: str, size: int, dtype: type) -> None:
+        self.folder = Path(folder)
+        self.size, self.dtype = size, np.dtype(dtype)
+        self._places: dict[tuple[int, int], tuple[int, int, int]] = {}  # offset, length, checksum; length 0: all zero
+        self._last: tuple[tuple[int, int], np.ndarray] | None = None
+        key_file = self.folder / "key.json"
+        if not key_file.is_file() or key_file.read_text() != key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with replacing(key_file) as file:
+                file.write(key)
+        self._data = (self.folder / "tiles.bin").open("a+b")
+        end = self._recover()
+        self._data.truncate(end)
+        self._journal = (self.folder / "tiles.jsonl").open("w", encoding="utf-8")
+        for place in self._places.items():
+            self._note(*place)
+
+    def __contains__(self, place: tuple[int, int]) -> bool:
+        return place in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def put(self, row: int, column: int, tile: np.ndarray) -> None:
+        """Keep a tile; one smaller than the size of tiles is at the edge, and filled up with zeros."""
+        content = b""
+        if tile.any():
+            whole = np.zeros((self.size, self.size), self.dtype)
+            whole[: tile.shape[0], : tile.shape[1]] = tile
+            content = zlib.compress(whole.tobytes(), 1)
+        offset = self._data.seek(0, 2)
+        self._data.write(content)
+        self._data.flush()
+        self._places[row, column] = (offset, len(content), zlib.crc32(content))
+        self._note((row, column), self._places[row, column])
+
+    def is_zero(self, row: int, column: int) -> bool:
+        """Whether a tile is zero everywhere; so is one that was never put."""
+        return self._places.get((row, column), (0, 0, 0))[1] == 0
+
+    def get(self, row: int, column: int) -> np.ndarray:
+        """A tile (size, size), not to be written to."""
+        if self.is_zero(row, column):
+            return np.zeros((self.size, self.size), self.dtype)
+        if self._last is None or self._last[0] != (row, column):
+            offset, length, _ = self._places[row, column]
+            self._data.seek(offset)
+            content = zlib.decompress(self._data.read(length))
+            self._last = (row, column), np.frombuffer(content, self.dtype).reshape(self.size, self.size)
+        return self._last[1]
+
+    def close(self) -> None:
+        self._data.close()
+        self._journal.close()
+
+    def remove(self) -> None:
+        """Close, and remove the folder."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+    def _note(self, place: tuple[int, int], stored: tuple[int, int, int]) -> None:
+        self._journal.write(json.dumps([*place, *stored]) + "\n")
+        self._journal.flush()
+
+    def _recover(self) -> int:
+        """Take over what an earlier run has completed; returns the end of its data."""
+        journal = self.folder / "tiles.jsonl"
+        end = 0
+        for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
+            try:
+                row, column, offset, length, checksum = json.loads(line)
+            except ValueError:  # cut off while it was written
+                break
+            self._data.seek(offset)
+            if zlib.crc32(self._data.read(length)) != checksum:
+                break
+            self._places[row, column] = (offset, length, checksum)
+            end = max(end, offset + length)
+        return end

@@ -1,0 +1,148 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Where on a slide there is tissue: found, or given as a picture or as GeoJSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from shapely import Geometry
+from shapely.geometry import shape
+from skimage.color import rgb2hsv
+from skimage.draw import polygon
+from skimage.filters import gaussian, threshold_otsu
+from skimage.morphology import remove_small_holes, remove_small_objects
+from skimage.transform import resize
+
+from scripts.errors import InputError, first_line
+from scripts.readers import SUFFIXES
+from scripts.slides.reader import SlideView
+from scripts.transforms import load_mask
+
+__all__ = ["TissueMask", "find_tissue", "tissue_of"]
+
+LEAST_SATURATION = 0.05  # less is glass, also where Otsu's method has nothing but glass to divide
+MOST_SATURATION = 0.15  # more is tissue, also where there is nothing but tissue
+SMALLEST = 64  # pixels of the overview; smaller pieces and gaps are dust and pores
+GEOJSON_SUFFIXES = (".geojson", ".json")
+
+
+class TissueMask:
+    """
+    Tissue in a view of any size, kept at the size of an overview.
+
+    Args:
+        mask: (H, W) bool, covers the whole slide.
+        width, height: of the view in pixels.
+    """
+
+    def __init__(self, mask: np.ndarray, width: int, height: int) -> None:
+        self.mask = mask
+        self.rows, self.columns = (_nearest(n, m) for n, m in zip((height, width), mask.shape, strict=True))
+
+    def region(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """(bottom - top, right - left) bool, where the view's pixels are in tissue: the overview's nearest says."""
+        return self.mask[np.ix_(self.rows[top:bottom], self.columns[left:right])]
+
+
+def find_tissue(overview: np.ndarray) -> np.ndarray:
+    """
+    Tissue by its colour: Otsu's threshold on the saturation, as wsinfer, CLAM and others do it.
+
+    The saturation is smoothed (a Gaussian of one pixel), the threshold kept between 0.05 and 0.15, so that a slide of
+    glass alone has no tissue and one of tissue alone nothing else; pieces and gaps below 64 pixels are left out.
+
+    Args:
+        overview: (H, W, 3) in 0..1.
+
+    Returns:
+        (H, W) bool.
+    """
+    saturation = gaussian(rgb2hsv(overview)[..., 1], 1)
+    flat = np.ptp(saturation) == 0
+    threshold = LEAST_SATURATION if flat else np.clip(threshold_otsu(saturation), LEAST_SATURATION, MOST_SATURATION)
+    tissue = saturation > threshold
+    return remove_small_holes(remove_small_objects(tissue, max_size=SMALLEST - 1), max_size=SMALLEST - 1)
+
+
+def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
+    """
+    Tissue in the overview of a slide.
+
+    Args:
+        tissue: ``"auto"`` to find it, ``"all"`` to take everything; or a file: a mask of the whole slide, at any size,
+            above 0 in tissue, or GeoJSON polygons in pixels of level 0; or a folder that has one of these for every
+            slide, by the slide's name.
+        overview: (H, W, 3) in 0..1.
+        view: that the overview is.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        InputError: when there is no such file, or nothing can be made of it.
+    """
+    if tissue == "auto":
+        return find_tissue(overview)
+    if tissue == "all":
+        return np.ones(overview.shape[:2], bool)
+    path = _file_for(Path(tissue), view.slide.path)
+    if path.suffix.lower() in GEOJSON_SUFFIXES:
+        return _rasterised(_read_polygons(path), view)
+    try:
+        mask = np.asarray(load_mask(path))[0].T > 0  # MONAI has (W, H)
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"The tissue mask '{path}' can't be read ({first_line(error)}).") from error
+    return resize(mask, overview.shape[:2], order=0, anti_aliasing=False).astype(bool)
+
+
+def _file_for(path: Path, slide: Path) -> Path:
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"There is no tissue mask '{path}'; give 'auto', 'all', a mask or GeoJSON, or a folder.")
+        return path
+    suffixes = [*GEOJSON_SUFFIXES, *(f".{suffix}" for suffix in SUFFIXES)]
+    found = [path / f"{slide.stem}{suffix}" for suffix in suffixes if (path / f"{slide.stem}{suffix}").is_file()]
+    if not found:
+        raise InputError(f"The folder '{path}' has no tissue mask of '{slide.name}', as {slide.stem}.geojson or .png.")
+    return found[0]
+
+
+def _read_polygons(path: Path) -> list[Geometry]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        features = content.get("features", [content]) if isinstance(content, dict) else content
+        geometries = [shape(feature.get("geometry", feature)) for feature in features]
+    except Exception as error:  # anything may be in a JSON file
+        raise InputError(f"'{path}' can't be read as GeoJSON ({first_line(error)}).") from error
+    parts = [part for geometry in geometries for part in getattr(geometry, "geoms", [geometry])]
+    return [part for part in parts if part.geom_type == "Polygon"]
+
+
+def _rasterised(polygons: list[Geometry], view: SlideView) -> np.ndarray:
+    """Pixels whose centres are in one of the polygons, which are in pixels of level 0."""
+    mask = np.zeros((view.height, view.width), bool)
+    for region in polygons:
+        inside = np.zeros_like(mask)
+        for ring, value in [(region.exterior, True), *((hole, False) for hole in region.interiors)]:
+            x, y = np.asarray(ring.coords)[:, :2].T
+            rows, columns = polygon(y / view.scale_y - 0.5, x / view.scale_x - 0.5, mask.shape)
+            inside[rows, columns] = value
+        mask |= inside
+    return mask
+
+
+def _nearest(count: int, available: int) -> np.ndarray:
+    return ((np.arange(count) + 0.5) * available / count).astype(int)

@@ -1,0 +1,276 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Whole slides through the shipped overlay, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pydicom
+import pytest
+import shapely
+import tifffile
+import torch
+from imagecodecs import jpeg8_encode
+from monai.bundle import run
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit, generate_uid
+from scripts.errors import input_error_of
+from scripts.networks import CDWSNet
+
+RED, DARK = (230, 60, 120), (70, 20, 120)
+SETTINGS = {"mpp": 1.0, "fusion_weights": [1.0, 0.0, 0.0], "tile_size": 64, "logging_file": False}
+
+
+def stained(height: int, width: int) -> np.ndarray:
+    """Grey, as white would be found: tissue in it, whose left half is red, which is found, with a dark hole."""
+    picture = np.full((height, width, 3), 100, np.uint8)
+    picture[20 : height - 20, 20 : width - 20] = DARK
+    picture[30 : height - 30, 30 : width // 2] = RED
+    picture[50:70, 50:80] = DARK
+    return picture
+
+
+def infer(configs, checkpoint, slides, output: Path, **settings) -> Path:
+    run(
+        "inferring",
+        config_file=[str(configs / "inference.json"), str(configs / "slides.json")],
+        dataset_dir=str(slides),
+        ckpt_path=str(checkpoint),
+        output_dir=str(output),
+        **(SETTINGS | settings),
+    )
+    return output / "predictions"
+
+
+def command(configs, checkpoint, slides, output: Path, **settings) -> list[str]:
+    files = [str(configs / "inference.json"), str(configs / "slides.json")]
+    options = {"config_file": files, "dataset_dir": slides, "ckpt_path": checkpoint, "output_dir": output}
+    arguments = [part for name, value in (options | SETTINGS | settings).items() for part in (f"--{name}", str(value))]
+    return ["-m", "monai.bundle", "run", "inferring", *arguments]
+
+
+def rows(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "slides.csv").open() as file:
+        return {row["slide"]: row for row in csv.DictReader(file)}
+
+
+def test_all_results_of_a_slide(configs, red_detector, write_slide, tmp_path):
+    picture = stained(301, 402)
+    write_slide(tmp_path / "a.tif", picture, 0.5)
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", mpp=0.5)
+    truth = (picture == RED).all(axis=2)
+    mask = tifffile.imread(out / "a_mask.ome.tif")
+    np.testing.assert_array_equal(mask, np.where(truth, 255, 0))
+    probability = tifffile.imread(out / "a_probability.ome.tif")
+    assert (probability[100, 60], probability[60, 60], probability[5, 5]) == (255, 0, 0)
+    assert openslide.OpenSlide(str(out / "a_mask.ome.tif")).dimensions == (402, 301)
+    assert Image.open(out / "a_thumbnail.png").size == (402, 301)
+    (feature,) = json.loads((out / "a.geojson").read_text())["features"]
+    polygon = shapely.geometry.shape(feature["geometry"])
+    assert polygon.is_valid
+    y, x = np.mgrid[:301, :402] + 0.5
+    np.testing.assert_array_equal(shapely.contains_xy(polygon, x, y), truth)
+    row = rows(out)["a"]
+    pixel = 0.25e-6  # mm2
+    assert float(row["area_mm2"]) == pytest.approx(truth.sum() * pixel)
+    assert float(row["tissue_mm2"]) == pytest.approx(261 * 362 * pixel, rel=0.02)  # its edge may move by a pixel
+    assert float(row["fraction_of_tissue"]) == pytest.approx(truth.sum() / (261 * 362), rel=0.02)
+    assert float(row["probability"]) == pytest.approx((truth.sum() / (261 * 362)) ** 0.25, rel=0.01)
+    assert not list(out.glob(".unfinished/*"))
+
+
+def test_polygons_are_in_pixels_of_level_0(configs, red_detector, write_slide, tmp_path):
+    picture = np.kron(stained(200, 200), np.ones((4, 4, 1), np.uint8))
+    write_slide(tmp_path / "a.tif", picture, 0.25, factors=(1, 4))
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out")
+    (feature,) = json.loads((out / "a.geojson").read_text())["features"]
+    assert shapely.geometry.shape(feature["geometry"]).bounds == (120, 120, 400, 680)
+
+
+def test_resolution_missing(configs, red_detector, write_slide, tmp_path):
+    write_slide(tmp_path / "a.tif", stained(200, 200), None)
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out")
+    assert "--slide_mpp" in str(input_error_of(caught.value))
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", slide_mpp=2.0, mpp=2.0)
+    assert rows(out)["a"]["width"] == "200"
+
+
+def test_tissue_may_be_given(configs, red_detector, write_slide, tmp_path):
+    write_slide(tmp_path / "a.tif", stained(200, 200), 1.0)
+    square = [[[30, 30], [60, 30], [60, 180], [30, 180], [30, 30]]]
+    (tmp_path / "t.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": square}))
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", tissue=str(tmp_path / "t.geojson"))
+    assert float(rows(out)["a"]["tissue_mm2"]) == pytest.approx(30 * 150 / 1e6)
+    assert float(rows(out)["a"]["area_mm2"]) == pytest.approx((30 * 140 - 10 * 20) / 1e6)  # without the hole
+
+
+def test_default_resolution_is_the_model_s(configs, red_detector, write_slide, tmp_path):
+    metadata = json.loads((configs / "metadata.json").read_text())
+    model = metadata["network_data_format"]["inputs"]["image"]["mpp"]
+    write_slide(tmp_path / "a.tif", stained(200, 200), model / 2)
+    settings = {key: value for key, value in SETTINGS.items() if key != "mpp"}
+    files = [str(configs / "inference.json"), str(configs / "slides.json")]
+    paths = {"dataset_dir": str(tmp_path), "ckpt_path": str(red_detector), "output_dir": str(tmp_path / "out")}
+    run("inferring", config_file=files, **paths, **settings)
+    assert rows(tmp_path / "out" / "predictions")["a"]["width"] == "100"
+
+
+def test_finished_slides_are_not_redone_unless_something_changed(configs, red_detector, write_slide, tmp_path):
+    write_slide(tmp_path / "a.tif", stained(200, 200), 1.0)
+
+    def stamp(**settings) -> int:
+        out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", **settings)
+        return (out / "a.json").stat().st_mtime_ns
+
+    first = stamp()
+    assert stamp() == first
+    changed = stamp(threshold=0.7)
+    assert changed > first
+    assert stamp(threshold=0.7, fusion_weights=[0.9, 0.1, 0.0]) > changed
+
+
+def test_a_killed_run_goes_on(configs, write_slide, tissue_picture, lively_network, tmp_path):
+    torch.save(lively_network.state_dict(), tmp_path / "model.pt")
+    write_slide(tmp_path / "a.tif", tissue_picture(500, 500), 1.0)
+    whole = infer(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "whole")
+    arguments = command(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "out")
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "out" / "predictions" / ".unfinished" / "a" / "tiles.jsonl"
+    while process.poll() is None and not (journal.is_file() and journal.read_text().count("\n") >= 5):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = journal.read_text().splitlines()
+    assert 5 <= len(before) < 64
+    assert not list((tmp_path / "out" / "predictions").glob("a*"))  # nothing has its name yet
+    mapped = []
+    original = CDWSNet.maps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CDWSNet, "maps", lambda self, image: mapped.append(image) or original(self, image))
+        out = infer(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "out")
+    assert len(mapped) <= 64 - len(before) + 1  # the last line may have been cut off
+    for name in ("a_probability.ome.tif", "a_mask.ome.tif"):
+        np.testing.assert_array_equal(tifffile.imread(out / name), tifffile.imread(whole / name))
+    assert (out / "slides.csv").read_text() == (whole / "slides.csv").read_text()
+
+
+def test_a_truncated_slide_is_named_and_the_others_are_done(configs, red_detector, write_slide, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    write_slide(folder / "a.tif", noise, 1.0)
+    write_slide(folder / "b.tif", stained(200, 200), 1.0)
+    content = (folder / "a.tif").read_bytes()
+    (folder / "a.tif").write_bytes(content[: len(content) // 2])
+    (folder / "notes.txt").write_text("no slide")
+    arguments = command(configs, red_detector, folder, tmp_path / "out")
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "a.tif" in done.stderr.split("error:")[-1]
+    assert list(rows(tmp_path / "out" / "predictions")) == ["b"]
+
+
+def test_torchrun_deals_slides_out(configs, red_detector, write_slide, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        write_slide(folder / f"s{i}.tif", stained(150 + 20 * i, 200), 1.0)
+    (folder / "broken.tif").write_bytes(b"nothing")  # one process fails, and the other must not be ended by that
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = command(configs, red_detector, folder, tmp_path / "out")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    assert "broken.tif" in done.stderr
+    assert list(rows(tmp_path / "out" / "predictions")) == ["s0", "s1", "s2"]
+    assert (done.stdout + done.stderr).count("100%") == 3  # each by one process
+
+
+def test_pictures_config_names_the_overlay(configs, red_detector, tmp_path):
+    (tmp_path / "a.svs").write_bytes(b"a slide")
+    for images in (tmp_path, tmp_path / "a.svs"):
+        with pytest.raises(RuntimeError) as caught:
+            run(
+                "inferring",
+                config_file=str(configs / "inference.json"),
+                dataset_dir=str(images),
+                ckpt_path=str(red_detector),
+                output_dir=str(tmp_path / "out"),
+                logging_file=False,
+            )
+        assert "slides.json" in str(input_error_of(caught.value))
+
+
+def test_no_slide(configs, red_detector, tmp_path):
+    for folder, word in ((tmp_path, "svs"), (tmp_path / "none", "none")):
+        with pytest.raises(RuntimeError) as caught:
+            infer(configs, red_detector, folder, tmp_path / "out")
+        assert word in str(input_error_of(caught.value))
+
+
+def write_dicom(path: Path, picture: np.ndarray, mpp: float, tile: int = 64) -> None:
+    """A VL Whole Slide Microscopy Image of one level, with JPEG frames."""
+    height, width = picture.shape[:2]
+    slide = Dataset()
+    slide.file_meta = FileMetaDataset()
+    slide.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    slide.SOPClassUID = slide.file_meta.MediaStorageSOPClassUID = pydicom.uid.VLWholeSlideMicroscopyImageStorage
+    slide.SOPInstanceUID = slide.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    slide.SeriesInstanceUID, slide.StudyInstanceUID, slide.FrameOfReferenceUID = (generate_uid() for _ in range(3))
+    slide.Modality, slide.ImageType = "SM", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    slide.DimensionOrganizationType = "TILED_FULL"
+    slide.Rows = slide.Columns = tile
+    slide.TotalPixelMatrixRows, slide.TotalPixelMatrixColumns = height, width
+    slide.SamplesPerPixel, slide.PhotometricInterpretation, slide.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    slide.BitsAllocated = slide.BitsStored = 8
+    slide.HighBit, slide.PixelRepresentation = 7, 0
+    slide.NumberOfOpticalPaths = slide.TotalPixelMatrixFocalPlanes = 1
+    measures, groups = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [mpp / 1000] * 2, 0.001
+    groups.PixelMeasuresSequence = [measures]
+    slide.SharedFunctionalGroupsSequence = [groups]
+    padded = np.pad(picture, ((0, -height % tile), (0, -width % tile), (0, 0)), constant_values=255)
+    starts = [(y, x) for y in range(0, height, tile) for x in range(0, width, tile)]
+    frames = [jpeg8_encode(padded[y : y + tile, x : x + tile].copy(), level=100, subsampling="444") for y, x in starts]
+    slide.NumberOfFrames = len(frames)
+    slide.PixelData = encapsulate(frames)
+    slide["PixelData"].VR = "OB"
+    slide.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("given", ["parent", "folder", "file"])
+def test_a_dicom_slide(configs, red_detector, tmp_path, given):
+    folder = tmp_path / "in" / "case 7"
+    folder.mkdir(parents=True)
+    write_dicom(folder / "level0.dcm", stained(200, 260), 0.5)
+    chosen = {"parent": folder.parent, "folder": folder, "file": folder / "level0.dcm"}[given]
+    out = infer(configs, red_detector, chosen, tmp_path / "out", mpp=0.5)
+    (name,) = rows(out)
+    assert name == ("level0" if given == "file" else "case 7")
+    truth = (stained(200, 260) == RED).all(axis=2)
+    mask = tifffile.imread(out / f"{name}_mask.ome.tif") > 0
+    assert (mask != truth).mean() < 0.01  # JPEG

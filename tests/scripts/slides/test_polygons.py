@@ -1,0 +1,110 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Outlines against the mask they are of."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scripts.slides.polygons import trace, write_geojson
+from skimage.draw import polygon2mask
+from skimage.measure import label
+
+
+def polygons_of(mask: np.ndarray, rows: int) -> list[shapely.Polygon]:
+    strips = [mask[start : start + rows] for start in range(0, len(mask), rows)]
+    return [shapely.Polygon(rings[0], rings[1:]) for rings in trace(strips, mask.shape[1])]
+
+
+def pixels_in(polygons: list[shapely.Polygon], shape: tuple[int, int]) -> np.ndarray:
+    """How many polygons each pixel's centre is in."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    return sum((shapely.contains_xy(polygon, x, y).astype(int) for polygon in polygons), np.zeros(shape, int))
+
+
+@given(arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))), st.integers(1, 5))
+@settings(max_examples=150, deadline=None)
+def test_polygons_are_the_mask(mask, rows):
+    polygons = polygons_of(mask, rows)
+    assert all(polygon.is_valid for polygon in polygons)
+    np.testing.assert_array_equal(pixels_in(polygons, mask.shape), mask)
+    assert sum(polygon.area for polygon in polygons) == mask.sum()
+    assert len(polygons) == label(mask, connectivity=1).max()
+
+
+def test_a_large_mask_in_strips():
+    """skimage fills the rings, and knows nothing of how they were made."""
+    mask = np.random.default_rng(0).random((160, 150)) < 0.62
+    filled = np.zeros(mask.shape, bool)
+    for polygon in polygons_of(mask, 37):
+        inside = polygon2mask(mask.shape, np.array(polygon.exterior.coords)[:, ::-1] - 0.5)
+        for hole in polygon.interiors:
+            # polygon2mask counts some pixels whose centres are on no ring: none are, at half a pixel
+            inside &= ~polygon2mask(mask.shape, np.array(hole.coords)[:, ::-1] - 0.5)
+        filled |= inside
+    np.testing.assert_array_equal(filled, mask)
+
+
+def test_a_square_with_a_hole_has_eight_vertices():
+    mask = np.ones((10, 12), bool)
+    mask[3:5, 4:9] = False
+    ((outer, hole),) = trace([mask[:4], mask[4:]], 12)
+    assert {*map(tuple, outer.tolist())} == {(0, 0), (12, 0), (12, 10), (0, 10)}
+    assert {*map(tuple, hole.tolist())} == {(4, 3), (9, 3), (9, 5), (4, 5)}
+
+
+def test_pixels_that_touch_at_a_corner_are_two_polygons():
+    for mask in (np.eye(2, dtype=bool), np.eye(2, dtype=bool)[::-1]):
+        assert [polygon.area for polygon in polygons_of(mask, 1)] == [1, 1]
+
+
+def test_a_ring_that_touches_itself():
+    mask = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], bool)  # the hole touches the outside at a corner
+    (polygon,) = polygons_of(mask, 1)
+    assert polygon.is_valid
+    assert [shapely.Polygon(hole).area for hole in polygon.interiors] == [1]
+
+
+def test_a_region_leaves_memory_when_it_is_complete():
+    strips = iter([np.eye(1, 5, dtype=bool), np.zeros((1, 5), bool), pytest.fail])
+    assert len(next(trace(strips, 5))[0]) == 4
+
+
+def test_geojson_as_qupath_takes_it(tmp_path):
+    mask = np.ones((4, 6), bool)
+    mask[1, 1] = False
+    path = tmp_path / "a.geojson"
+    assert write_geojson(path, trace([mask], 6), (2.0, 2.5), "Cancer", (200, 0, 0)) == 1
+    content = json.loads(path.read_text())
+    assert content["type"] == "FeatureCollection"
+    (feature,) = content["features"]
+    assert feature["properties"] == {
+        "objectType": "annotation",
+        "classification": {"name": "Cancer", "color": [200, 0, 0]},
+    }
+    outer, hole = feature["geometry"]["coordinates"]
+    assert outer[0] == outer[-1]
+    assert shapely.Polygon(outer).bounds == (0, 0, 12, 10)
+    assert shapely.Polygon(hole).bounds == (2, 2.5, 4, 5)
+    assert shapely.LinearRing(outer).is_ccw != shapely.LinearRing(hole).is_ccw
+
+
+def test_geojson_of_nothing(tmp_path):
+    assert write_geojson(tmp_path / "a.geojson", trace([], 6), (1.0, 1.0), "Cancer", (200, 0, 0)) == 0
+    assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []

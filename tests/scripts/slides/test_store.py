@@ -1,0 +1,69 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""An unfinished map is taken up where it was left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scripts.slides.store import TileStore
+
+
+def filled(folder, key: str = "a") -> TileStore:
+    store = TileStore(folder, key, 4, np.uint16)
+    for column in range(3):
+        store.put(0, column, np.full((4, 4), 1000 + column, np.uint16))
+    store.put(1, 0, np.zeros((4, 4), np.uint16))
+    return store
+
+
+def test_tiles_come_back(tmp_path):
+    filled(tmp_path / "s")  # left open, as a killed process leaves it
+    store = TileStore(tmp_path / "s", "a", 4, np.uint16)
+    assert len(store) == 4
+    assert [int(store.get(0, column)[0, 0]) for column in range(3)] == [1000, 1001, 1002]
+    assert store.is_zero(1, 0)
+    assert (1, 0) in store
+    assert (1, 1) not in store
+
+
+def test_a_tile_at_the_edge_is_filled_up(tmp_path):
+    store = TileStore(tmp_path / "s", "a", 4, np.uint16)
+    store.put(0, 0, np.full((2, 3), 7, np.uint16))
+    expected = np.zeros((4, 4))
+    expected[:2, :3] = 7
+    np.testing.assert_array_equal(store.get(0, 0), expected)
+
+
+def test_another_key_begins_anew(tmp_path):
+    filled(tmp_path / "s").close()
+    assert len(TileStore(tmp_path / "s", "b", 4, np.uint16)) == 0
+
+
+@pytest.mark.parametrize("damage", ["journal", "data", "torn data"])
+def test_what_was_cut_off_is_left_out(tmp_path, damage):
+    filled(tmp_path / "s").close()
+    journal, data = tmp_path / "s" / "tiles.jsonl", tmp_path / "s" / "tiles.bin"
+    if damage == "journal":
+        lines = journal.read_text().splitlines()
+        journal.write_text("\n".join([*lines[:2], lines[2][:5]]))
+    elif damage == "data":
+        data.write_bytes(data.read_bytes()[:-6] + b"wrong.")
+    else:
+        data.write_bytes(data.read_bytes()[:-1])
+    store = TileStore(tmp_path / "s", "a", 4, np.uint16)
+    assert [(0, column) in store for column in range(3)] == [True, True, False]
+    store.put(0, 2, np.full((4, 4), 5, np.uint16))
+    store.close()
+    again = TileStore(tmp_path / "s", "a", 4, np.uint16)
+    assert [int(again.get(0, column)[0, 0]) for column in range(3)] == [1000, 1001, 5]
