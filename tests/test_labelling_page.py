@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ class Page:
 
     def __init__(self, browser, folder: Path, *options: str) -> None:
         command = [sys.executable, "-m", "scripts.labelling", "label", str(folder), "--no_browser", *options]
-        self.process = subprocess.Popen(command, cwd=BUNDLE, stdout=subprocess.PIPE, text=True)
+        heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        self.process = subprocess.Popen(command, cwd=BUNDLE, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
         lines = iter(self.process.stdout.readline, "")
         address = next(found[0] for found in (re.search(r"http://\S+", line) for line in lines) if found)
         self.browser = browser
@@ -71,9 +73,9 @@ class Page:
         self.browser.find_element("tag name", "body").send_keys(key)
         self.wait(lambda: f"{answered} answered" in self.text("count"))
 
-    def end(self, how: int) -> None:
-        self.process.send_signal(how)
-        self.process.wait(timeout=60)
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(timeout=60) == 0
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -108,7 +110,7 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, tmp_path
         entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "answer" not in entry["message"]
     ]
     assert not severe
-    page.end(signal.SIGINT)
+    page.end()
 
     given = [Answer(1, 0.3), Answer(1, 1.0), Answer(0), Answer(0), Answer(None), Answer(1), Answer(1, 0.5), Answer(0)]
     assert read_answers(folder / "labels.jsonl") == dict(zip(names, given, strict=True))
@@ -132,4 +134,4 @@ def test_nothing_runs_out_of_the_page(browser, tmp_path, width):
     for button in browser.find_elements("tag name", "button"):
         assert button.size["height"] >= 44  # a finger's
         assert button.location["y"] + button.size["height"] <= 800
-    page.end(signal.SIGINT)
+    page.end()

@@ -239,6 +239,9 @@ def start(folder: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         env=environment,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background ignores it
     )
 
 
