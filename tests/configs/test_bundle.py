@@ -130,7 +130,7 @@ NEW_KEYS = {
     "multi_gpu_train": {"finalize"},
     "multi_gpu_evaluate": {"finalize", "calibrate"},
     "slides": {"mpp", "slide_mpp", "tissue", "tile_size", "tile_margin", "class_name", "class_colour", "slides"}
-    | {"loader", "evaluator"},
+    | {"loader", "evaluator", "image_list"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
 }
 

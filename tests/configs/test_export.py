@@ -1,0 +1,63 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Export to ONNX by MONAI's command: the same maps in another runtime, at sizes that were never exported."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigParser, onnx_export
+from scripts.networks import UNet
+
+AXES = {0: "batch", 2: "height", 3: "width"}
+OPTIONS = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": AXES, "pred": AXES}}
+METHODS = {"cdws": [], "baseline": ["baseline"], "unet": ["unet"]}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def exported(request, configs, tmp_path_factory):
+    """A network with weights that make no map constant, and its session in ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("onnx")
+    files = [str(configs / f"{name}.json") for name in ("inference", *METHODS[request.param])]
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser["bundle_root"] = str(configs.parent)
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    for name, parameter in network.named_parameters():
+        if "sides" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    torch.save(network.state_dict(), folder / "model.pt")
+    onnx_export(
+        "network_def",
+        filepath=str(folder / "model.onnx"),
+        ckpt_file=str(folder / "model.pt"),
+        config_file=files,
+        input_shape=[2, 3, 64, 96],
+        use_trace=True,
+        converter_kwargs=OPTIONS,
+        bundle_root=str(configs.parent),
+    )
+    return network, onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (3, 3, 96, 64), (1, 3, 101, 77)], ids=str)
+def test_the_same_maps_at_other_sizes(exported, shape):
+    network, session = exported
+    if isinstance(network, UNet) and shape[2] % 32:
+        pytest.skip("MONAI's U-Net pads as the size that was exported needs it")
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(image)
+    assert expected.std() > 1e-3
+    (found,) = session.run(None, {"image": image.numpy()})
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-4, rtol=0)
