@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_all_results_of_a_slide(configs, red_detector, write_slide, tmp_path):
     np.testing.assert_array_equal(shapely.contains_xy(polygon, x, y), truth)
     row = rows(out)["a"]
     pixel = 0.25e-6  # mm2
-    assert float(row["area_mm2"]) == pytest.approx(truth.sum() * pixel)
+    assert float(row["area_mm2"]) == pytest.approx(truth.sum() * pixel, rel=1e-5)  # six digits are written
     assert float(row["tissue_mm2"]) == pytest.approx(261 * 362 * pixel, rel=0.02)  # its edge may move by a pixel
     assert float(row["fraction_of_tissue"]) == pytest.approx(truth.sum() / (261 * 362), rel=0.02)
     assert float(row["probability"]) == pytest.approx((truth.sum() / (261 * 362)) ** 0.25, rel=0.01)
@@ -207,7 +208,7 @@ def test_torchrun_deals_slides_out(configs, red_detector, write_slide, tmp_path)
     assert done.returncode != 0
     assert "broken.tif" in done.stderr
     assert list(rows(tmp_path / "out" / "predictions")) == ["s0", "s1", "s2"]
-    assert (done.stdout + done.stderr).count("100%") == 3  # each by one process
+    assert set(re.findall(r"(s\d): 100%", done.stderr)) == {"s0", "s1", "s2"}
 
 
 def test_pictures_config_names_the_overlay(configs, red_detector, tmp_path):
