@@ -6,7 +6,7 @@ SEED ?= 0
 DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo figure4 test lint bench clean
+.PHONY: help install demo study figure4 test lint bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
@@ -27,6 +27,10 @@ demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 minutes on
 	@echo "TensorBoard log                     $(VENV)/bin/tensorboard --logdir runs/demo"
 	@echo "metrics                             runs/demo/metrics.json"
 
+study: $(INSTALLED)  ## all experiments of the paper at demo scale, with their report
+	PYTHONPATH=bundle $(VENV)/bin/python -m scripts.experiments all --demo --output_dir runs/study --jobs 2
+	@echo "report                              runs/study/report.html"
+
 FIVE := 'bundle/configs/train.json','$(DEMO)','bundle/configs/five_stages.json'
 figure4: $(INSTALLED)  ## why the paper trims VGG16: side outputs of all five stages, on the embedded data
 	$(RUN) training --config_file "[$(FIVE)]" --output_dir runs/five_stages --seed $(SEED)
@@ -45,4 +49,4 @@ bench: $(INSTALLED)  ## time of the boundary metric against a plain version, of 
 	$(VENV)/bin/python tests/benchmarks/loss.py
 
 clean:  ## remove the environment, and what the targets above have made
-	rm -rf $(VENV) runs/demo runs/five_stages runs/superpixels
+	rm -rf $(VENV) runs/demo runs/five_stages runs/study runs/superpixels

@@ -24,6 +24,7 @@ DOCUMENTS = [
     "README.md",
     "bundle/docs/README.md",
     "docs/comparisons.md",
+    "docs/experiments.md",
     "docs/method.md",
     "docs/metrics.md",
     "docs/results.md",
