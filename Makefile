@@ -6,7 +6,7 @@ SEED ?= 0
 DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo figure4 test test-monai-label test-lowest lint audit bench clean
+.PHONY: help install demo study figure4 test test-monai-label test-lowest lint audit bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -26,6 +26,10 @@ demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 minutes on
 	@echo "masks, probability maps, overlays   runs/demo/predictions"
 	@echo "TensorBoard log                     $(VENV)/bin/tensorboard --logdir runs/demo"
 	@echo "metrics                             runs/demo/metrics.json"
+
+study: $(INSTALLED)  ## all experiments of the paper at demo scale, with their report
+	PYTHONPATH=bundle $(VENV)/bin/python -m scripts.experiments all --demo --output_dir runs/study --jobs 2
+	@echo "report                              runs/study/report.html"
 
 FIVE := 'bundle/configs/train.json','$(DEMO)','bundle/configs/five_stages.json'
 figure4: $(INSTALLED)  ## why the paper trims VGG16: side outputs of all five stages, on the embedded data
@@ -74,4 +78,4 @@ bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/perf
 	$(VENV)/bin/python tests/benchmarks/full_batch.py
 
 clean:  ## remove the environment, and what the targets above have made
-	rm -rf $(VENV) $(MONAI_LABEL) $(LOWEST) $(AUDIT) runs/demo runs/five_stages runs/superpixels
+	rm -rf $(VENV) $(MONAI_LABEL) $(LOWEST) $(AUDIT) runs/demo runs/five_stages runs/study runs/superpixels

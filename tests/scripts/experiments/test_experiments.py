@@ -1,0 +1,207 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""A small study from the command to the report in a browser, killed in the middle, gone on with, and repeated."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+from scripts.errors import InputError
+from scripts.experiments.__main__ import run
+from scripts.experiments.plan import METHODS, SUPERVISED, Cell, Plan, Row
+from scripts.experiments.report import ratios
+from scripts.experiments.results import (
+    Evaluation,
+    RowResults,
+    choose_area_weights,
+    choose_fusion_weights,
+    fusion_scores,
+    simplex,
+)
+
+SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1", "--val_interval", "1"]
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+def arguments(data: Path, folder: Path, *more: str) -> list[str]:
+    study = ["comparison", "--dataset_dir", str(data), "--output_dir", str(folder), "--methods", "cdws"]
+    return [*study, "--seeds", "3", "4", *more, *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def study(demo_run, tmp_path_factory) -> Path:
+    """Killed while the first cell runs, then gone on with."""
+    folder = tmp_path_factory.mktemp("experiments")
+    command = [sys.executable, "-m", "scripts.experiments", *arguments(demo_run / "data", folder)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3] / "bundle")}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    first = folder / "cells" / "cdws_base_seed3" / "training" / "command.txt"
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert first.exists()
+    assert not (folder / "comparison.html").exists()
+    run(arguments(demo_run / "data", folder))
+    return folder
+
+
+def test_the_report_has_the_numbers_of_the_runs(study) -> None:
+    metrics = [
+        json.loads((study / "cells" / f"cdws_base_seed{seed}" / "evaluation" / "metrics.json").read_text())
+        for seed in (3, 4)
+    ]
+    assert [m["split"] for m in metrics] == ["test", "test"]
+    assert metrics[0]["px_ap"] != metrics[1]["px_ap"]
+    lines = [[c.strip() for c in s.split("|")[1:-1]] for s in (study / "comparison.md").read_text().splitlines()]
+    header = next(cells for cells in lines if "F+" in cells)
+    row = dict(zip(header, next(cells for cells in lines if cells[:1] == ["cdws"]), strict=True))
+    for column, key in {"F+": "f_pos", "F-": "f_neg", "ODS": "ods", "pixel AP": "px_ap", "AUC": "auc"}.items():
+        values = [m[key] for m in metrics]
+        assert row[column] == f"{mean(values):.3f} ± {stdev(values):.3f}"
+        assert row[column] in (study / "comparison.html").read_text(encoding="utf-8")
+    with (study / "comparison.csv").open() as file:
+        assert [float(line["px_ap"]) for line in csv.DictReader(file)] == [m["px_ap"] for m in metrics]
+
+
+def test_each_run_keeps_what_repeats_it(study) -> None:
+    cell = study / "cells" / "cdws_base_seed4"
+    assert json.loads((cell / "training" / "config.json").read_text())["seed"] == 4
+    assert "monai.bundle run training" in (cell / "training" / "command.txt").read_text()
+    assert json.loads((cell / "training" / "environment.json").read_text())["monai"]
+    assert (cell / "training" / "models" / "last.pt").exists()
+    assert json.loads((cell / "evaluation" / "timing.json").read_text())["seconds_per_image"] > 0
+    assert json.loads((cell / "training" / "timing.json").read_text())["images"] == 6
+
+
+def test_what_is_finished_is_not_run_again_and_the_table_stays(study, demo_run) -> None:
+    files = sorted((study / "cells").rglob("finished.json"))
+    before, table = [file.stat().st_mtime_ns for file in files], (study / "comparison.md").read_text()
+    run(arguments(demo_run / "data", study))
+    assert len(files) == 4
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert (study / "comparison.md").read_text() == table
+
+
+def test_changed_settings_are_refused_by_name(study, demo_run) -> None:
+    with pytest.raises(InputError, match=r"cdws_base_seed3 \(learning_rate: None -> 0\.1\)"):
+        run(arguments(demo_run / "data", study, "--learning_rate", "0.1"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--max_epoch", "3"], "no setting 'max_epoch'"),
+        (["--methods", "cdw"], "no method 'cdw'"),
+        (["--shard", "3/2"], "as 1/4"),
+        (["--overlays", "none"], "no overlay 'none'"),
+    ],
+)
+def test_what_cannot_be_used_is_named(more, message, demo_run, tmp_path) -> None:
+    with pytest.raises(InputError, match=message):
+        run(arguments(demo_run / "data", tmp_path, *more))
+    assert not (tmp_path / "cells").exists()
+
+
+def test_a_failed_run_is_named_with_its_reason(demo_run, tmp_path) -> None:
+    with pytest.raises(InputError, match="'dws_base_seed3' failed: error: .*batch_size"):
+        run(arguments(demo_run / "data", tmp_path, "--methods", "dws", "--batch_size", "3"))
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
+def test_the_report_fits_a_phone_and_shows_its_pictures(study, tmp_path) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get((study / "comparison.html").as_uri())
+        assert driver.execute_script("return document.documentElement.scrollWidth") == 390
+        widths = driver.execute_script("return [...document.images].map(i => i.naturalWidth)")
+        assert len(widths) >= 4
+        assert min(widths) > 0
+        assert driver.get_log("browser") == []
+    finally:
+        driver.quit()
+
+
+def results(name: str, *metrics: dict) -> RowResults:
+    return RowResults(Row(name, ()), tuple(Evaluation(Path(), m, (), {}) for m in metrics))
+
+
+def test_weak_methods_stand_beside_the_best_supervised_one() -> None:
+    def row(name: str, *values: tuple[float, float, float]) -> RowResults:
+        return results(name, *(dict(zip(("f_pos", "f_neg", "ods"), v, strict=True)) for v in values))
+
+    rows = [row("cdws", (0.6, 0.9, 0.2), (0.8, 0.9, 0.3)), row("dws", (0.4, 1.0, 0.1))]
+    assert ratios(rows) is None
+    table = ratios([*rows, row("unet", (0.9, 0.1, 0.9)), row("dcan", (0.8, 1.0, 0.5))])
+    assert table.header == ["ratio to dcan", "F+", "F-", "ODS"]
+    assert [line["cells"] for line in table.rows] == [
+        ["cdws", "0.875", "0.900", "0.500"],
+        ["dws", "0.500", "1.000", "0.200"],
+    ]
+
+
+def test_the_chosen_overlays_have_the_best_candidate() -> None:
+    rows = [results("a", {"f_mean": 0.5}, {"f_mean": 0.7}), results("b", {"f_mean": 0.9}, {"f_mean": 0.4})]
+    chosen = choose_area_weights(rows, [(1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)])
+    assert chosen["side_area_weights"] == [5.0, 6.0, 7.0]
+    assert chosen["fusion_area_weight"] == 8.0
+    assert choose_fusion_weights([(1, 0, 0), (0, 1, 0)], [(0.2, 0.9), (0.6, 0.7)])["fusion_weights"] == [0, 1, 0]
+
+
+def test_the_grid_is_the_simplex() -> None:
+    grid = simplex(0.05)
+    assert len(set(grid)) == len(grid) == 231
+    assert np.allclose(np.sum(grid, axis=1), 1)
+    assert (0.2, 0.35, 0.45) in grid
+
+
+def test_side_maps_are_fused_and_scored(tmp_path) -> None:
+    """One positive image of two pixels, truth (1, 0), and one negative; two sides."""
+    sides = []
+    for name, positive, negative in (("a", (1.0, 0.0), (1.0, 0.0)), ("b", (0.0, 0.0), (0.0, 0.0))):
+        folder = tmp_path / name
+        (folder / "maps").mkdir(parents=True)
+        for position, (values, truth) in enumerate(((positive, (True, False)), (negative, (False, False)))):
+            probability = np.array([[round(v * 65535) for v in values]], np.uint16)
+            np.savez(folder / "maps" / f"{position}.npz", probability=probability, truth=np.array([truth]))
+        images = ({"label": "1"}, {"label": "0"})
+        sides.append(RowResults(Row(name, ()), (Evaluation(folder, {}, images, {}),)))
+    # a alone finds the pixel in both: F+ 1; of the negative one pixel of two is left, F- 2 x 1 / (1 + 2)
+    assert fusion_scores(sides, [(1.0, 0.0), (0.25, 0.75)]) == [(1.0, pytest.approx(2 / 3)), (0.0, 1.0)]
+
+
+def test_supervised_methods_are_methods_and_cells_have_names_of_their_own() -> None:
+    assert METHODS.keys() > SUPERVISED.keys()
+    names = {Cell(method, seed=seed).name for method in METHODS for seed in (0, 1)}
+    assert len(names) == 2 * len(METHODS)
+    assert Plan("", "", (), "").rows == ()
