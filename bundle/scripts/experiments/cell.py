@@ -76,6 +76,7 @@ def runs_of(specification: Mapping[str, Any], cell: Path) -> list[Run]:
         "dataset_dir": specification["dataset_dir"],
         "seed": specification["seed"],
         "superpixel_cache": str(cell.parent.parent / "superpixels"),
+        "allow_outside": True,  # the data of a cell are links to the user's
         **specification["settings"],
     }
     training = cell / "training"
