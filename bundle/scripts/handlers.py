@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import ignite.handlers
@@ -29,7 +30,7 @@ from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise
+from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise, volume_dice
 from scripts.figures import Example, draw_curves, draw_examples, draw_maps
 from scripts.files import replacing
 from scripts.instances import instances_of
@@ -83,13 +84,13 @@ class MapPanels:
     def __init__(
         self,
         network: MapNetwork,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: Sequence[float],
+        std: Sequence[float],
         count: int = 6,
     ) -> None:
         self.network = network
-        self.mean = torch.tensor(mean).view(3, 1, 1)
-        self.std = torch.tensor(std).view(3, 1, 1)
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
         self.count = count
 
     def attach(self, engine: Engine) -> None:
@@ -109,7 +110,10 @@ class MapPanels:
     def _panels(self, item: dict, device: torch.device) -> dict[str, np.ndarray]:
         with torch.no_grad():
             maps = self.network.eval().maps(item["image"][None].to(device))[0].cpu()
-        panels = {"input": (item["image"].cpu() * self.std + self.mean).clamp(0, 1)}
+        picture = (item["image"].cpu() * self.std + self.mean).clamp(0, 1)
+        if len(picture) != 3:  # neighbouring slices: the one between them
+            picture = picture[len(picture) // 2].expand(3, -1, -1)
+        panels = {"input": picture}
         if "truth" in item:
             panels["truth"] = torch.nn.functional.interpolate(item["truth"][None].float(), size=maps.shape[1:])[0].cpu()
         panels |= dict(zip(self.network.map_names, maps.unsqueeze(1), strict=True))
@@ -193,6 +197,7 @@ class ScoreCollector:
                     probability=np.asarray(item["probability"].cpu())[0],
                     truth=None if truth is None else np.asarray(truth.cpu())[0] > 0.5,
                     threshold=self.threshold,
+                    volume=item["image"].meta.get("volume"),
                 )
             )
 
@@ -201,9 +206,9 @@ class EvaluationReport(ScoreCollector):
     """
     Writes what an evaluation found: numbers, pictures, and a summary on the screen.
 
-    ``metrics.json``, ``metrics_per_image.csv``; and, where the pixel truth is known, ``curves.png`` and
-    ``examples.png`` (the best, median and worst positives and the worst negative by F-measure), both in TensorBoard
-    as well.
+    ``metrics.json``, ``metrics_per_image.csv``; of slices also ``metrics_per_volume.csv``; and, where the pixel truth
+    is known, ``curves.png`` and ``examples.png`` (the best, median and worst positives and the worst negative by
+    F-measure), both in TensorBoard as well.
 
     Args:
         output_dir: folder of the files.
@@ -242,12 +247,21 @@ class EvaluationReport(ScoreCollector):
                 self.boundary([item["probability"]], [item["truth"]])
                 self.pixels([item["probability"]], [item["truth"]])
                 probability, truth = (np.asarray(item[key].cpu())[0] for key in ("probability", "truth"))
-                np.savez_compressed(self._maps_file(position), probability=probability, truth=truth > 0.5)
+                maps = {"probability": probability, "truth": truth > 0.5}
+                if "picture" in item:  # a slice: its file is a whole volume
+                    maps["picture"] = np.asarray(item["picture"].cpu())
+                np.savez_compressed(self._maps_file(position), **maps)
 
     def write(self) -> None:
         metrics = {"split": self.split, "images": len(self.scores)}
         metrics |= summarise(self.scores, choose_thresholds(self.calibration.scores))
         written = [self.output_dir / name for name in ("metrics.json", "metrics_per_image.csv")]
+        volumes = volume_dice(self.scores)
+        if volumes:
+            metrics |= {"volumes": len(volumes), "dice_per_volume": mean(volumes.values())}
+            written.append(self.output_dir / "metrics_per_volume.csv")
+            with replacing(written[-1]) as file:
+                csv.writer(file).writerows([("volume", "dice"), *volumes.items()])
         if "f_pos" in metrics:
             metrics |= self.boundary.aggregate() | {"px_ap": float(self.pixels.aggregate())}
             written += self._draw(metrics["px_ap"])
@@ -255,13 +269,13 @@ class EvaluationReport(ScoreCollector):
             unknown = [s.image for s in self.scores if s.f_measure is None]
             logger.warning(f"No region scores: {len(unknown)} images have no mask, the first is {unknown[0]}.")
         with replacing(written[1]) as file:
-            columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold")]
+            columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold", "volume")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(asdict(s) for s in self.scores)
         with replacing(written[0]) as file:
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
-        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap")
+        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap", "dice_per_volume")
         rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
         logger.info(f"{self.split}, {len(self.scores)} images\n{baseline_table(metrics)}\n{rest}")
         logger.info("Written: " + ", ".join(map(str, written)))
@@ -291,9 +305,10 @@ class EvaluationReport(ScoreCollector):
     def _example(self, title: str, position: int) -> Example:
         scores = self.scores[position]
         maps = np.load(self._maps_file(position))
+        colours = maps["picture"] if "picture" in maps else np.asarray(ToRGB()(load_image(scores.image)))
         image, truth, probability = (
-            np.asarray(picture).swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
-            for picture in (ToRGB()(load_image(scores.image)).movedim(0, -1), maps["truth"], maps["probability"])
+            picture.swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
+            for picture in (np.moveaxis(colours, 0, -1), maps["truth"], maps["probability"])
         )
         title = f"{title}, F {scores.f_measure:.2f}\n{Path(scores.image).name}"
         return Example(title, image, truth, probability, probability >= self.threshold)

@@ -78,6 +78,7 @@ class CDWSNet(MapNetwork):
         method: name of what the network is trained as, at most 64 bytes. It goes into the state dict, and a network of
             another method refuses to load it: the weights alone don't tell whether they were learned with an area
             constraint, or for superpixels. An empty name neither refuses nor is refused.
+        in_channels: of the image. Pretrained weights are fitted to others than 3, see `load_trunk_weights`.
 
     Raises:
         ValueError: when `stages` is out of range, `fusion_weights` don't fit it, or `method` is too long.
@@ -91,8 +92,9 @@ class CDWSNet(MapNetwork):
         pretrained: str = "random",
         deep_supervision: bool = True,
         method: str = "",
+        in_channels: int = 3,
     ) -> None:
-        trunk = vgg16_trunk(stages)
+        trunk = vgg16_trunk(stages, in_channels)
         if deep_supervision and len(fusion_weights) != stages:
             raise ValueError(f"{stages} stages need {stages} fusion weights, got {list(fusion_weights)}.")
         sides = [f"side {t}" for t in range(1, stages + 1)]
@@ -115,7 +117,7 @@ class CDWSNet(MapNetwork):
         All probability maps, fused first.
 
         Args:
-            image: (B, 3, H, W), RGB in 0..1 normalised by ImageNet's mean and standard deviation.
+            image: (B, in_channels, H, W), RGB in 0..1 normalised by ImageNet's mean and standard deviation.
                 H and W at least 4 for three stages (2 to the power of stages - 1).
 
         Returns:
