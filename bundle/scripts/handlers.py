@@ -47,6 +47,7 @@ __all__ = [
     "ProgressBar",
     "ScoreCollector",
     "SideOutputs",
+    "image_probability",
 ]
 
 logger = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ class ScoreCollector:
                 score_image(
                     image=str(item["image"].meta["filename_or_obj"]),
                     label=int(item["label"][0]),
-                    image_probability=_image_probability(item, self.pool),
+                    image_probability=image_probability(item, self.pool),
                     probability=np.asarray(item["probability"].cpu())[0],
                     truth=None if truth is None else np.asarray(truth.cpu())[0] > 0.5,
                     threshold=self.threshold,
@@ -242,14 +243,15 @@ class EvaluationReport(ScoreCollector):
 
     def __call__(self, engine: Engine) -> None:
         super().__call__(engine)
-        for position, item in enumerate(engine.state.output, start=len(self.scores) - len(engine.state.output)):
+        start = len(self.scores) - len(engine.state.output)
+        for position, (item, source) in enumerate(zip(engine.state.output, engine.state.batch, strict=True), start):
             if "truth" in item:
                 self.boundary([item["probability"]], [item["truth"]])
                 self.pixels([item["probability"]], [item["truth"]])
                 probability, truth = (np.asarray(item[key].cpu())[0] for key in ("probability", "truth"))
                 maps = {"probability": probability, "truth": truth > 0.5}
-                if "picture" in item:  # a slice: its file is a whole volume
-                    maps["picture"] = np.asarray(item["picture"].cpu())
+                if "picture" in source:  # a slice: its file is a whole volume
+                    maps["picture"] = np.asarray(source["picture"].cpu())
                 np.savez_compressed(self._maps_file(position), **maps)
 
     def write(self) -> None:
@@ -329,6 +331,8 @@ class PredictionTable:
         pool: gives the image-level probability; the paper's generalized mean by default.
     """
 
+    columns = ("image", "probability", "area_fraction")
+
     def __init__(self, output_dir: str, pool: Pooling | None = None) -> None:
         self.path = Path(output_dir) / "predictions.csv"
         self.pool = pool or Pooling()
@@ -340,12 +344,12 @@ class PredictionTable:
 
     def start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._write("w", [("image", "probability", "area_fraction")])
+        self._write("w", [self.columns])
 
     def __call__(self, engine: Engine) -> None:
         rows = []
         for item in engine.state.output:
-            probability = _image_probability(item, self.pool)
+            probability = image_probability(item, self.pool)
             area = float(item["pred"].float().mean())
             rows.append((item["image"].meta["filename_or_obj"], f"{probability:.6g}", f"{area:.6g}"))
         self._write("a", rows)
@@ -355,6 +359,7 @@ class PredictionTable:
             csv.writer(file).writerows(rows)
 
 
-def _image_probability(item: dict, pool: Pooling) -> float:
+def image_probability(item: dict, pool: Pooling) -> float:
+    """Pooled ``probability``, (1, H, W), of an evaluator's output; over its ``instances`` where it has some."""
     superpixels = item.get("instances")
     return float(pool(*instances_of(item["probability"][None], None if superpixels is None else superpixels[None])))

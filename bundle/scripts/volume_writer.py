@@ -12,20 +12,21 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import logging
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from PIL import Image
 from skimage.util import montage
 
 from scripts.dicom_seg import dicom_segmentation
 from scripts.errors import first_line
 from scripts.files import replacing
+from scripts.handlers import PredictionTable, image_probability
+from scripts.pooling import Pooling
 from scripts.slices import from_slices
 from scripts.volumes import is_dicom_source, read_volume, volume_name
 
@@ -35,61 +36,63 @@ SHOWN = 9  # slices in the picture of a volume
 logger = logging.getLogger(__name__)
 
 
-class VolumeWriter:
+class VolumeWriter(PredictionTable):
     """
     Writes a volume as soon as an evaluator has seen all of its slices.
 
     ``NAME_mask.nii.gz`` (0 and 1), ``NAME_probability.nii.gz`` (float32), both on the voxels and with the affine of the
-    input; of a DICOM series also ``NAME_mask.dcm``, a DICOM segmentation; ``NAME_overlay.png``, slices with the
-    outline; and a row of ``volumes.csv``.
+    input; of DICOM images also ``NAME_mask.dcm``, a DICOM segmentation; ``NAME_overlay.png``, slices with the outline;
+    and a row of ``predictions.csv``: the highest probability of a slice, and the marked fraction and millilitres.
 
-    Expects of each slice, in order, ``probability`` and ``pred``, (1, H, W) at the size of the slice, ``picture``,
-    (3, H, W) in 0..1, ``slice`` and ``count``, and the volume's path in the metadata of ``image``.
+    Expects of each slice, in order, ``probability`` and ``pred``, (1, W, H) at the size of the slice, in the output,
+    and ``picture``, (3, W, H) in 0..1, ``slice`` and ``count`` in the batch; the volume's path in the metadata of
+    ``image``.
 
     Args:
         output_dir: folder of the files.
-        axis: along which the slices were taken.
+        axis: along which the slices were taken, see `LoadSlice`.
         label: name of the segment in DICOM.
+        pool: gives the probability of a slice; the paper's generalized mean by default.
     """
 
-    def __init__(self, output_dir: str, axis: int = 2, label: str = "lesion") -> None:
+    columns = (*PredictionTable.columns, "millilitres")
+
+    def __init__(self, output_dir: str, axis: int = 2, label: str = "lesion", pool: Pooling | None = None) -> None:
+        super().__init__(output_dir, pool)
         self.output_dir = Path(output_dir)
         self.axis = axis
         self.label = label
         self.slices: list[dict[str, np.ndarray]] = []
-        self.rows: list[tuple] = []
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        self.probabilities: list[float] = []
 
     def __call__(self, engine: Engine) -> None:
-        for item in engine.state.output:
-            self.slices.append({key: np.asarray(item[key].cpu()) for key in ("probability", "pred", "picture")})
-            if int(item["slice"]) + 1 == int(item["count"]):
+        for item, source in zip(engine.state.output, engine.state.batch, strict=True):
+            maps = {key: np.asarray(item[key].cpu()) for key in ("probability", "pred")}
+            self.slices.append(maps | {"picture": np.asarray(source["picture"].cpu())})
+            self.probabilities.append(image_probability(item, self.pool))
+            if int(source["slice"]) + 1 == int(source["count"]):
                 self.write(item["image"].meta["volume"])
                 self.slices.clear()
+                self.probabilities.clear()
 
     def write(self, path: str) -> None:
         """Write the volume whose slices are there."""
         geometry = read_volume(path).geometry
-        affine = geometry.affine
         probability, mask = (geometry.from_ras(self._volume(key)) for key in ("probability", "pred"))
+        mask = mask > 0
         name = volume_name(path)
-        for kind, array, dtype in (("mask", mask > 0, np.uint8), ("probability", probability, np.float32)):
-            image = nib.Nifti1Image(array.astype(dtype), affine, header=_header(path))
-            image.set_data_dtype(dtype)
+        for kind, array in (("mask", mask.astype(np.uint8)), ("probability", probability.astype(np.float32))):
+            image = nib.Nifti1Image(array, geometry.affine, header=_header(path))
+            image.set_data_dtype(array.dtype)
             with replacing(self.output_dir / f"{name}_{kind}.nii.gz", binary=True) as file:
                 file.write(gzip.compress(image.to_bytes()))
         if is_dicom_source(path):
-            self._write_dicom(path, name, mask > 0)
+            self._write_dicom(path, name, mask)
         with replacing(self.output_dir / f"{name}_overlay.png", binary=True) as file:
             Image.fromarray(self._picture()).save(file, format="PNG")
-        voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000  # millilitres
-        self.rows.append((path, int((mask > 0).sum()), f"{(mask > 0).sum() * voxel:.6g}"))
-        with replacing(self.output_dir / "volumes.csv") as file:
-            csv.writer(file).writerows([("volume", "positive_voxels", "millilitres"), *self.rows])
-        logger.info(f"Written: {self.output_dir / name}_mask.nii.gz")
+        millilitres = mask.sum() * abs(np.linalg.det(geometry.affine[:3, :3])) / 1000
+        numbers = (max(self.probabilities), mask.mean(), millilitres)
+        self._write("a", [(path, *(f"{number:.6g}" for number in numbers))])
 
     def _volume(self, key: str) -> np.ndarray:
         return from_slices(np.stack([one[key][0] for one in self.slices]), self.axis)
