@@ -97,9 +97,9 @@ def load_slice_datalist(
     Read and check a ``dataset.json`` of volumes, and list their slices.
 
     An item has an ``image``, and a ``mask`` (label volume on the same voxels), or ``slices``, or both. ``slices`` is
-    the path of a CSV table with the columns ``slice`` (counted from 0, from the patient's
-    left, back or feet on), ``label`` and ``area`` (may be
-    empty); what it leaves out is not used. Without a table, label and area come from the mask.
+    the path of a CSV table with the columns ``slice`` (counted from 0, from the patient's left, back or feet on),
+    ``label`` and ``area`` (may be empty), a row for each slice. Without a table, label and area come from the mask.
+    ``range``, the first and the last slice, leaves out the others.
 
     Args:
         dataset_dir: folder of ``dataset.json``, or that file.
@@ -133,7 +133,9 @@ def load_slice_datalist(
             if pixel_labels and split in splits and not item_problems and "mask" not in item:
                 problems.append(f"{where}{name}: has no mask, which this method learns from; add one")
     for split in [s for s in (*SPLITS, *splits) if s in datalist and s not in unknown]:
-        problems += class_problems(split, {bool(item["label"]) for item in datalist[split]})
+        labels = {bool(item["label"]) for item in datalist[split]}
+        asked = f" (positive_labels is {positive_labels})" if positive_labels != "all" and True not in labels else ""
+        problems += [problem + asked for problem in class_problems(split, labels)]
     if problems:
         raise data_error(path, problems)
     return datalist
@@ -164,29 +166,59 @@ def _slices_of(
     plane = [n for a, n in enumerate(volume.array.shape) if a != axis]
     if min(plane) < MIN_SIZE:
         return [], [f"its slices are {plane[0]}x{plane[1]}, smaller than {MIN_SIZE}x{MIN_SIZE}; is slice_axis right?"]
-    known = {key: item[key] for key in ("image", "mask", "group") if item.get(key) is not None}
-    areas = None
+    used, problems = _used(item, count)
+    areas, rows = None, None
     if item.get("mask"):
         mask, problem = _try_read("the mask", item["mask"])
-        problem = problem or _geometry_problem(item["mask"], mask, volume)
-        if problem:
-            return [], [problem]
-        positive = to_slices(positive_voxels(mask.array, positive_labels), axis)
-        areas = [rough_area(one, area_step) for one in positive]
-    if not item.get("slices"):
-        labelled = [
-            {"slice": k, "label": int(area > 0)} | ({"area": area} if area else {}) for k, area in enumerate(areas)
+        problem = problem or _mask_problem(item["mask"], mask, volume)
+        problems += [problem] if problem else []
+        if not problem:
+            areas = [rough_area(k, area_step) for k in to_slices(positive_voxels(mask.array, positive_labels), axis)]
+    if item.get("slices"):
+        rows, table_problems = _read_table(item["slices"], count)
+        missing = sorted(set(used) - set(rows)) if not table_problems else []
+        if missing:
+            table_problems.append(f"the table '{item['slices']}' lacks the slices {_ranges(missing)}")
+        problems += table_problems
+    if problems:
+        return [], problems
+    if rows is None:
+        rows = {k: {"label": int(areas[k] > 0)} | ({"area": areas[k]} if areas[k] else {}) for k in used}
+    elif areas is not None:
+        problems = [
+            f"slice {k} has label {rows[k]['label']} in '{item['slices']}', but its mask "
+            + ("has positive voxels" if areas[k] else "is empty")
+            for k in used
+            if rows[k]["label"] != (areas[k] > 0)
         ]
-        return [known | one for one in labelled], []
-    table, problems = _read_table(item["slices"], count)
-    if areas is not None:
-        problems += [
-            f"slice {row['slice']} has label {row['label']} in '{item['slices']}', but its mask "
-            + ("has positive voxels" if areas[row["slice"]] else "is empty")
-            for row in table
-            if row["label"] != (areas[row["slice"]] > 0)
-        ]
-    return [known | row for row in table], problems
+    known = {key: item[key] for key in ("image", "mask", "group") if item.get(key) is not None}
+    return [known | {"slice": k} | rows[k] for k in used], problems
+
+
+def _used(item: dict, count: int) -> tuple[range, list[str]]:
+    """The slices of a volume that an item is about: all, or those of its ``range``; and what is wrong with that."""
+    limits = item.get("range")
+    if limits is None:
+        return range(count), []
+    if (
+        not isinstance(limits, list)
+        or len(limits) != 2
+        or not all(isinstance(v, int) and not isinstance(v, bool) for v in limits)
+        or not 0 <= limits[0] <= limits[1] < count
+    ):
+        return range(0), [f"range is {limits!r}, must be its first and last slice, whole numbers from 0 to {count - 1}"]
+    return range(limits[0], limits[1] + 1), []
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers as text, neighbours together: 1-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _try_read(what: str, path: object) -> tuple[Volume | None, str]:
@@ -207,24 +239,26 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _geometry_problem(path: str, mask: Volume, volume: Volume) -> str:
+def _mask_problem(path: str, mask: Volume, volume: Volume) -> str:
     if mask.array.shape != volume.array.shape:
         shapes = ["x".join(map(str, v.array.shape)) for v in (mask, volume)]
         return f"the mask '{path}' has {shapes[0]} voxels, the volume {shapes[1]}; they must be the same"
+    if not np.array_equal(mask.array, np.round(mask.array)) or mask.array.min() < 0:
+        return f"the mask '{path}' has other values than whole numbers from 0 on; save labels, not probabilities"
     if not np.allclose(mask.geometry.ras_affine, volume.geometry.ras_affine, atol=1e-2):
         return f"the mask '{path}' lies elsewhere in the patient than the volume (other affine); resample it"
     return ""
 
 
-def _read_table(path: object, count: int) -> tuple[list[dict], list[str]]:
-    """Rows of a table of slices as parts of items, and what is wrong with it."""
+def _read_table(path: object, count: int) -> tuple[dict[int, dict], list[str]]:
+    """Label and area of each slice in a table of slices, and what is wrong with it."""
     if not isinstance(path, str) or not Path(path).is_file():
-        return [], [f"there is no table of slices '{path}'"]
+        return {}, [f"there is no table of slices '{path}'"]
     rows, problems = {}, []
     with Path(path).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         if not {"slice", "label"} <= set(reader.fieldnames or ()):
-            return [], [f"the table '{path}' must have the columns slice, label and area"]
+            return {}, [f"the table '{path}' must have the columns slice, label and area"]
         for line, row in enumerate(reader, start=2):
             where = f"line {line} of '{path}'"
             index, label, area = ((row.get(key) or "").strip() for key in ("slice", "label", "area"))
@@ -236,7 +270,7 @@ def _read_table(path: object, count: int) -> tuple[list[dict], list[str]]:
             if label not in ("0", "1"):
                 problems.append(f"{where}: label is '{label}', must be 0 or 1")
                 continue
-            rows[int(index)] = {"slice": int(index), "label": int(label)}
+            rows[int(index)] = {"label": int(label)}
             if area and (label == "1" or area.strip("0.")):
                 try:
                     value = float(area)
@@ -247,7 +281,7 @@ def _read_table(path: object, count: int) -> tuple[list[dict], list[str]]:
                 elif not 0 < value <= 1:
                     problems.append(f"{where}: area is '{area}', must be a fraction of the slice above 0 and up to 1")
                 rows[int(index)]["area"] = value
-    return [rows[index] for index in sorted(rows)], problems
+    return rows, problems
 
 
 def list_slices(images: str | PathLike | Sequence[str], axis: int = 2) -> list[dict]:
