@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -277,3 +278,75 @@ def test_incomplete_series_is_refused(damage, tmp_path):
         (tmp_path / "scan" / "copy.dcm").write_bytes(by_place[3].read_bytes())
     with pytest.raises(ValueError, match=r"slices 2\.5 to 5 mm apart" if damage == "missing" else r"slices 0 to 2\.5"):
         read_volume(tmp_path / "scan")
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two volumes a split, bright where the mask is: label 2 inside, label 1 elsewhere; one of them has a table."""
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        mask = np.zeros((16, 20, 4), np.uint8)
+        mask[3:8, 4:9, 1:3] = 2
+        mask[12:, 15:, :] = 1
+        image = rng.normal(100, 5, mask.shape) + 300 * (mask == 2)
+        nib.save(nib.Nifti1Image(image.astype(np.float32), OBLIQUE), tmp_path / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, OBLIQUE), tmp_path / f"{name}_mask.nii.gz")
+    (tmp_path / "b.csv").write_text("slice,label,area\n0,0,\n1,1,0.1\n2,1,\n3,0,\n")
+    masked = [{"image": f"{n}.nii.gz", "mask": f"{n}_mask.nii.gz"} for n in "acd"]
+    content = {"training": [masked[0], {"image": "b.nii.gz", "slices": "b.csv"}], "validation": masked[1:]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def run_study(configs, study, *overlays, **overrides):
+    settings = {
+        "dataset_dir": str(study),
+        "output_dir": str(study / "out"),
+        "ckpt_dir": str(study / "out"),
+        "spatial_size": [16, 16],
+        "positive_labels": [2],
+        "logging_file": False,
+    } | overrides
+    names = ["train", "slices", "mri", *overlays]
+    config = [str(configs / f"{name}.json") for name in names]
+    run("training", config_file=config, max_epochs=1, pretrained="random", **settings)
+    run("evaluating", config_file=[*config, str(configs / "evaluate.json")], **settings)
+    return json.loads((study / "out" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_volumes_train_are_evaluated_and_inferred_on(neighbours, configs, study):
+    metrics = run_study(configs, study, neighbours=neighbours)
+    assert metrics["images"] == 8
+    assert metrics["volumes"] == 2
+    rows = list(csv.DictReader((study / "out" / "metrics_per_volume.csv").open()))
+    assert [Path(row["volume"]).name for row in rows] == ["c.nii.gz", "d.nii.gz"]
+    assert metrics["dice_per_volume"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]))
+    names = [row["image"] for row in csv.DictReader((study / "out" / "metrics_per_image.csv").open())]
+    assert Path(names[5]).name == "d_slice001"
+    assert (study / "out" / "examples.png").exists()
+
+    # what inference writes has the Dice that evaluation found
+    names = ["inference", "slices", "mri"]
+    run(
+        "inferring",
+        config_file=[str(configs / f"{name}.json") for name in names],
+        images=[str(study / "c.nii.gz")],
+        ckpt_dir=str(study / "out"),
+        output_dir=str(study / "out"),
+        spatial_size=[16, 16],
+        neighbours=neighbours,
+        threshold=0.4,
+        logging_file=False,
+    )
+    written = nib.load(study / "out" / "predictions" / "c_probability.nii.gz").get_fdata()
+    marked, truth = written >= 0.5, np.asarray(nib.load(study / "c_mask.nii.gz").dataobj) == 2
+    dice = 2 * (marked & truth).sum() / (marked.sum() + truth.sum())
+    assert float(rows[0]["dice"]) == pytest.approx(dice, abs=1e-6)
+
+
+def test_masks_of_volumes_train_the_supervised_network(configs, study):
+    content = json.loads((study / "dataset.json").read_text())
+    content["training"] = content["training"][:1]
+    (study / "dataset.json").write_text(json.dumps(content))
+    assert 0 <= run_study(configs, study, "vgg_supervised")["dice_per_volume"] <= 1
