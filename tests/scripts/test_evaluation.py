@@ -262,13 +262,13 @@ def test_one_image_without_truth_leaves_the_image_level_metrics_alone() -> None:
 
 
 def test_dice_of_a_volume_pools_the_voxels_of_its_slices() -> None:
-    """Volume a: 3 + 1 voxels predicted, 2 + 0 true, 1 + 0 of them hit: 2 x 1 / 6. Volume b: nothing in it, none found."""
-    nothing = grid("0000", "0000")
+    """Volume a: 3 + 1 voxels predicted, 2 + 0 true, 1 + 0 of them hit. Volume b: nothing in it, nothing found."""
+    nothing = grid("....", "....")
     slices = [
-        ("a", levels("9900", "9000"), grid("1001", "0000")),
+        ("a", levels("9900", "9000"), grid("#..#", "....")),
         ("a", levels("0000", "0009"), nothing),
         ("b", levels("0000", "0000"), nothing),
-        (None, levels("9999", "9999"), grid("1111", "1111")),  # a picture is of no volume
+        (None, levels("9999", "9999"), grid("####", "####")),  # a picture is of no volume
     ]
     scores = [
         score_image("", int(truth.any()), 0.5, probability, truth, volume=volume)
