@@ -24,6 +24,11 @@ from monai.data import ImageReader, orientation_ras_lps
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys
 
+try:
+    from pydicom.pixels import apply_color_lut, convert_color_space
+except ImportError:  # pydicom 2, which MONAI Label needs
+    from pydicom.pixel_data_handlers.util import apply_color_lut, convert_color_space
+
 __all__ = ["DicomReader", "is_dicom", "is_one_series", "sorted_datasets"]
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as DICOM's own YBR_FULL
@@ -134,10 +139,10 @@ def _pixels(dataset: pydicom.Dataset) -> np.ndarray:
     pixels = dataset.pixel_array  # pydicom makes RGB of YBR
     photometric = dataset.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
-        pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
+        pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:
         if photometric.startswith("YBR") and not _is_decoded_to_rgb(dataset):
-            pixels = pydicom.pixels.convert_color_space(pixels, photometric, "RGB")
+            pixels = convert_color_space(pixels, photometric, "RGB")
         return pixels.astype(np.float32) @ LUMINANCE
     pixels = pixels.astype(np.float32) * float(dataset.get("RescaleSlope", 1)) + float(
         dataset.get("RescaleIntercept", 0)

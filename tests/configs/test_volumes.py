@@ -27,6 +27,7 @@ from monai.bundle import run
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from scripts.dicom import DicomReader
 from scripts.errors import input_error_of
 from scripts.volumes import read_volume
 
@@ -249,6 +250,28 @@ def test_single_ultrasound_pictures(configs, red_detector, tmp_path):
     for kind in stored:
         mask = np.asarray(nib.load(out / f"{kind}_mask.nii.gz").dataobj)
         np.testing.assert_array_equal(mask > 0, grey.T[..., None] > 100)  # (columns, rows, 1)
+
+
+def test_colours_become_their_luminance(tmp_path):
+    """Pure red of luminance 76, and grey of 50, as RGB and as YBR (DICOM PS3.3, C.7.6.3.1.2)."""
+    red, grey = np.tile([255, 0, 0], (4, 2, 1)), np.full((4, 3, 3), 50)
+    red_ybr, grey_ybr = np.tile([76, 85, 255], (4, 2, 1)), np.tile([50, 128, 128], (4, 3, 1))
+    for kind, left, right in (("RGB", red, grey), ("YBR_FULL", red_ybr, grey_ybr)):
+        pixels = np.concatenate([left, right], axis=1).astype(np.uint8)
+        dicom(tmp_path / f"{kind}.dcm", pixels, UltrasoundImageStorage, PhotometricInterpretation=kind)
+        reader = DicomReader()
+        array, _ = reader.get_data(reader.read(tmp_path / f"{kind}.dcm"))
+        np.testing.assert_allclose(array[:, 0, 0], [76, 76, 50, 50, 50], atol=1.5)
+
+
+def test_several_frames_and_several_series_are_refused(tmp_path):
+    dicom(tmp_path / "cine.dcm", np.zeros((6, 6), np.uint8), UltrasoundImageStorage, NumberOfFrames=9)
+    with pytest.raises(ValueError, match="has several frames in one file"):
+        read_volume(tmp_path / "cine.dcm")
+    write_series(tmp_path / "scan", corner(), series_affine(((1, 0, 0), (0, 1, 0))))
+    dicom(tmp_path / "scan" / "localizer.dcm", np.zeros((6, 6), np.int16), SeriesInstanceUID="9.9")
+    with pytest.raises(ValueError, match="has 2 series"):
+        read_volume(tmp_path / "scan")
 
 
 def test_what_is_no_volume_is_named(configs, red_detector, tmp_path):
