@@ -151,7 +151,9 @@ def list_images(images: str | PathLike | Sequence[str]) -> list[dict[str, str]]:
     else:
         paths = [Path(image) for image in images]
     if not paths:
-        raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'.")
+        raise InputError(
+            f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'; for volumes add the overlay slices.json."
+        )
     problems = []
     seen: dict[str, Path] = {}
     for path in paths:

@@ -42,6 +42,10 @@ def dicom_segmentation(mask: np.ndarray, series: str | PathLike, label: str = "l
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
+    datasets = sorted_datasets(series)
+    for dataset in datasets:
+        if not dataset.get("SpecificCharacterSet"):  # empty means the default one, which highdicom refuses
+            dataset.pop("SpecificCharacterSet", None)
     description = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label=label,
@@ -53,7 +57,7 @@ def dicom_segmentation(mask: np.ndarray, series: str | PathLike, label: str = "l
         ),
     )
     return hd.seg.Segmentation(
-        source_images=sorted_datasets(series),  # one frame of the mask for each, in this order
+        source_images=datasets,  # one frame of the mask for each, in this order
         pixel_array=mask.astype(np.uint8).transpose(2, 1, 0),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[description],

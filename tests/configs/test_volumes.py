@@ -187,6 +187,7 @@ def write_series(folder: Path, array: np.ndarray, affine_lps: np.ndarray) -> Non
             RescaleSlope=1,
             RescaleIntercept=-100,
             InstanceNumber=int(array.shape[2] - name),
+            SpecificCharacterSet="",  # as anonymisers leave it
         )
 
 
