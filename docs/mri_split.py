@@ -10,8 +10,8 @@
 # limitations under the License.
 
 """
-The split of the MR study in volumes.md: the data set's validation volumes become the test split; of its training volumes
-every tenth chooses the epoch, and every third of the others trains.
+The split of the MR study in volumes.md: the data set's validation volumes become the test split; of its training
+volumes every tenth chooses the epoch, and every third of the others trains.
 
     python docs/mri_split.py FOLDER_OF_DATASET_JSON OUTPUT_FOLDER
 """

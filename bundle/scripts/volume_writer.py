@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 from ignite.engine import Engine
 from PIL import Image
+from skimage.transform import resize
 from skimage.util import montage
 
 from scripts.dicom_seg import dicom_segmentation
@@ -28,11 +29,13 @@ from scripts.files import replacing
 from scripts.handlers import PredictionTable, image_probability
 from scripts.pooling import Pooling
 from scripts.slices import from_slices
-from scripts.volumes import is_dicom_source, read_volume, volume_name
+from scripts.transforms import OutlineOverlay
+from scripts.volumes import Geometry, is_dicom_source, read_volume, volume_name
 
 __all__ = ["VolumeWriter"]
 
 SHOWN = 9  # slices in the picture of a volume
+SIDE = 320  # pixels of the longer side of each
 logger = logging.getLogger(__name__)
 
 
@@ -89,7 +92,7 @@ class VolumeWriter(PredictionTable):
         if is_dicom_source(path):
             self._write_dicom(path, name, mask)
         with replacing(self.output_dir / f"{name}_overlay.png", binary=True) as file:
-            Image.fromarray(self._picture()).save(file, format="PNG")
+            Image.fromarray(self._picture(geometry)).save(file, format="PNG")
         millilitres = mask.sum() * abs(np.linalg.det(geometry.affine[:3, :3])) / 1000
         numbers = (max(self.probabilities), mask.mean(), millilitres)
         self._write("a", [(path, *(f"{number:.6g}" for number in numbers))])
@@ -108,13 +111,21 @@ class VolumeWriter(PredictionTable):
             with replacing(self.output_dir / f"{name}_mask.dcm", binary=True) as file:
                 segmentation.save_as(file)
 
-    def _picture(self) -> np.ndarray:
+    def _picture(self, geometry: Geometry) -> np.ndarray:
         """(rows, columns, 3) uint8: slices evenly spread over those with a mask, or over all where there is none."""
         marked = [k for k, one in enumerate(self.slices) if one["pred"].any()]
         candidates = np.asarray(marked or range(len(self.slices)))
         chosen = candidates[np.unique(np.linspace(0, len(candidates) - 1, SHOWN).round().astype(int))]
-        pictures = np.stack([self.slices[k]["picture"].transpose(2, 1, 0) for k in chosen])  # (n, rows, columns, 3)
-        return (montage(pictures, channel_axis=3, fill=(0, 0, 0)).clip(0, 1) * 255).round().astype(np.uint8)
+        spacing = np.delete(np.linalg.norm(geometry.ras_affine[:3, :3], axis=0), self.axis)
+        extent = np.array(self.slices[0]["pred"].shape[1:]) * spacing  # mm
+        size = np.maximum(extent * SIDE / extent.max(), 1).round().astype(int)
+        pictures = [self._outlined(self.slices[k], size).transpose(2, 1, 0) for k in chosen]  # (rows, columns, 3)
+        return (montage(np.stack(pictures), channel_axis=3, fill=(0, 0, 0)).clip(0, 1) * 255).round().astype(np.uint8)
+
+    def _outlined(self, one: dict[str, np.ndarray], size: np.ndarray) -> np.ndarray:
+        picture = resize(one["picture"], (3, *size), order=1)
+        mask = resize(one["pred"] > 0, (1, *size), order=0)
+        return OutlineOverlay()(picture, mask)
 
 
 def _header(path: str) -> nib.Nifti1Header | None:

@@ -141,8 +141,9 @@ def test_a_row_and_a_picture_for_each_volume(configs, red_detector, tmp_path):
     assert float(row["millilitres"]) == pytest.approx(3.0)
     assert 0.4 < float(row["probability"]) <= 1
     overlay = np.asarray(Image.open(out / "a_overlay.png").convert("RGB"))
-    assert overlay.shape[0] % 12 == 0  # slices as a viewer shows them: 12 rows, 9 columns
-    assert overlay.shape[1] % 9 == 0
+    # slices of 18 x 60 mm as a viewer shows them: two are marked
+    assert overlay.shape[0] % 320 == 0
+    assert overlay.shape[1] % 96 == 0
     assert (overlay[..., 1] > overlay[..., 0] + 50).any()  # the outline
 
 
