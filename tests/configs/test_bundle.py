@@ -106,7 +106,7 @@ def test_inference_has_the_network_and_settings_of_training(configs):
     assert {"spatial_size", "resize", "pad", "fusion_weights", "threshold", "pool", "image_mean", "image_std"} <= shared
     for key in shared - {"initialize"}:
         assert train[key] == inference[key], key
-    steps = [t for t in inference["preprocessing"]["transforms"] if isinstance(t, str) or t["_target_"] != "CopyItemsd"]
+    steps = [step for step in inference["preprocessing"]["transforms"] if step != "@copy_picture"]
     assert steps == train["load_transforms"][1:]
 
 
