@@ -31,7 +31,7 @@ def test_links_and_pictures_exist(document):
             assert ((ROOT / document).parent / target).exists(), target
 
 
-@pytest.mark.parametrize("document", ["README.md", "bundle/docs/README.md", "docs/results.md"])
+@pytest.mark.parametrize("document", ["README.md", "bundle/docs/README.md", "docs/results.md", "docs/volumes.md"])
 def test_commands_name_existing_configs_and_settings(document, configs):
     text = (ROOT / document).read_text().replace("\\\n", " ")
     commands = re.findall(r"^(?:\$ )?\s*python -m monai\.bundle run .*$", text, flags=re.MULTILINE)

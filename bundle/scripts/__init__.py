@@ -13,9 +13,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 
 def bundle_root() -> str:
     """Absolute path of the bundle, so that its configs work from any working directory."""
     return str(Path(__file__).resolve().parent.parent)
+
+
+def bundle_version() -> str:
+    """As `metadata.json` has it."""
+    return json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text())["version"]

@@ -32,7 +32,16 @@ from scripts.readers import SLIDE_SUFFIXES, SUFFIXES
 from scripts.settings import MIN_SIZE
 from scripts.transforms import ToRGB, load_image, load_mask
 
-__all__ = ["ImageList", "has_masks", "list_images", "load_datalist"]
+__all__ = [
+    "SPLITS",
+    "ImageList",
+    "class_problems",
+    "data_error",
+    "has_masks",
+    "list_images",
+    "load_datalist",
+    "read_splits",
+]
 
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
@@ -62,6 +71,48 @@ def load_datalist(
     Raises:
         InputError: naming every item that breaks the contract, with what is wrong with it.
     """
+    path, datalist, problems = read_splits(dataset_dir, splits, allow_outside)
+    entries = [(split, f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
+    classes: dict[str, set] = {split: set() for split in datalist}
+    with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
+        checks = pool.map(lambda entry: _check_item(*entry[1:]), entries)
+        progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False)
+        for (split, _, _), (found_problems, label) in zip(entries, progress, strict=True):
+            problems += found_problems
+            classes[split].add(label)
+    problems += [problem for split, labels in classes.items() for problem in class_problems(split, labels)]
+    if pixel_labels:
+        problems += [
+            f"{where} '{item['image']}': has no mask, which this method learns from; add one, or take a weak method"
+            for split, where, item in entries
+            if split in splits and _is_positive_without_mask(item)
+        ]
+    if problems:
+        raise data_error(path, problems)
+    return datalist
+
+
+def read_splits(
+    dataset_dir: str | PathLike,
+    splits: Sequence[str],
+    allow_outside: bool = False,
+    paths: Sequence[str] = ("image", "mask", "label"),
+) -> tuple[Path, dict[str, list], list[str]]:
+    """
+    Read ``dataset.json``, and check it as far as no file that it names must be opened.
+
+    Args:
+        dataset_dir: folder of ``dataset.json``, or that file.
+        splits: the splits that must be there. Those of `SPLITS` that are there as well are read with them.
+        allow_outside: see `load_datalist`.
+        paths: keys of an item that are paths, relative to the file.
+
+    Returns:
+        The file, the items of each split found with absolute paths, and what is wrong.
+
+    Raises:
+        InputError: when the file is missing or isn't an object in JSON, or a path leads out of its folder.
+    """
     path = Path(dataset_dir)
     path = path / "dataset.json" if path.suffix != ".json" else path
     content = _read_json(path)
@@ -75,29 +126,12 @@ def load_datalist(
     problems += _shared("group", present)
     for leak in _shared("image", present):
         logger.warning(f"{leak}, or results on it say nothing of new images")
-    datalist = {split: [_absolute(item, path.parent) for item in items] for split, items in present.items()}
-    entries = [(split, f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
+    datalist = {split: [_absolute(item, path.parent, paths) for item in items] for split, items in present.items()}
     if not allow_outside:
-        outside = _outside(entries, path.parent)
+        outside = _outside(datalist, path.parent, paths)
         if outside:
-            raise InputError(_message(path, outside))
-    classes: dict[str, set] = {split: set() for split in datalist}
-    with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
-        checks = pool.map(lambda entry: _check_item(*entry[1:]), entries)
-        progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False)
-        for (split, _, _), (found_problems, label) in zip(entries, progress, strict=True):
-            problems += found_problems
-            classes[split].add(label)
-    problems += [problem for split, labels in classes.items() for problem in _class_problems(split, labels)]
-    if pixel_labels:
-        problems += [
-            f"{where} '{item['image']}': has no mask, which this method learns from; add one, or take a weak method"
-            for split, where, item in entries
-            if split in splits and _is_positive_without_mask(item)
-        ]
-    if problems:
-        raise InputError(_message(path, problems))
-    return datalist
+            raise data_error(path, outside)
+    return path, datalist, problems
 
 
 def has_masks(items: Iterable[dict]) -> bool:
@@ -146,7 +180,9 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
             "'bundle/configs/inference.json' in --config_file."
         )
     if not paths:
-        raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'.")
+        raise InputError(
+            f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'; for volumes add the overlay slices.json."
+        )
     found = ImageList()
     seen: dict[str, Path] = {}
     for path in paths:
@@ -159,7 +195,7 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
             seen[path.stem] = path
             found.append({"image": str(path)})
     if not found:
-        raise InputError(_message("the images", found.left_out))
+        raise data_error("the images", found.left_out)
     for problem in found.left_out:
         logger.error(f"Left out: {problem}")
     return found
@@ -175,7 +211,7 @@ class ImageList(list):
     def report_left_out(self) -> None:
         """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""
         if self.left_out:
-            raise InputError(_message("the images; all others are done", self.left_out))
+            raise data_error("the images; all others are done", self.left_out)
 
 
 def _read_json(path: Path) -> dict:
@@ -190,37 +226,36 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _absolute(item: object, folder: Path) -> object:
+def _absolute(item: object, folder: Path, keys: Sequence[str]) -> object:
     """The item with its paths made absolute; what is not an item is left for the check to name."""
     if not isinstance(item, dict):
         return item
-    paths = {k: str(folder / v) for k, v in item.items() if k in ("image", "mask", "label") and isinstance(v, str)}
-    if item.get("label") in QUOTED:
+    paths = {k: str(folder / v) for k, v in item.items() if k in keys and isinstance(v, str)}
+    if item.get("label") in QUOTED and "label" in paths:
         del paths["label"]  # a number in quotes
     # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does
     absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v))}
     return {k: v for k, v in (item | paths).items() if k not in absent}
 
 
-def _outside(entries: Sequence[tuple[str, str, object]], folder: Path) -> list[str]:
+def _outside(datalist: dict[str, list], folder: Path, paths: Sequence[str]) -> list[str]:
     """The items whose files are not in the folder, before any is opened."""
     root = os.path.realpath(folder)
-    problems = []
-    for _, where, item in entries:
-        for value in _paths(item):
-            if os.path.commonpath([root, os.path.realpath(value)]) != root:
-                problems.append(
-                    f"{where} '{value}': lies outside the folder of dataset.json; move it there, or give "
-                    "--allow_outside True if you trust the data set"
-                )
-    return problems
-
-
-def _paths(item: object) -> list[str]:
-    if not isinstance(item, dict):
-        return []
-    values = [item.get(key) for key in ("image", "mask", "label")]
-    return [value for value in values if isinstance(value, str) and value not in QUOTED]
+    values = [
+        (f"{split}[{i}]", item.get(key))
+        for split, items in datalist.items()
+        for i, item in enumerate(items)
+        if isinstance(item, dict)
+        for key in paths
+    ]
+    return [
+        f"{where} '{value}': lies outside the folder of dataset.json; move it there, or give "
+        "--allow_outside True if you trust the data set"
+        for where, value in values
+        if isinstance(value, str)
+        and value not in QUOTED
+        and os.path.commonpath([root, os.path.realpath(value)]) != root
+    ]
 
 
 def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
@@ -300,7 +335,7 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
         return None, [f"the mask '{path}' can't be read ({first_line(error)})"]
 
 
-def _class_problems(split: str, labels: set) -> list[str]:
+def class_problems(split: str, labels: set) -> list[str]:
     """Of the labels found in a split, None for those that could not be read, which are problems of their own."""
     if None in labels or labels == {False, True}:
         return []
@@ -319,6 +354,7 @@ def _shared(key: str, splits: dict[str, list]) -> list[str]:
     return problems
 
 
-def _message(where: str | PathLike, problems: list[str]) -> str:
+def data_error(where: str | PathLike, problems: list[str]) -> InputError:
+    """One error that names all that is wrong with the data."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  - ".join([f"{count} in {where}; correct it and start again:", *problems])
+    return InputError("\n  - ".join([f"{count} in {where}; correct it and start again:", *problems]))

@@ -32,6 +32,7 @@ __all__ = [
     "choose_thresholds",
     "score_image",
     "summarise",
+    "volume_dice",
 ]
 
 DISC_FRACTIONS = tuple(fraction / 100 for fraction in range(5, 100, 5))
@@ -56,6 +57,8 @@ class ImageScores:
     """F-measure of a centred disc of each of `DISC_FRACTIONS`."""
     f_by_threshold: tuple[float, ...] | None = None
     """F-measure of {p >= t} for each t of `THRESHOLDS`."""
+    volume: str | None = None
+    """Path of the volume of which the image is a slice."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def score_image(
     probability: np.ndarray,
     truth: np.ndarray | None,
     threshold: float = 0.5,
+    volume: str | None = None,
 ) -> ImageScores:
     """
     Scores of one image and of the trivial answers to it.
@@ -102,6 +106,7 @@ def score_image(
         probability: (H, W) in 0..1.
         truth: boolean (H, W), or None where it is not known.
         threshold: probability from which on a pixel is predicted positive.
+        volume: path of the volume of which it is a slice.
     """
     prediction = probability >= threshold
     known = {
@@ -109,6 +114,7 @@ def score_image(
         "label": label,
         "probability": image_probability,
         "area_predicted": float(prediction.mean()),
+        "volume": volume,
     }
     if truth is None:
         return ImageScores(**known)
@@ -200,6 +206,22 @@ def summarise(scores: Sequence[ImageScores], thresholds: Thresholds) -> dict[str
         "disc_area": DISC_FRACTIONS[disc],
     }
     return regions | image_level
+
+
+def volume_dice(scores: Sequence[ImageScores]) -> dict[str, float]:
+    """
+    Dice coefficient of each volume, over the voxels of all slices that were scored; empty for pictures.
+
+    1 for a volume without a positive voxel in which none is predicted. A slice's intersection is half its Dice, which
+    is its F-measure, times the two areas; all slices of a volume are of one size.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for s in scores:
+        if s.volume is not None and s.f_measure is not None:
+            areas = s.area_predicted + s.area_true
+            overlap = s.f_measure * areas if s.area_true > 0 else 0.0
+            sums[s.volume] = sums.get(s.volume, np.zeros(2)) + np.array([overlap, areas])
+    return {volume: float(overlap / areas) if areas else 1.0 for volume, (overlap, areas) in sums.items()}
 
 
 def _by_class(prefix: str, values: Sequence[float], positive: np.ndarray) -> dict[str, float]:

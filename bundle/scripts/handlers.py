@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import ignite.handlers
@@ -30,7 +31,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from monai.handlers import CheckpointSaver, MLFlowHandler, StatsHandler, TensorBoardHandler
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise
+from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise, volume_dice
 from scripts.figures import Example, draw_curves, draw_examples, draw_maps
 from scripts.files import replacing
 from scripts.instances import instances_of
@@ -49,6 +50,7 @@ __all__ = [
     "ScoreCollector",
     "SideOutputs",
     "handlers_of_process",
+    "image_probability",
 ]
 
 logger = logging.getLogger(__name__)
@@ -97,13 +99,13 @@ class MapPanels:
     def __init__(
         self,
         network: MapNetwork,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: Sequence[float],
+        std: Sequence[float],
         count: int = 6,
     ) -> None:
         self.network = network
-        self.mean = torch.tensor(mean).view(3, 1, 1)
-        self.std = torch.tensor(std).view(3, 1, 1)
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
         self.count = count
         self.own: Sequence[int] = ()
         self.shown: set[int] = set()
@@ -139,7 +141,10 @@ class MapPanels:
     def _panels(self, item: dict, device: torch.device) -> dict[str, np.ndarray]:
         with torch.no_grad():
             maps = self.network.eval().maps(item["image"][None].to(device))[0].cpu()
-        panels = {"input": (item["image"].cpu() * self.std + self.mean).clamp(0, 1)}
+        picture = (item["image"].cpu() * self.std + self.mean).clamp(0, 1)
+        if len(picture) != 3:  # neighbouring slices: the one between them
+            picture = picture[len(picture) // 2].expand(3, -1, -1)
+        panels = {"input": picture}
         if "truth" in item:
             panels["truth"] = torch.nn.functional.interpolate(item["truth"][None].float(), size=maps.shape[1:])[0].cpu()
         panels |= dict(zip(self.network.map_names, maps.unsqueeze(1), strict=True))
@@ -225,10 +230,11 @@ class ScoreCollector:
                 score_image(
                     image=str(item["image"].meta["filename_or_obj"]),
                     label=int(item["label"][0]),
-                    image_probability=_image_probability(item, self.pool),
+                    image_probability=image_probability(item, self.pool),
                     probability=np.asarray(item["probability"].cpu())[0],
                     truth=None if truth is None else np.asarray(truth.cpu())[0] > 0.5,
                     threshold=self.threshold,
+                    volume=item["image"].meta.get("volume"),
                 )
             )
 
@@ -237,9 +243,9 @@ class EvaluationReport(ScoreCollector):
     """
     Writes what an evaluation found: numbers, pictures, and a summary on the screen.
 
-    ``metrics.json``, ``metrics_per_image.csv``; and, where the pixel truth is known, ``curves.png`` and
-    ``examples.png`` (the best, median and worst positives and the worst negative by F-measure), both in TensorBoard
-    as well.
+    ``metrics.json``, ``metrics_per_image.csv``; of slices also ``metrics_per_volume.csv``; and, where the pixel truth
+    is known, ``curves.png`` and ``examples.png`` (the best, median and worst positives and the worst negative by
+    F-measure), both in TensorBoard as well.
 
     Args:
         output_dir: folder of the files.
@@ -273,18 +279,28 @@ class EvaluationReport(ScoreCollector):
 
     def __call__(self, engine: Engine) -> None:
         super().__call__(engine)
-        for position, item in enumerate(engine.state.output, start=len(self.scores) - len(engine.state.output)):
+        start = len(self.scores) - len(engine.state.output)
+        for position, (item, source) in enumerate(zip(engine.state.output, engine.state.batch, strict=True), start):
             if "truth" in item:
                 self.boundary([item["probability"]], [item["truth"]])
                 self.pixels([item["probability"]], [item["truth"]])
                 probability, truth = (np.asarray(item[key].cpu())[0] for key in ("probability", "truth"))
-                np.savez_compressed(self._maps_file(position), probability=probability, truth=truth > 0.5)
+                maps = {"probability": probability, "truth": truth > 0.5}
+                if "picture" in source:  # a slice: its file is a whole volume
+                    maps["picture"] = np.asarray(source["picture"].cpu())
+                np.savez_compressed(self._maps_file(position), **maps)
 
     def write(self) -> None:
         scores = self.all_scores()
         metrics = {"split": self.split, "images": len(scores)}
         metrics |= summarise(scores, choose_thresholds(self.calibration.all_scores()))
         written = [self.output_dir / name for name in ("metrics.json", "metrics_per_image.csv")]
+        volumes = volume_dice(scores)
+        if volumes:
+            metrics |= {"volumes": len(volumes), "dice_per_volume": mean(volumes.values())}
+            written.append(self.output_dir / "metrics_per_volume.csv")
+            with replacing(written[-1]) as file:
+                csv.writer(file).writerows([("volume", "dice"), *volumes.items()])
         if "f_pos" in metrics:
             metrics |= self.boundary.aggregate() | {"px_ap": float(self.pixels.aggregate())}
             written += self._draw(scores, metrics["px_ap"])
@@ -294,13 +310,13 @@ class EvaluationReport(ScoreCollector):
         if process_rank() > 0:
             return
         with replacing(written[1]) as file:
-            columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold")]
+            columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold", "volume")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(asdict(s) for s in scores)
         with replacing(written[0]) as file:
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
-        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap")
+        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap", "dice_per_volume")
         rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
         logger.info(f"{self.split}, {len(scores)} images\n{baseline_table(metrics)}\n{rest}")
         logger.info("Written: " + ", ".join(map(str, written)))
@@ -336,9 +352,10 @@ class EvaluationReport(ScoreCollector):
 
     def _example(self, title: str, scores: ImageScores, place: int) -> Example:
         maps = np.load(self._maps_file(place))
+        colours = maps["picture"] if "picture" in maps else np.asarray(ToRGB()(load_image(scores.image)))
         image, truth, probability = (
-            np.asarray(picture).swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
-            for picture in (ToRGB()(load_image(scores.image)).movedim(0, -1), maps["truth"], maps["probability"])
+            picture.swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
+            for picture in (np.moveaxis(colours, 0, -1), maps["truth"], maps["probability"])
         )
         title = f"{title}, F {scores.f_measure:.2f}\n{Path(scores.image).name}"
         return Example(title, image, truth, probability, probability >= self.threshold)
@@ -367,6 +384,8 @@ class PredictionTable:
         pool: gives the image-level probability; the paper's generalized mean by default.
     """
 
+    columns = ("image", "probability", "area_fraction")
+
     def __init__(self, output_dir: str, pool: Pooling | None = None) -> None:
         self.path = Path(output_dir) / "predictions.csv"
         self.partial = self.path.with_name(f"{self.path.name}.part")
@@ -383,12 +402,12 @@ class PredictionTable:
 
     def start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._write("w", [("image", "probability", "area_fraction")])
+        self._write("w", [self.columns])
 
     def __call__(self, engine: Engine) -> None:
         rows = []
         for item in engine.state.output:
-            probability = _image_probability(item, self.pool)
+            probability = image_probability(item, self.pool)
             area = float(item["pred"].float().mean())
             rows.append((item["image"].meta["filename_or_obj"], f"{probability:.6g}", f"{area:.6g}"))
         self._write("a", rows)
@@ -398,6 +417,7 @@ class PredictionTable:
             csv.writer(file).writerows(rows)
 
 
-def _image_probability(item: dict, pool: Pooling) -> float:
+def image_probability(item: dict, pool: Pooling) -> float:
+    """Pooled ``probability``, (1, H, W), of an evaluator's output; over its ``instances`` where it has some."""
     superpixels = item.get("instances")
     return float(pool(*instances_of(item["probability"][None], None if superpixels is None else superpixels[None])))

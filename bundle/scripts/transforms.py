@@ -216,7 +216,8 @@ class WeakTargetd(MapTransform):
 
 class LoadTruthd(MapTransform):
     """
-    Load the pixel truth of an image: the mask's file, or zeros for a negative image, which needs none.
+    Load the pixel truth of an image: the mask's file, or zeros for a negative image, which needs none. A mask that is
+    loaded already stays as it is.
 
     Run it after `WeakTargetd` and `LoadImaged`; the truth has the size of the image's file, even if the image has been
     resized since. Items of positive images without a mask stay without one.
@@ -244,7 +245,7 @@ class LoadTruthd(MapTransform):
         d = dict(data)
         for key, name in zip(self.keys, self.names, strict=True):
             if d.get(key) is not None:
-                d[name] = load_mask(d[key])
+                d[name] = load_mask(d[key]) if isinstance(d[key], (str, PathLike)) else d[key]
             elif d[self.label_key][0] == 0:
                 d[name] = torch.zeros(1, *(int(size) for size in d[self.image_key].meta[MetaKeys.SPATIAL_SHAPE]))
         return d

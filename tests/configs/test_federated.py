@@ -115,6 +115,7 @@ def pooled(sites, configs, tmp_path_factory) -> Path:
                 items.append({k: v for k, v in item.items() if k != "group"} | paths)
     (folder / "dataset.json").write_text(json.dumps(content))
     options = {"dataset_dir": str(folder), "output_dir": str(folder), "ckpt_dir": str(folder), "max_epochs": ROUNDS}
+    options["allow_outside"] = True
     run("training", config_file=str(configs / "train.json"), logging_file=False, **PLAIN, **options)
     return folder
 

@@ -121,7 +121,7 @@ def test_pixel_labels_need_masks(study, tmp_path) -> None:
     del positive["mask"]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises((RuntimeError, InputError)) as caught:
-        study.train("no_mask", "vgg_supervised", dataset_dir=str(tmp_path))
+        study.train("no_mask", "vgg_supervised", dataset_dir=str(tmp_path), allow_outside=True)
     error = str(input_error_of(caught.value))
     assert "1 problem" in error
     assert f"'{positive['image']}': has no mask, which this method learns from" in error
@@ -199,7 +199,7 @@ def test_superpixels_are_kept_across_runs(study, runs, monkeypatch) -> None:
 
     monkeypatch.setattr("scripts.superpixels.slic", no_slic)
     study.train("again", "dws", "superpixels")
-    with pytest.raises(RuntimeError, match="CacheDataset"):  # where they are computed
+    with pytest.raises(RuntimeError, match="SeededDataset"):  # where they are computed
         study.train("other", "dws", "superpixels", n_segments=7)
 
 

@@ -28,6 +28,7 @@ from scripts.evaluation import (
     choose_thresholds,
     score_image,
     summarise,
+    volume_dice,
 )
 from scripts.metrics.region import compute_region_f_measure
 
@@ -258,3 +259,19 @@ def test_one_image_without_truth_leaves_the_image_level_metrics_alone() -> None:
     scores = [score_image("a", 1, 0.9, levels("91", "11"), truth), score_image("b", 0, 0.2, levels("91", "11"), None)]
     assert choose_thresholds(scores).pixel is None
     assert summarise(scores, HALF) == {"auc": 1.0, "accuracy": 1.0, "image_threshold": 0.5}
+
+
+def test_dice_of_a_volume_pools_the_voxels_of_its_slices() -> None:
+    """Volume a: 3 + 1 voxels predicted, 2 + 0 true, 1 + 0 of them hit. Volume b: nothing in it, nothing found."""
+    nothing = grid("....", "....")
+    slices = [
+        ("a", levels("9900", "9000"), grid("#..#", "....")),
+        ("a", levels("0000", "0009"), nothing),
+        ("b", levels("0000", "0000"), nothing),
+        (None, levels("9999", "9999"), grid("####", "####")),  # a picture is of no volume
+    ]
+    scores = [
+        score_image("", int(truth.any()), 0.5, probability, truth, volume=volume)
+        for volume, probability, truth in slices
+    ]
+    assert volume_dice(scores) == {"a": pytest.approx(2 * 1 / (4 + 2)), "b": 1.0}

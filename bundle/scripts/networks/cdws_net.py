@@ -80,6 +80,7 @@ class CDWSNet(MapNetwork):
             constraint, or for superpixels. An empty name neither refuses nor is refused.
         dropout: probability with which each channel of a stage's features is hidden from its side output, in training
             mode alone. MONAI Label asks for it to see how sure the network is (Monte Carlo dropout).
+        in_channels: of the image. Pretrained weights are fitted to others than 3, see `load_trunk_weights`.
 
     Raises:
         ValueError: when `stages` is out of range, `fusion_weights` don't fit it, or `method` is too long.
@@ -94,8 +95,9 @@ class CDWSNet(MapNetwork):
         deep_supervision: bool = True,
         method: str = "",
         dropout: float = 0.0,
+        in_channels: int = 3,
     ) -> None:
-        trunk = vgg16_trunk(stages)
+        trunk = vgg16_trunk(stages, in_channels)
         if deep_supervision and len(fusion_weights) != stages:
             raise ValueError(f"{stages} stages need {stages} fusion weights, got {list(fusion_weights)}.")
         sides = [f"side {t}" for t in range(1, stages + 1)]
@@ -119,7 +121,7 @@ class CDWSNet(MapNetwork):
         All probability maps, fused first.
 
         Args:
-            image: (B, 3, H, W), RGB in 0..1 normalised by ImageNet's mean and standard deviation.
+            image: (B, in_channels, H, W), RGB in 0..1 normalised by ImageNet's mean and standard deviation.
                 H and W at least 4 for three stages (2 to the power of stages - 1).
 
         Returns:

@@ -39,11 +39,12 @@ logger = logging.getLogger(__name__)
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-def vgg16_trunk(stages: int) -> nn.Sequential:
+def vgg16_trunk(stages: int, in_channels: int = 3) -> nn.Sequential:
     """
     The first stages of VGG16, (convolution, ReLU) pairs, with pooling between stages and none at the end.
 
     Called ``features`` in a network, its parameters carry torchvision's names (``features.0.weight`` ...).
+    `load_trunk_weights` fits RGB's to another number of channels.
 
     Raises:
         ValueError: when there are not so many stages.
@@ -51,7 +52,10 @@ def vgg16_trunk(stages: int) -> nn.Sequential:
     if not isinstance(stages, int) or isinstance(stages, bool) or not 1 <= stages <= len(VGG16_STAGES):
         raise ValueError(f"stages must be a whole number from 1 to {len(VGG16_STAGES)}, got {stages}.")
     layers: list[int | str] = [layer for stage in VGG16_STAGES[:stages] for layer in (*stage, "M")]
-    return make_layers(layers[:-1])
+    trunk = make_layers(layers[:-1])
+    if in_channels != 3:
+        trunk[0] = nn.Conv2d(in_channels, VGG16_STAGES[0][0], kernel_size=3, padding=1)
+    return trunk
 
 
 def pooled_vgg16_trunk() -> nn.Sequential:
@@ -92,7 +96,8 @@ def load_trunk_weights(network: nn.Module, source: str) -> dict[str, torch.Tenso
         network: has a `vgg16_trunk` or `pooled_vgg16_trunk` as ``features``.
         source: ``"imagenet"`` for torchvision's weights (from its cache, or downloaded), or the path of a state dict
             that has the trunk's keys under torchvision's names. Stages at the end may be missing as a whole: they keep
-            their random weights, and a warning says so.
+            their random weights, and a warning says so. Where the image has not three channels, the first layer's
+            weights are fitted: equal channels give the features that they give as grey RGB.
 
     Returns:
         All that was read, for a network that has a use for more of it than the trunk.
@@ -112,10 +117,21 @@ def load_trunk_weights(network: nn.Module, source: str) -> dict[str, torch.Tenso
         )
     trunk = {key.removeprefix("features."): state[key] for keys in stages[:found] for key in keys}
     try:
+        trunk["0.weight"] = _fit_channels(trunk["0.weight"], network.features[0].in_channels)
         network.features.load_state_dict(trunk, strict=False)  # what may be missing was checked
-    except RuntimeError as error:
+    except (AttributeError, IndexError, RuntimeError) as error:
         raise InputError(f"The weights '{source}' don't fit VGG16: {str(error).splitlines()[-1].strip()}") from error
     return state
+
+
+def _fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """
+    Weights (64, 3, 3, 3) of the first layer for another number of channels: so many equal channels give the features
+    that they give as grey RGB.
+    """
+    if channels == weight.shape[1] or weight.shape[1] != 3:  # the latter is for load_state_dict to refuse
+        return weight
+    return weight.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
 
 
 def _trunk_keys_by_stage(network: nn.Module) -> list[set[str]]:

@@ -444,3 +444,18 @@ def test_dropout_hides_features_from_the_sides_in_training_alone() -> None:
     torch.manual_seed(0)
     seen = {round(v, 4) for _ in range(20) for v in hiding.train()(image)[0, 1:, 8, 8].tolist()}
     assert seen == {round(torch.sigmoid(torch.tensor(v)).item(), 4) for v in (-1.0, 1.0)}
+
+
+def test_pretrained_weights_fit_any_number_of_channels(tmp_path) -> None:
+    """So many equal channels give the maps of the same grey as RGB, and each channel has a part in them."""
+    torch.manual_seed(0)
+    rgb = CDWSNet()
+    torch.save({k: v for k, v in rgb.state_dict().items() if k.startswith("features")}, tmp_path / "vgg.pt")
+    grey = torch.randn(1, 1, 12, 12)
+    for channels in (1, 5):
+        network = CDWSNet(pretrained=str(tmp_path / "vgg.pt"), in_channels=channels)
+        found = network.features(grey.expand(-1, channels, -1, -1))
+        torch.testing.assert_close(found, rgb.features(grey.expand(-1, 3, -1, -1)))
+        weights = network.features[0].weight
+        assert weights.shape == (64, channels, 3, 3)
+        assert (weights == weights[:, :1]).all()
