@@ -35,7 +35,7 @@ import uvicorn
 from PIL import Image
 
 from scripts.errors import InputError
-from scripts.files import replacing
+from scripts.files import claim, replacing
 from scripts.labelling.dataset import check_replaceable, write_dataset
 from scripts.labelling.journal import Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
@@ -103,6 +103,7 @@ def run_page(arguments: argparse.Namespace) -> None:
     folder, only = arguments.folder, arguments.only
     images = find_images(folder, only)
     groups = groups_of(images, arguments.group)
+    claim([folder], f"labelling-{arguments.annotator}" if arguments.annotator else "labelling")
     journal = Journal(journal_path(folder, arguments.annotator))
     dataset = folder / "dataset.json"
     if not arguments.annotator:

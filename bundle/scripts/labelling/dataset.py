@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -26,14 +26,16 @@ from scripts.labelling.journal import Answer
 __all__ = ["check_replaceable", "split_by_group", "write_dataset"]
 
 WRITER = "scripts.labelling"
-CLASSES = {1: "with the finding", 0: "without it"}
+ATTEMPTS = 20  # orders of the groups
+CLASSES = {1: "with the finding", 0: "without the finding"}
 
 
 def split_by_group(items: list[dict], validation: float, seed: int = 0) -> dict[str, list[dict]]:
     """
     Training and validation split in which no group is on both sides, and both have both classes.
 
-    Groups are taken in an order drawn by the seed, as long as validation lacks images of a class that they have.
+    Groups are taken in an order drawn by the seed, as long as validation lacks images of a class that they have, and
+    training keeps both classes without them. Where that leads nowhere, other orders are tried.
 
     Args:
         items: with ``label`` and ``group``.
@@ -43,24 +45,42 @@ def split_by_group(items: list[dict], validation: float, seed: int = 0) -> dict[
     Raises:
         InputError: when there are too few images or groups of a class.
     """
+    missing = ""
+    for attempt in range(ATTEMPTS):
+        splits = _split(items, validation, f"{seed} {attempt}")
+        missing = _missing_class(splits)
+        if not missing:
+            return splits
+    raise InputError(
+        f"There are too few images {missing}, or too few patients that have any: label more, or group them otherwise "
+        "(--group)."
+    )
+
+
+def _split(items: list[dict], validation: float, order: str) -> dict[str, list[dict]]:
     groups = defaultdict(list)
     for item in items:
         groups[item["group"]].append(item)
-    lacking = {label: max(1, round(validation * sum(i["label"] == label for i in items))) for label in CLASSES}
+    left = Counter(item["label"] for item in items)
+    lacking = {label: max(1, round(validation * left[label])) for label in CLASSES}
     splits: dict[str, list[dict]] = {"training": [], "validation": []}
-    for group in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
-        wanted = any(lacking[item["label"]] > 0 for item in groups[group])
-        for item in groups[group]:
-            lacking[item["label"]] -= wanted
-        splits["validation" if wanted else "training"] += groups[group]
-    for split, members in splits.items():
-        for label, name in CLASSES.items():
-            if not any(item["label"] == label for item in members):
-                raise InputError(
-                    f"There are too few images {name}, or too few patients that have any, for {split}: "
-                    "label more, or group them otherwise (--group)."
-                )
+    for group in sorted(groups, key=lambda name: hashlib.sha256(f"{order} {name}".encode()).digest()):
+        counts = Counter(item["label"] for item in groups[group])
+        taken = any(lacking[label] > 0 for label in counts) and all(left[label] > counts[label] for label in CLASSES)
+        if taken:
+            left -= counts
+            lacking = {label: lacking[label] - counts[label] for label in CLASSES}
+        splits["validation" if taken else "training"] += groups[group]
     return splits
+
+
+def _missing_class(splits: dict[str, list[dict]]) -> str:
+    """Name of a class that a split lacks; empty where none does."""
+    for items in splits.values():
+        for label, name in CLASSES.items():
+            if not any(item["label"] == label for item in items):
+                return name
+    return ""
 
 
 def check_replaceable(path: str | PathLike) -> None:
@@ -96,7 +116,7 @@ def write_dataset(
         Number of images of each split.
 
     Raises:
-        InputError: when the images can't be split, or the file is another's.
+        InputError: when the images can't be split, or the file is another's. An older file of this page's is gone then.
     """
     check_replaceable(path)
     items = [
@@ -106,7 +126,11 @@ def write_dataset(
         for image, answer in sorted(answers.items())
         if answer.label is not None
     ]
-    splits = split_by_group(items, validation, seed)
+    try:
+        splits = split_by_group(items, validation, seed)
+    except InputError:
+        Path(path).unlink(missing_ok=True)  # of labels that have been taken back
+        raise
     with replacing(path) as file:
         json.dump({"written_by": WRITER, **splits}, file, indent=4)
     return {split: len(members) for split, members in splits.items()}

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from os import PathLike
@@ -55,13 +56,13 @@ class Journal:
         """Note an answer, in the place of an earlier one."""
         self._append({"image": image, **asdict(answer)})
 
-    def undo(self) -> str | None:
-        """Take back the last answer that stands; its image, or None where there is none."""
-        if not self._undo:
-            return None
-        image, before = self._undo[-1]
-        self._append({"image": image, "undo": True} | ({} if before is None else asdict(before)))
-        return image
+    def undo(self, images: Container[str]) -> str | None:
+        """Take back the last answer that stands to one of the images; its image, or None where there is none."""
+        for image, before in reversed(self._undo):
+            if image in images:
+                self._append({"image": image, "undo": True} | ({} if before is None else asdict(before)))
+                return image
+        return None
 
     def _append(self, record: dict) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,8 @@ class Journal:
     def _apply(self, record: dict) -> None:
         image, known = record["image"], "label" in record
         if record.get("undo"):
-            self._undo.pop()
+            last = max(k for k, (given, _) in enumerate(self._undo) if given == image)
+            del self._undo[last]
         else:
             self._undo.append((image, self.answers.get(image)))
         if known:
@@ -102,14 +104,15 @@ def _records(path: Path) -> Iterator[dict]:
     if not path.exists():
         return
     lines = path.read_bytes().split(b"\n")
-    depth = 0  # of the undo history, so that a damaged file can't take back what was never given
+    given: Counter[str] = Counter()  # so that a damaged file can't take back what was never given
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            depth += -1 if record.get("undo") else 1
-            sound = isinstance(record["image"], str) and depth >= 0 and record.get("label") in (None, 0, 1)
+            given[record["image"]] += -1 if record.get("undo") else 1
+            sound = isinstance(record["image"], str) and given[record["image"]] >= 0
+            sound &= record.get("label") in (None, 0, 1)
         except (AttributeError, KeyError, TypeError, ValueError):
             record, sound = None, False
         if sound:

@@ -123,8 +123,8 @@ def make_app(
 
     @app.post(f"/{token}/undo")
     def undo() -> dict:
-        image = journal.undo()
-        return state(saved()) | {"undone": positions.get(image, -1) if image is not None else -1}
+        image = journal.undo(positions)
+        return state(saved()) | {"undone": -1 if image is None else positions[image]}
 
     return app
 

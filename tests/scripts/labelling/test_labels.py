@@ -24,6 +24,8 @@ from scripts.labelling.dataset import split_by_group, write_dataset
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
 
+ALL = ("a.png", "b.png", "c.png")
+
 
 def test_a_journal_is_read_back(tmp_path):
     journal = Journal(tmp_path / "labels.jsonl")
@@ -42,11 +44,19 @@ def test_undo_goes_back_answer_by_answer_also_after_a_restart(tmp_path):
     journal = Journal(tmp_path / "labels.jsonl")
     for image, answer in (("a.png", Answer(1, 0.3)), ("b.png", Answer(0)), ("a.png", Answer(0))):
         journal.give(image, answer)
-    assert journal.undo() == "a.png"
+    assert journal.undo(ALL) == "a.png"
     assert journal.answers == {"a.png": Answer(1, 0.3), "b.png": Answer(0)}
     again = Journal(tmp_path / "labels.jsonl")
-    assert [again.undo(), again.undo(), again.undo()] == ["b.png", "a.png", None]
+    assert [again.undo(ALL), again.undo(ALL), again.undo(ALL)] == ["b.png", "a.png", None]
     assert Journal(tmp_path / "labels.jsonl").answers == {}
+
+
+def test_undo_leaves_images_alone_that_are_not_shown(tmp_path):
+    journal = Journal(tmp_path / "labels.jsonl")
+    for image in ("b.png", "a.png", "b.png", "a.png"):
+        journal.give(image, Answer(0))
+    assert [journal.undo(["b.png"]), journal.undo(["b.png"]), journal.undo(["b.png"])] == ["b.png", "b.png", None]
+    assert Journal(tmp_path / "labels.jsonl").answers == {"a.png": Answer(0)}
 
 
 @pytest.mark.parametrize("kept", range(1, 60, 7))
@@ -95,6 +105,23 @@ def test_the_seed_draws_the_split():
 def test_too_few_images_of_a_class_are_named():
     with pytest.raises(InputError, match="too few images with the finding"):
         split_by_group([item("a.png", 1, "a"), item("b.png", 0, "b"), item("c.png", 0, "c")], 0.2)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_can_be_split_is_split(seed):
+    """Of one group with both classes and two with one each there is no other split than the one from the two."""
+    items = [item("a.png", 1, "A"), item("b.png", 0, "A"), item("c.png", 1, "B"), item("d.png", 0, "C")]
+    splits = split_by_group(items, 0.2, seed)
+    assert {frozenset(i["group"] for i in members) for members in splits.values()} == {frozenset("A"), frozenset("BC")}
+
+
+def test_labels_that_are_taken_back_leave_no_data_set(tmp_path):
+    answers = {"a.png": Answer(1), "b.png": Answer(1), "c.png": Answer(0), "d.png": Answer(0)}
+    write_dataset(tmp_path / "dataset.json", answers, {})
+    del answers["d.png"]
+    with pytest.raises(InputError, match="too few images without the finding"):
+        write_dataset(tmp_path / "dataset.json", answers, {})
+    assert not (tmp_path / "dataset.json").exists()
 
 
 def test_the_data_set_passes_the_contract(tmp_path):
