@@ -127,6 +127,12 @@ NEW_KEYS = {
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating"},
     "keep_aspect": {"longest"},
     "dcan": {"contour"},
+    "slices": {
+        *("slices", "slice_axis", "neighbours", "positive_labels", "intensity"),
+        *("image_list", "copy_picture", "save"),  # of inference
+    },
+    "mri": {"percentiles", "intensity"},
+    "ct": {"window", "intensity"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
 }
 
