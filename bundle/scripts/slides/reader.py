@@ -113,7 +113,7 @@ class Slide:
                 picture = self.file.read_region((round(x * downsample), round(y * downsample)), level, size)
             except openslide.OpenSlideError as error:
                 raise InputError(f"'{self.path}' is damaged: {error}.") from error
-            rgba = np.asarray(picture)
+            rgba = np.array(picture)
             opaque = rgba[..., 3:]
             block = rgba[..., :3]
             if opaque.min() < 255:
