@@ -23,13 +23,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import ignite.handlers
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from monai.handlers import CheckpointSaver, MLFlowHandler, StatsHandler, TensorBoardHandler
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise, volume_dice
 from scripts.figures import Example, draw_curves, draw_examples, draw_maps
@@ -67,9 +67,9 @@ def handlers_of_process(handlers: Sequence) -> list:
     return [handler for handler in handlers if process_rank() == 0 or not isinstance(handler, shown)]
 
 
-class ProgressBar(ignite.handlers.ProgressBar):
+class ProgressBar:
     """
-    One bar over a whole run, with the time left.
+    One bar over a whole run, all epochs, with the time left; Ignite's begins anew in each epoch.
 
     Args:
         desc: what is going on.
@@ -77,11 +77,22 @@ class ProgressBar(ignite.handlers.ProgressBar):
     """
 
     def __init__(self, desc: str, shown: Sequence[str] = ()) -> None:
-        super().__init__(persist=True, desc=desc, mininterval=0.5)
+        self.desc = desc
         self.shown = list(shown)
+        self.bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        super().attach(engine, state_attributes=self.shown, closing_event_name=Events.COMPLETED)
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
+
+    def start(self, engine: Engine) -> None:
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.desc, mininterval=0.5)
+
+    def __call__(self, engine: Engine) -> None:
+        self.bar.set_postfix({name: getattr(engine.state, name) for name in self.shown}, refresh=False)
+        self.bar.update()
 
 
 class MapPanels:

@@ -20,6 +20,21 @@ import torch
 from ignite.engine import Engine
 from scripts.checkpoints import NetworkLoader
 from scripts.errors import InputError
+from scripts.handlers import ProgressBar
+
+
+def test_the_bar_is_one_over_all_epochs_and_goes_on_where_a_run_does(capsys):
+    engine = Engine(lambda engine, batch: setattr(engine.state, "mean_loss", 0.25))
+    ProgressBar("training", shown=["mean_loss"]).attach(engine)
+    engine.run([0, 0], max_epochs=3)
+    shown = capsys.readouterr().err
+    assert "training: 100%" in shown
+    assert "6/6" in shown
+    assert "mean_loss=0.25" in shown
+    engine.run([0, 0], max_epochs=5)
+    shown = capsys.readouterr().err
+    assert "6/10" in shown
+    assert "10/10" in shown
 
 
 def load(network: torch.nn.Module, path: Path) -> None:
