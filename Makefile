@@ -44,9 +44,13 @@ lint: $(INSTALLED)  ## code style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-bench: $(INSTALLED)  ## time of the boundary metric against a plain version, of the loss against the network
+bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/performance.md
 	$(VENV)/bin/python tests/benchmarks/boundary.py
 	$(VENV)/bin/python tests/benchmarks/loss.py
+	$(VENV)/bin/python tests/benchmarks/training_step.py
+	$(VENV)/bin/python tests/benchmarks/start.py
+	$(VENV)/bin/python tests/benchmarks/memory.py
+	$(VENV)/bin/python tests/benchmarks/full_batch.py
 
 clean:  ## remove the environment, and what the targets above have made
 	rm -rf $(VENV) runs/demo runs/five_stages runs/study runs/superpixels

@@ -163,9 +163,9 @@ class FCN(MapNetwork):
 
     def _fc6(self, features: torch.Tensor) -> torch.Tensor:
         """
-        The convolution `fc6` as one product of matrices: a fraction of the time on the CPU, where its weights are 400 MB.
+        The convolution `fc6` as one product of matrices: faster on the CPU, where its weights are 400 MB.
 
-        Channels come last in the columns, as in the memory of a channels-last network, whose weights aren't copied then.
+        Channels come last in the columns, as in the memory of a channels-last network, so that no weight is copied.
         """
         columns = F.unfold(features, self.fc6.kernel_size, padding=self.fc6.padding)  # (B, 512 x 49, h w)
         columns = columns.unflatten(1, (features.shape[1], -1)).permute(0, 3, 2, 1).flatten(2)  # (B, h w, 49 x 512)

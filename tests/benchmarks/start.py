@@ -1,0 +1,73 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Time from `python -m monai.bundle run training` to the first step, against that of `import monai` alone.
+
+    python tests/benchmarks/start.py [--repeats 5]
+
+A data set of a few images, random initial weights; both commands in turn, each in a process of its own; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
+
+
+class StopAtFirstStep:
+    """Handler that ends the process as soon as the trainer has its first batch."""
+
+    def attach(self, engine) -> None:
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.ITERATION_STARTED, lambda _: os._exit(0))
+
+
+def seconds(command: list[str]) -> float:
+    start = perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(BUNDLE))
+    from scripts.demo_data import make_demo_dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_demo_dataset(folder + "/data", counts={"training": 4, "validation": 2}, size=(224, 224)).parent
+        stop = Path(folder) / "stop.json"
+        stop.write_text(json.dumps({"+train#handlers": [{"_target_": "start.StopAtFirstStep"}]}))
+        configs = f"['{BUNDLE}/configs/train.json','{BUNDLE}/configs/minibatch.json','{stop}']"
+        run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", configs]
+        run += ["--dataset_dir", str(data), "--output_dir", folder + "/log", "--ckpt_dir", folder + "/models"]
+        run += ["--pretrained", "random", "--spatial_size", "[224,224]"]
+        bare = [sys.executable, "-c", "import monai, os; os._exit(0)"]
+        times = [(seconds(run), seconds(bare)) for _ in range(arguments.repeats + 1)][1:]  # the first one warms up
+    ours, plain = (median(column) for column in zip(*times, strict=True))
+    ratio = median(first / second for first, second in times)
+    print(f"start to first step {ours:.2f} s, import monai {plain:.2f} s, ratio {ratio:.2f} (goal: 1.3 at most)")
+
+
+if __name__ == "__main__":
+    main()
