@@ -40,7 +40,18 @@ from scripts.experiments.results import (
     simplex,
 )
 
-SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1", "--val_interval", "1"]
+SETTINGS = [
+    "--spatial_size",
+    "[32,32]",
+    "--pretrained",
+    "random",
+    "--max_epochs",
+    "1",
+    "--val_interval",
+    "1",
+    "--side_learning_rate",
+    "0.05",
+]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
