@@ -41,7 +41,7 @@ from scripts.experiments.results import (
 )
 
 SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1", "--val_interval", "1"]
-SETTINGS += ["--side_learning_rate", "0.01"]  # at a hundredth of the trunk's, the maps of two steps are constant
+SETTINGS += ["--side_learning_rate", "0.05"]  # at a hundredth of the trunk's, the maps of two steps are constant
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
