@@ -309,9 +309,6 @@ class EvaluationReport(ScoreCollector):
         volumes = volume_dice(scores)
         if volumes:
             metrics |= {"volumes": len(volumes), "dice_per_volume": mean(volumes.values())}
-            written.append(self.output_dir / "metrics_per_volume.csv")
-            with replacing(written[-1]) as file:
-                csv.writer(file).writerows([("volume", "dice"), *volumes.items()])
         if "f_pos" in metrics:
             metrics |= self.boundary.aggregate() | {"px_ap": float(self.pixels.aggregate())}
             written += self._draw(scores, metrics["px_ap"])
@@ -320,6 +317,10 @@ class EvaluationReport(ScoreCollector):
             logger.warning(f"No region scores: {len(unknown)} images have no mask, the first is {unknown[0]}.")
         if process_rank() > 0:
             return
+        if volumes:
+            written.append(self.output_dir / "metrics_per_volume.csv")
+            with replacing(written[-1]) as file:
+                csv.writer(file).writerows([("volume", "dice"), *volumes.items()])
         with replacing(written[1]) as file:
             columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold", "volume")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
