@@ -194,10 +194,7 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
         else:
             seen[path.stem] = path
             found.append({"image": str(path)})
-    if not found:
-        raise data_error("the images", found.left_out)
-    for problem in found.left_out:
-        logger.error(f"Left out: {problem}")
+    found.log_left_out("the images")
     return found
 
 
@@ -207,6 +204,13 @@ class ImageList(list):
     def __init__(self) -> None:
         super().__init__()
         self.left_out: list[str] = []
+
+    def log_left_out(self, where: str) -> None:
+        """Log it as errors. Raises InputError naming all of it when nothing else is in the list."""
+        if not self:
+            raise data_error(where, self.left_out)
+        for problem in self.left_out:
+            logger.error(f"Left out: {problem}")
 
     def report_left_out(self) -> None:
         """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""

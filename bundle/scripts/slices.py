@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -46,7 +45,6 @@ __all__ = [
     "to_slices",
 ]
 
-logger = logging.getLogger(__name__)
 VOLUMES_IN_MEMORY = 4  # decoded, beside the slices that a data set caches
 # Centre and width in Hounsfield units, as radiology workstations offer them.
 CT_WINDOWS = {
@@ -313,10 +311,7 @@ def list_slices(images: str | PathLike | Sequence[str], axis: int = 2) -> ImageL
         else:
             count = volume.array.shape[axis]
             items += [{"image": path, "slice": k, "count": count} for k in range(count)]
-    if not items:
-        raise data_error("the volumes", items.left_out)
-    for problem in items.left_out:
-        logger.error(f"Left out: {problem}")
+    items.log_left_out("the volumes")
     return items
 
 
