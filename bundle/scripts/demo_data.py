@@ -91,18 +91,19 @@ def load_demo_datalist(
     size: Sequence[int],
     seed: int | None,
     pixel_labels: bool = False,
+    allow_outside: bool = False,
 ) -> dict[str, list]:
     """`load_datalist`, after making the demo's data set if that is the one configured and it isn't there yet.
 
     Args:
         dataset_dir: the configured data set.
         demo_dir: where the demo's belongs.
-        splits, pixel_labels: see `load_datalist`.
+        splits, pixel_labels, allow_outside: see `load_datalist`.
         counts, size, seed: see `make_demo_dataset`; no seed means 0.
     """
     if Path(dataset_dir) == Path(demo_dir):
         make_demo_dataset(demo_dir, counts=counts, size=size, seed=seed or 0)
-    return load_datalist(dataset_dir, splits, pixel_labels)
+    return load_datalist(dataset_dir, splits, pixel_labels, allow_outside)
 
 
 def _check(folder: Path, counts: Mapping[str, int], size: Sequence[int], seed: int, area_step: float) -> None:

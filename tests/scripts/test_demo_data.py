@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 from PIL import Image
 from scripts import demo_data
 from scripts.demo_data import make_demo_dataset
@@ -158,6 +159,23 @@ def test_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists but is no data set"):
         make_demo_dataset(tmp_path, counts=COUNTS)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_overlay_asks_before_it_follows_paths_out_of_the_folder(allowed, datalist, tmp_path) -> None:
+    """The runs of a study name the images of one folder."""
+    items = [item | {"image": str(datalist.parent / item["image"])} for item in read(datalist)["validation"]]
+    items = [item | {"mask": str(datalist.parent / item["mask"])} if "mask" in item else item for item in items]
+    (tmp_path / "dataset.json").write_text(json.dumps({"validation": items}))
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.json", "demo.json")])
+    parser.update({"dataset_dir": str(tmp_path), "allow_outside": allowed, "datalist::splits": ["validation"]})
+    if allowed:
+        loaded = parser.get_parsed_content("datalist")["validation"]
+        assert [item["image"] for item in loaded] == [item["image"] for item in items]
+    else:
+        with pytest.raises((InputError, RuntimeError), match="allow_outside"):
+            parser.get_parsed_content("datalist")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
