@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from monai.handlers import CheckpointLoader
 
 from scripts.errors import InputError
 from scripts.files import replacing
+from scripts.networks.map_network import trained_as
 
 __all__ = [
     "BestCheckpoint",
@@ -35,6 +36,7 @@ __all__ = [
     "NetworkLoader",
     "initial_weights",
     "is_finite",
+    "trained_size",
     "write_checkpoint",
 ]
 
@@ -53,6 +55,26 @@ def initial_weights(pretrained: str, first_handler: str) -> str:
         first_handler: ``_target_`` of the trainer's first handler.
     """
     return "random" if first_handler == CheckpointLoader.__name__ else pretrained
+
+
+def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:
+    """
+    The size [H, W] of images in pixels that the network of a checkpoint was trained on.
+
+    Args:
+        path: of the file.
+        default: where it doesn't say, or can't be read, which `NetworkLoader` reports.
+    """
+    try:
+        size = trained_as(_weights(torch.load(path, weights_only=True, map_location="cpu", mmap=True)))[1]
+    except Exception:  # torch.load raises nearly anything on a damaged file
+        size = None
+    return list(size or default)
+
+
+def _weights(content: Any) -> Any:
+    """The state dict of a file that is one, or that has one under ``"model"``."""
+    return content["model"] if isinstance(content, dict) and "model" in content else content
 
 
 class NetworkLoader:
@@ -87,9 +109,8 @@ class NetworkLoader:
             raise InputError(
                 f"'{self.path}' is damaged, or not a checkpoint that PyTorch reads; name another by --ckpt_path."
             ) from error
-        bare = not isinstance(content, dict) or "model" not in content
         try:
-            self.network.load_state_dict(content if bare else content["model"])
+            self.network.load_state_dict(_weights(content))
         except InputError as error:
             raise InputError(f"The checkpoint '{self.path}' can't be used here: {error}") from error
         except (RuntimeError, TypeError) as error:

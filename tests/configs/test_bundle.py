@@ -104,7 +104,8 @@ def test_inference_has_the_network_and_settings_of_training(configs):
     assert inference["network_def"] == definition
     shared = set(train) & set(inference) - {"_desc_", "dataset_dir", "network_def", "pretrained", "run"}
     assert {"spatial_size", "resize", "pad", "fusion_weights", "threshold", "pool", "image_mean", "image_std"} <= shared
-    for key in shared - {"initialize"}:
+    assert train["spatial_size"] == inference["spatial_size"]["default"]  # of a checkpoint that doesn't say
+    for key in shared - {"initialize", "spatial_size"}:
         assert train[key] == inference[key], key
     steps = [step for step in inference["preprocessing"]["transforms"] if step != "@copy_picture"]
     assert steps == train["load_transforms"][1:]

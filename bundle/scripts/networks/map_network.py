@@ -9,21 +9,36 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What all networks of the bundle have in common: probability maps, and the name of the method they are trained by."""
+"""What all networks of the bundle have in common: probability maps, and what they are trained as and at which size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from scripts.errors import InputError
 
-__all__ = ["MapNetwork"]
+__all__ = ["MapNetwork", "trained_as"]
 
+Network = TypeVar("Network", bound="MapNetwork")
 METHOD_BYTES = 64
+SIZE_BYTES = 16
+logger = logging.getLogger(__name__)
+
+
+def trained_as(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, tuple[int, int] | None]:
+    """The name of the method, empty if unknown, and the size (H, W) of images in pixels that weights are of."""
+    state = state_dict.get("_extra_state")
+    if state is None:
+        return "", None
+    # an average over federated sites has made other numbers of the bytes
+    content = bytes(state.double().round().to(torch.uint8).tolist()).decode()
+    size = content[METHOD_BYTES:].split()
+    return content[:METHOD_BYTES].strip(), (int(size[0]), int(size[1])) if size else None
 
 
 class MapNetwork(nn.Module):
@@ -46,6 +61,7 @@ class MapNetwork(nn.Module):
             raise ValueError(f"the name of a method has at most {METHOD_BYTES} bytes, got '{method}'.")
         self.map_names = list(map_names)
         self.method = method
+        self.spatial_size: tuple[int, int] | None = None
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """
@@ -68,18 +84,35 @@ class MapNetwork(nn.Module):
         """Receptive field and stride in pixels of those maps for which they mean something, under their names."""
         return {}
 
+    def for_size(self: Network, spatial_size: Sequence[int]) -> Network:
+        """
+        The network itself, which from now on knows the size of its images, and warns when its weights are of another.
+
+        Args:
+            spatial_size: height and width in pixels. It goes into the state dict.
+        """
+        self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
+        return self
+
     def get_extra_state(self) -> torch.Tensor:
-        """The method's name as a tensor, since MONAI expects nothing else in a state dict."""
-        return torch.tensor(list(self.method.encode().ljust(METHOD_BYTES)), dtype=torch.uint8)
+        """The method's name and the size as a tensor, since MONAI expects nothing else in a state dict."""
+        size = " ".join(map(str, self.spatial_size or ()))
+        return torch.tensor(
+            list(self.method.encode().ljust(METHOD_BYTES) + size.encode().ljust(SIZE_BYTES)), dtype=torch.uint8
+        )
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raises InputError when the state dict is of another method."""
-        # an average over federated sites has made other numbers of the bytes
-        found = bytes(state.double().round().to(torch.uint8).tolist()).decode().strip()
-        if found and self.method and found != self.method:
+        method, size = trained_as({"_extra_state": state})
+        if method and self.method and method != self.method:
             raise InputError(
-                f"it was trained as '{found}', the settings are of '{self.method}'; give the overlays that it was "
+                f"it was trained as '{method}', the settings are of '{self.method}'; give the overlays that it was "
                 "trained with, which have the names of its method (and superpixels.json), or name another checkpoint."
+            )
+        if size and self.spatial_size and size != self.spatial_size:
+            logger.warning(
+                f"The weights were trained on images of {size[0]}x{size[1]} pixels, which are {self.spatial_size[0]}x"
+                f'{self.spatial_size[1]} here: masks may be poor; give --spatial_size "[{size[0]},{size[1]}]".'
             )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:

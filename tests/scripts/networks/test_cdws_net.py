@@ -23,6 +23,7 @@ from monai.networks import copy_model_state
 from scripts.errors import InputError
 from scripts.losses import CDWSLoss
 from scripts.networks import CDWSNet, WeightedFusion, load_trunk_weights
+from scripts.networks.map_network import trained_as
 from torch import nn
 from torchvision.models import vgg16
 
@@ -257,6 +258,27 @@ def test_the_method_survives_a_file(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     with pytest.raises(InputError, match="trained as 'cdws with superpixels', the settings are of 'cdws'"):
         CDWSNet(method="cdws").load_state_dict(state)
+
+
+def test_weights_of_another_size_are_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    state = CDWSNet(method="cdws").for_size([112, 96]).state_dict()
+    assert trained_as(state) == ("cdws", (112, 96))
+    for same in (CDWSNet(), CDWSNet().for_size((112, 96))):
+        same.load_state_dict(state)
+    CDWSNet().for_size((500, 500)).load_state_dict(CDWSNet().state_dict())  # of no known size
+    assert not caplog.records
+    other = CDWSNet().for_size((500, 500))
+    other.load_state_dict(state)
+    assert "112x96" in caplog.text
+    assert '--spatial_size "[112,96]"' in caplog.text
+    assert trained_as(other.state_dict())[1] == (500, 500)  # what it is trained at from now on
+
+
+def test_an_average_over_sites_keeps_method_and_size() -> None:
+    states = [CDWSNet(method="cdws").for_size((500, 500)).state_dict() for _ in range(3)]
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float32)
+    averaged = sum(w * s["_extra_state"].float() for w, s in zip(weights, states, strict=True))
+    assert trained_as({"_extra_state": averaged}) == ("cdws", (500, 500))
 
 
 def test_scripted_network_gives_the_same_in_both_modes(tmp_path: Path) -> None:
