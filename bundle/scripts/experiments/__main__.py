@@ -49,7 +49,7 @@ from scripts.experiments.variants import load_base
 
 DEMO_COUNTS = {"training": 64, "validation": 16, "test": 32}
 DEMO_SIZE = [64, 64]
-DEMO_SETTINGS = {"spatial_size": DEMO_SIZE, "max_epochs": 12, "val_interval": 12}
+DEMO_SETTINGS = {"spatial_size": DEMO_SIZE, "max_epochs": 10, "val_interval": 10}
 DEMO = {  # what --demo sets where nothing else is asked for
     "overlays": ["demo"],
     "seeds": [0, 1],
@@ -58,7 +58,7 @@ DEMO = {  # what --demo sets where nothing else is asked for
     "area_weights": 3,
     "methods": [
         *("baseline", "baseline_ac", "dws", "cdws"),
-        *("dws + superpixels", "cdws + superpixels", "cam", "vgg_supervised", "unet"),
+        *("dws + superpixels", "cdws + superpixels", "cam", "vgg_supervised"),
     ],
 }
 FULL = {
