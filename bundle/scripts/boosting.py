@@ -40,6 +40,7 @@ from monai.utils import convert_to_dst_type
 from scipy.special import expit, log_expit
 from tqdm import tqdm
 
+from scripts.engines import per_image
 from scripts.errors import InputError, first_line
 from scripts.networks.map_network import MapNetwork
 from scripts.patch_features import PatchFeatures
@@ -233,8 +234,8 @@ class BoostingTrainer(Trainer):
     the average. Of the curvature, which may be negative, they get the absolute value (Dauphin et al. 2014,
     arXiv:1406.2572), at least 0.001; and no leaf steps further than 2 times the learning rate.
 
-    Leaves the losses of the images after the round in ``state.output["image_losses"]``, (B,), and their mean in
-    ``state.mean_loss``. A second `run` adds to the trees of the first one.
+    Leaves the losses of the images after the round in ``state.output``, as `AccumulatingTrainer` does, and their mean
+    in ``state.mean_loss``. A second `run` adds to the trees of the first one.
 
     Args:
         max_epochs: number of trees.
@@ -387,13 +388,13 @@ class BoostingTrainer(Trainer):
             self.curvature[here] = np.maximum(scale * np.abs(hessian), MIN_CURVATURE)
         return "loss", float(self.losses.mean()), False
 
-    def _iteration(self, engine: Engine, batchdata: Any) -> dict[str, torch.Tensor]:
+    def _iteration(self, engine: Engine, batchdata: Any) -> list[dict[str, torch.Tensor]]:
         self.booster.update(fobj=lambda scores, data: (self.gradient, self.curvature))
         self.booster.eval_train(self._evaluate)  # LightGBM has the scores already
         self.network.adopt(self.booster)
         losses = torch.from_numpy(self.losses.copy())
         engine.state.mean_loss = losses.mean().item()
-        return {"image_losses": losses}
+        return per_image(losses)
 
 
 class LastImage:

@@ -19,6 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
+from scripts.engines import image_losses
 from scripts.errors import InputError
 
 __all__ = ["CollapseWarning", "FiniteLoss"]
@@ -38,7 +39,7 @@ class FiniteLoss:
     """
     Handler that stops a training before the step when the loss of an image is NaN or infinite, and names the image.
 
-    Expects the losses of a batch in ``state.output["image_losses"]``, (B,), as `AccumulatingTrainer` leaves them.
+    Expects each image's ``image_loss`` in ``state.output``, as `AccumulatingTrainer` leaves it.
 
     Raises:
         InputError: naming the images.
@@ -48,7 +49,7 @@ class FiniteLoss:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        finite = torch.isfinite(engine.state.output["image_losses"]).tolist()
+        finite = torch.isfinite(image_losses(engine.state.output)).tolist()
         if not all(finite):
             names = getattr(engine.state.batch["image"], "meta", {}).get("filename_or_obj", [])
             names = [names] if isinstance(names, str) else list(names)

@@ -13,20 +13,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import itemgetter
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from ignite.engine import Events
 from ignite.metrics import Average
+from monai.data import MetaTensor
 from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
+from monai.utils import CommonKeys
 from torch.utils.data import DataLoader
 
+from scripts.errors import InputError, is_out_of_memory
 from scripts.processes import add_gradients_up, process_count, send_weights, sum_over_processes
 from scripts.sampling import Batch
 
-__all__ = ["AccumulatingTrainer", "MeanLoss", "PartialEvaluator"]
+__all__ = ["AccumulatingTrainer", "MeanLoss", "PartialEvaluator", "image_losses", "per_image"]
+
+logger = logging.getLogger(__name__)
 
 
 class AccumulatingTrainer(SupervisedTrainer):
@@ -38,57 +43,164 @@ class AccumulatingTrainer(SupervisedTrainer):
     `DistributedDataParallel` the means of the processes, both of which weigh images of a short one more.) All processes
     start from the weights of the first one.
 
+    A batch that does not fit into memory goes through the network in halves, or halves of these, from then on; the
+    gradient is the same. The iteration's events are fired when all of the batch has been through.
+
     What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names.
 
-    Leaves the losses of the images in ``state.output["image_losses"]``, (B,), and their mean in ``state.mean_loss``: of
-    many processes that over the last step's images in all of them.
+    Leaves in ``state.output`` an item for each image, as MONAI does when it decollates: ``image``, ``label``, ``pred``,
+    its own ``image_loss``, and ``loss``, the mean of the batch. ``state.mean_loss`` is that mean; of many processes
+    that over the last step's images in all of them.
 
     Args:
         train_data_loader: a `DataLoader` with a `StepSampler` as its ``batch_sampler``.
         loss_function: returns one loss per image, (B,). What it takes beside prediction and target, it may name in
             ``inputs``.
-        kwargs: see `SupervisedTrainer`; `accumulation_steps` is set here.
+        kwargs: see `SupervisedTrainer`; ``decollate`` is not needed.
+
+    Raises:
+        InputError: when a single image does not fit into memory.
     """
 
     def __init__(self, *, train_data_loader: DataLoader, **kwargs: Any) -> None:
         sampler = train_data_loader.batch_sampler
         self._batches = sampler.plan()
-        # batches of the first step; later ones have as many, but perhaps the last, at whose end there is a step anyway
-        steps = 1 + next((i for i, batch in enumerate(self._batches) if batch.ends_step), 0)
-        super().__init__(train_data_loader=train_data_loader, accumulation_steps=steps, **kwargs)
-        self._per_image_loss = self.loss_function
-        self.loss_function = self._weighted_loss
+        super().__init__(train_data_loader=train_data_loader, **kwargs | {"decollate": False})
         self._step_loss = 0.0
+        self._fitting: int | None = None  # images that go through the network at once; None: all of a batch
         for source in (sampler, train_data_loader.dataset):
             if hasattr(source, "set_epoch"):
                 self.add_event_handler(Events.EPOCH_STARTED, lambda _, to=source: to.set_epoch(self.state.epoch))
         self.add_event_handler(Events.STARTED, lambda _: send_weights(self.network))
-        if process_count() > 1:
-            self.add_event_handler(IterationEvents.BACKWARD_COMPLETED, lambda _: self._join_processes())
 
-    def _batch(self) -> Batch:
-        """Place of the current batch in the epoch."""
-        return self._batches[(self.state.iteration - 1) % self.state.epoch_length]
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+        index = (self.state.iteration - 1) % self.state.epoch_length
+        batch = self._batches[index]
+        image, label, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        names = getattr(self.loss_function, "inputs", ())
+        extra = {name: _plain(batchdata[name]) for name in names if name in batchdata}
 
-    def _weighted_loss(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        # the trainer divides by `accumulation_steps` afterwards
-        batch = self._batch()
-        inputs = getattr(self._per_image_loss, "inputs", ())
-        extra = {key: self.state.batch[key] for key in inputs if key in self.state.batch}
-        losses = self._per_image_loss(prediction, target, **extra)[: batch.counted]
-        self.state.output["image_losses"] = losses.detach()
+        self.network.train()
+        if index == 0 or self._batches[index - 1].ends_step:
+            self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+        prediction, losses = self._accumulate(_plain(image), _plain(label), extra, batch)
         if process_count() == 1 or not hasattr(self.state, "mean_loss"):
-            self.state.mean_loss = losses.detach().mean().item()
-        return losses.sum() * (self.accumulation_steps / batch.images_in_step)
+            self.state.mean_loss = losses.mean().item()
+        items = {CommonKeys.IMAGE: image, CommonKeys.LABEL: label, CommonKeys.PRED: prediction}
+        self.state.output = per_image(losses, items)
+        for event in ("FORWARD_COMPLETED", "LOSS_COMPLETED", "BACKWARD_COMPLETED"):
+            self.fire_event(IterationEvents[event])
+        if process_count() > 1:
+            self._join_processes(losses, batch)
+        if batch.ends_step:
+            self._step()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return self.state.output
 
-    def _join_processes(self) -> None:
+    def _accumulate(
+        self, image: torch.Tensor, label: torch.Tensor, extra: Mapping[str, Any], batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradient of a batch to that of its step; predictions (B, ...), and losses of images that count."""
+        done: list[tuple[torch.Tensor, torch.Tensor]] = []
+        start = 0
+        while start < len(image):
+            part = slice(start, start + (self._fitting or len(image)))
+            some = {name: value[part] for name, value in extra.items()}
+            counted = max(0, min(batch.counted - start, len(image[part])))
+            result = self._forward_and_backward(image[part], label[part], some, counted, batch.images_in_step)
+            if result is None:  # no frame of the failed attempt is alive here, nor are its tensors
+                self._make_room(image[part])
+            else:
+                done.append(result)
+                start = part.stop
+        predictions, losses = zip(*done, strict=True)
+        return torch.cat(predictions), torch.cat(losses)
+
+    def _forward_and_backward(
+        self, image: torch.Tensor, label: torch.Tensor, extra: Mapping[str, Any], counted: int, images_in_step: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """None when they don't fit into memory: then the gradient is what it was."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        before = [p.grad for p in parameters]
+        for p in parameters:  # so that a backward pass that fails half-way leaves nothing behind
+            p.grad = None
+        try:
+            with torch.autocast("cuda", enabled=self.amp and self.scaler is not None, **self.amp_kwargs):
+                prediction = self.inferer(image, self.network)
+                losses = self.loss_function(prediction, label, **extra)[:counted]
+                loss = losses.sum() / images_in_step
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        except (RuntimeError, MemoryError) as error:
+            for p, gradient in zip(parameters, before, strict=True):
+                p.grad = gradient
+            if not is_out_of_memory(error):
+                raise
+            return None
+        for p, gradient in zip(parameters, before, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else gradient.add_(p.grad)
+        return prediction.detach(), losses.detach()
+
+    def _make_room(self, image: torch.Tensor) -> None:
+        """Halve what goes through the network at once."""
+        count, size = len(image), "x".join(map(str, image.shape[2:]))
+        if count == 1:
+            raise InputError(
+                f"A single image of {size} pixels does not fit into the memory of {image.device} in training; give a "
+                "smaller --spatial_size, --amp True on a GPU, or another --device, and see that nothing else uses it."
+            )
+        self._fitting = count // 2
+        logger.warning(
+            f"{count} images of {size} pixels do not fit into the memory of {image.device}: going on with "
+            f"{self._fitting} at once, which changes nothing else (--micro_batch_size {self._fitting} says so before)."
+        )
+        if image.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _step(self) -> None:
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _join_processes(self, losses: torch.Tensor, batch: Batch) -> None:
         """Once a step: gradients are added up, and so are the losses."""
-        batch = self._batch()
-        self._step_loss = self._step_loss + self.state.output["image_losses"].sum()
+        self._step_loss = self._step_loss + losses.sum()
         if batch.ends_step:
             add_gradients_up(self.network)
             self.state.mean_loss = sum_over_processes(self._step_loss).item() / batch.images_in_step
             self._step_loss = 0.0
+
+
+def per_image(
+    losses: torch.Tensor, items: Mapping[str, Sequence[torch.Tensor]] | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """
+    A trainer's output as MONAI's handlers take it: a dictionary for each image.
+
+    Args:
+        losses: (B,).
+        items: what else is known of each image, by its name.
+    """
+    return [
+        {
+            CommonKeys.LOSS: losses.mean(),
+            "image_loss": loss,
+            **{name: value[i] for name, value in (items or {}).items()},
+        }
+        for i, loss in enumerate(losses)
+    ]
+
+
+def image_losses(output: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+    """The losses (B,) of the images in a trainer's output."""
+    return torch.stack([item["image_loss"] for item in output]) if output else torch.zeros(0)
+
+
+def _plain(value: Any) -> Any:
+    """Without MONAI's record of where it is from, which networks and losses have no use for."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
 class PartialEvaluator(SupervisedEvaluator):
@@ -109,11 +221,11 @@ class MeanLoss(Average):
     Mean loss over the images of an epoch, whatever the sizes of its batches; NaN when that of an image is.
 
     Args:
-        image_losses: from an engine's output to the losses of its images, (B,); an `AccumulatingTrainer`'s by default.
+        losses: from an engine's output to the losses of its images, (B,); an `AccumulatingTrainer`'s by default.
     """
 
-    def __init__(self, image_losses: Callable[[Any], torch.Tensor] = itemgetter("image_losses")) -> None:
-        super().__init__(output_transform=lambda output: image_losses(output).unsqueeze(1))
+    def __init__(self, losses: Callable[[Any], torch.Tensor] = image_losses) -> None:
+        super().__init__(output_transform=lambda output: losses(output).unsqueeze(1))
 
     def compute(self) -> float:
         return float(super().compute())

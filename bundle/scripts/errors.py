@@ -20,7 +20,9 @@ import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
 
-__all__ = ["InputError", "Stopped", "first_line", "input_error_of", "report_input_errors"]
+__all__ = ["InputError", "Stopped", "first_line", "input_error_of", "is_out_of_memory", "report_input_errors"]
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of GPUs, of the CPU on Linux, Windows
 
 
 class InputError(ValueError):
@@ -47,6 +49,22 @@ def _is_own_check(error: BaseException) -> bool:
     return isinstance(error, ValueError) and any(Path(name).is_relative_to(Path(__file__).parent) for name in raised_in)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch, or Python, has found no memory, of a GPU or of the machine."""
+    # torch.OutOfMemoryError is a RuntimeError, but that of the CPU's memory is no class of its own
+    named = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return named or isinstance(error, MemoryError)
+
+
+def _memory_error_of(error: BaseException | None) -> str | None:
+    while error is not None and not is_out_of_memory(error):
+        error = error.__cause__ or error.__context__
+    return error and (
+        f"There is not enough memory ({first_line(error)}). Give a smaller --spatial_size (of slides: --tile_size), "
+        "--cache_rate 0 in training, or another --device, and see that nothing else uses it."
+    )
+
+
 def first_line(error: BaseException) -> str:
     """First line of the innermost cause, which is the decoder's or library's own word."""
     while error.__cause__ is not None:
@@ -57,7 +75,7 @@ def first_line(error: BaseException) -> str:
 
 def report_input_errors() -> None:
     """
-    From now on an uncaught `InputError` ends the program with its message alone.
+    From now on an uncaught `InputError` ends the program with its message alone, and so does a lack of memory.
 
     MONAI wraps an error in one exception per level of the configuration; a user can do nothing with those.
     Any other exception keeps its traceback. The exit status is 1 either way.
@@ -67,11 +85,11 @@ def report_input_errors() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        input_error = input_error_of(error)
-        if input_error is None:
+        sentence = input_error_of(error) or _memory_error_of(error)
+        if sentence is None:
             sys.__excepthook__(kind, error, trace)
         else:
-            print(f"\nerror: {input_error}", file=sys.stderr)
+            print(f"\nerror: {sentence}", file=sys.stderr)
 
     sys.excepthook = hook
     for stream in (sys.stdout, sys.stderr):  # names of files may be no text

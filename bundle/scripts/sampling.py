@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from monai.data import CacheDataset
 from torch.utils.data import Sampler
 
@@ -29,6 +30,9 @@ from scripts.errors import InputError
 from scripts.processes import agreed_seed, process_count, process_rank
 
 __all__ = ["Batch", "SeededDataset", "StepSampler"]
+
+
+MICRO_BATCH_ON_CPU, MICRO_BATCH_ELSEWHERE = 4, 32
 
 
 class Batch(NamedTuple):
@@ -56,32 +60,35 @@ class StepSampler(Sampler[list[int]]):
 
     Args:
         dataset: whose images are sampled.
-        batch_size: images per optimiser step: a multiple of `micro_batch_size`, or ``"all"`` for the whole training
-            set, as the paper does.
-        micro_batch_size: images of one batch, at most.
+        batch_size: images per optimiser step, or ``"all"`` for the whole training set, as the paper does.
+        micro_batch_size: images of one batch, at most. ``"auto"`` is 4 on the CPU, where more is no faster, and 32 on
+            others, where `AccumulatingTrainer` finds out how many of them fit into memory.
         seed: of the shuffling; None for a random one.
         rank: of this process; that in `torch.distributed` by default.
         processes: their number; that in `torch.distributed` by default.
+        device: on which the network is trained.
 
     Raises:
-        InputError: when `batch_size` is not a multiple of `micro_batch_size`.
+        InputError: when `batch_size` or `micro_batch_size` is neither a number of images nor the word.
     """
 
     def __init__(
         self,
         dataset: Sized,
         batch_size: int | str = "all",
-        micro_batch_size: int = 4,
+        micro_batch_size: int | str = "auto",
         seed: int | None = None,
         rank: int | None = None,
         processes: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         whole = batch_size == "all"
-        if not whole and (not isinstance(batch_size, int) or batch_size < 1 or batch_size % micro_batch_size):
-            raise InputError(
-                f"batch_size must be 'all' or a multiple of micro_batch_size, which is {micro_batch_size}; "
-                f"got {batch_size!r}."
-            )
+        if not whole and not _is_count(batch_size):
+            raise InputError(f"batch_size must be 'all' or an integer of 1 or more; got {batch_size!r}.")
+        if micro_batch_size == "auto":
+            micro_batch_size = MICRO_BATCH_ON_CPU if torch.device(device).type == "cpu" else MICRO_BATCH_ELSEWHERE
+        if not _is_count(micro_batch_size):
+            raise InputError(f"micro_batch_size must be 'auto' or an integer of 1 or more; got {micro_batch_size!r}.")
         self.images = len(dataset)
         self.shuffled = not whole
         self.step_size = self.images if whole else batch_size
@@ -116,6 +123,10 @@ class StepSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.plan())
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class SeededDataset(CacheDataset):

@@ -29,7 +29,7 @@ from monai.handlers import CheckpointSaver, StatsHandler, TensorBoardStatsHandle
 from scripts import boosting
 from scripts.boosting import BoostingTrainer, MILBoostNet, bag_gradient, bag_losses
 from scripts.checkpoints import NetworkLoader
-from scripts.engines import MeanLoss
+from scripts.engines import MeanLoss, image_losses
 from scripts.errors import InputError
 from scripts.handlers import ProgressBar
 from scripts.pooling import generalized_mean
@@ -287,12 +287,12 @@ def test_losses_are_those_of_the_network_it_leaves() -> None:
     trainer = toy_trainer(max_epochs=7)
     trainer.run()
     data, network = trainer.dataset, trainer.network
-    for item, loss in zip(data, trainer.state.output["image_losses"].tolist(), strict=True):
+    for item, loss in zip(data, image_losses(trainer.state.output).tolist(), strict=True):
         patches = network.patch_features(item["image"]).reshape(130, -1)
         scores = trainer.booster.predict(patches, raw_score=True, num_threads=1)
         label = np.array([bool(item["label"][0])])
         assert loss == pytest.approx(bag_losses(scores, np.array([0, 130]), label).item(), rel=1e-6)
-    assert trainer.state.mean_loss == pytest.approx(trainer.state.output["image_losses"].mean().item())
+    assert trainer.state.mean_loss == pytest.approx(image_losses(trainer.state.output).mean().item())
 
 
 def test_second_run_continues() -> None:

@@ -27,7 +27,7 @@ from scripts.errors import InputError
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_images_of_a_loss_that_is_no_number_are_named(bad: float) -> None:
     def step(engine: Engine, batch: dict) -> dict:
-        engine.state.output = {"image_losses": torch.tensor([1.0, bad, 0.5])}
+        engine.state.output = [{"image_loss": torch.tensor(loss)} for loss in (1.0, bad, 0.5)]
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         pytest.fail("a step is made with it")
 

@@ -22,7 +22,9 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
-from scripts.engines import AccumulatingTrainer, MeanLoss
+from monai.handlers import from_engine
+from scripts.engines import AccumulatingTrainer, MeanLoss, image_losses
+from scripts.errors import InputError
 from scripts.losses import CDWSLoss
 from scripts.networks import CDWSNet
 from scripts.sampling import StepSampler
@@ -151,7 +153,11 @@ def test_losses_of_the_images_and_their_mean_are_left_in_the_state() -> None:
     trainer.run()
     x = items[4]["image"].item()  # the last batch of the loader holds the fifth image alone
     expected = (0.5 - 0.25 * x - 3 * x**2) ** 2
-    assert trainer.state.output["image_losses"].tolist() == pytest.approx([expected])
+    (image,) = trainer.state.output
+    assert image["image_loss"].item() == image["loss"].item() == pytest.approx(expected)
+    assert image["image"].item() == x
+    assert image["pred"].item() == pytest.approx(0.5 - 0.25 * x)
+    assert from_engine(["loss"], first=True)(trainer.state.output).item() == pytest.approx(expected)
     assert trainer.state.mean_loss == pytest.approx(expected)
 
 
@@ -163,6 +169,71 @@ def test_mean_loss_weighs_the_images_and_not_the_batches(micro: int) -> None:
     expected = sum((0.5 - 0.25 * x - 3 * x**2) ** 2 for x in (-1, -0.25, 0.5, 1.25, 2)) / 5
     assert trainer.state.metrics["train_loss"] == pytest.approx(expected, rel=1e-6)
     assert isinstance(trainer.state.metrics["train_loss"], float)
+
+
+class LittleMemory(torch.autograd.Function):
+    """The identity, for which there is memory for so many images; it runs out on the way forth or on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, images: int, forth: bool) -> torch.Tensor:
+        ctx.images, ctx.forth = images, forth
+        if forth and len(x) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        if not ctx.forth and len(gradient) > ctx.images:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes.")
+        return gradient, None, None
+
+
+class Cramped(Polynomial):
+    """Its second weight gets its gradient before memory runs out, on the way back, and its first one after."""
+
+    def __init__(self, images: int, forth: bool) -> None:
+        super().__init__()
+        self.late = nn.Parameter(torch.tensor(0.75, dtype=torch.float64))
+        self.images, self.forth = images, forth
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return LittleMemory.apply(super().forward(x), self.images, self.forth) * self.late
+
+
+def losses_in(trainer: AccumulatingTrainer) -> list[float]:
+    """Losses of the images in the order in which a run sees them."""
+    losses: list[float] = []
+    event = Events.ITERATION_COMPLETED
+    trainer.add_event_handler(event, lambda engine: losses.extend(image_losses(engine.state.output).tolist()))
+    trainer.run()
+    return losses
+
+
+@pytest.mark.parametrize("forth", [True, False])
+@pytest.mark.parametrize(("fits", "warnings"), [(16, 0), (4, 1), (3, 2), (1, 3)])
+def test_what_does_not_fit_into_memory_goes_through_in_parts(
+    fits: int, warnings: int, forth: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ample, cramped = Cramped(100, forth), Cramped(fits, forth)
+    orders = [losses_in(trainer_of(points(19), 8, "all", n, max_epochs=3, momentum=0.9)) for n in (ample, cramped)]
+    torch.testing.assert_close(flat(list(cramped.parameters())), flat(list(ample.parameters())), rtol=1e-12, atol=0)
+    assert orders[1] == pytest.approx(orders[0], rel=1e-12)
+    assert len(orders[0]) == 3 * 19
+    assert caplog.text.count("do not fit into the memory") == warnings  # once for each size that is too large
+
+
+def test_a_single_image_that_does_not_fit_is_an_error_with_remedies() -> None:
+    with pytest.raises(InputError, match=r"does not fit into the memory of cpu.*--spatial_size"):
+        trainer_of(points(5), 4, "all", Cramped(0, forth=True)).run()
+
+
+def test_another_error_of_the_network_is_not_taken_for_want_of_memory() -> None:
+    class Broken(Polynomial):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        trainer_of(points(5), 4, "all", Broken()).run()
 
 
 def test_mean_loss_of_other_outputs_and_of_nan() -> None:

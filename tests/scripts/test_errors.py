@@ -59,6 +59,23 @@ def test_an_input_error_ends_the_program_with_its_message_alone() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (1, "", "\nerror: area is 30\n")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')",
+        "MemoryError('20.00 GiB')",
+        "RuntimeError('[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can\\'t allocate memory: 20.00 GiB')",
+    ],
+)
+def test_a_lack_of_memory_is_a_sentence_with_remedies(error: str) -> None:
+    result = run(f"import torch\ntry: raise {error}\nexcept Exception as e: raise RuntimeError('wrapped') from e")
+    assert result.returncode == 1
+    assert result.stderr.startswith("\nerror: There is not enough memory (")
+    assert "20.00 GiB" in result.stderr
+    assert "--spatial_size" in result.stderr
+    assert result.stderr.count("\n") == 2
+
+
 def test_any_other_error_keeps_its_traceback() -> None:
     result = run("1 / 0")
     assert result.returncode == 1

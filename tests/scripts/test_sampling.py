@@ -93,10 +93,25 @@ def test_without_a_seed_every_run_has_its_own_order():
     assert orders[0] != orders[1]
 
 
-@pytest.mark.parametrize("batch", [6, 0, -4, 1, 8.0, "none", None])
-def test_refuses_a_batch_that_micro_batches_do_not_add_up_to(batch):
-    with pytest.raises(InputError, match=f"'all' or a multiple of micro_batch_size, which is 4; got {batch!r}"):
+@pytest.mark.parametrize("batch", [0, -4, 8.0, "none", None, True])
+def test_refuses_a_batch_that_is_no_number_of_images(batch):
+    with pytest.raises(InputError, match=f"batch_size must be 'all' or an integer of 1 or more; got {batch!r}"):
         StepSampler(range(8), batch, 4)
+    with pytest.raises(InputError, match=f"micro_batch_size must be 'auto' or an integer of 1 or more; got {batch!r}"):
+        StepSampler(range(8), "all", batch)
+
+
+def test_steps_that_micro_batches_do_not_add_up_to_end_with_a_smaller_one():
+    batches = StepSampler(range(8), 5, 3, seed=0).plan()
+    assert [len(batch.indices) for batch in batches] == [3, 2, 3]
+    assert [batch.ends_step for batch in batches] == [False, True, True]
+    assert [batch.images_in_step for batch in batches] == [5, 5, 3]
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [4] * 25), ("cuda:0", [32, 32, 32, 4])])
+def test_auto_is_few_images_on_a_cpu_and_many_elsewhere(device, sizes):
+    sampler = StepSampler(range(100), "all", "auto", device=device)
+    assert [len(batch.indices) for batch in sampler.plan()] == sizes
 
 
 def noisy(cache_rate: float = 1.0, seed: int | None = 0) -> SeededDataset:

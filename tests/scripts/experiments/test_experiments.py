@@ -110,6 +110,23 @@ def test_changed_settings_are_refused_by_name(study, demo_run) -> None:
         run(arguments(demo_run / "data", study, "--learning_rate", "0.1"))
 
 
+def test_parts_run_apart_and_anew_replaces_what_has_other_settings(study, demo_run, tmp_path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    (folder / "comparison.html").unlink()
+    finished = [folder / "cells" / f"cdws_base_seed{seed}" / "training" / "finished.json" for seed in (3, 4)]
+    changed = ["--learning_rate", "0.1"]
+    run(arguments(demo_run / "data", folder, "--anew", "--shard", "2/2", *changed))
+    assert [file.is_file() for file in finished] == [False, True]
+    assert not (folder / "comparison.html").exists()
+    before = finished[1].stat().st_mtime_ns
+    run(arguments(demo_run / "data", folder, *changed))
+    assert finished[1].stat().st_mtime_ns == before
+    assert (folder / "comparison.html").is_file()
+    for file in finished:
+        assert json.loads((file.parent / "config.json").read_text())["learning_rate"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
