@@ -125,7 +125,7 @@ def test_configs_are_formatted_as_the_model_zoo_wants(configs):
 
 NEW_KEYS = {
     "demo": {"demo_dir"},
-    "evaluate": {"split", "ckpt_path", "calibrate", "evaluating"},
+    "evaluate": {"split", "ckpt_path", "calibrate", "evaluating", "evaluator", "handlers"},
     "keep_aspect": {"longest"},
     "dcan": {"contour"},
     "multi_gpu_train": {"finalize"},
@@ -136,6 +136,7 @@ NEW_KEYS = {
     "mri": {"percentiles", "intensity"},
     "ct": {"window", "intensity"},
     "study_evaluation": {"map"},
+    "inference_trt": {"trt_args"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
 }
 

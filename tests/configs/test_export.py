@@ -12,11 +12,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser, onnx_export
-from scripts.networks import UNet
+from monai.networks import trt_compile
+from monai.networks.trt_compiler import TrtCompiler
+from scripts.networks import CDWSNet, UNet
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 OPTIONS = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": AXES, "pred": AXES}}
@@ -61,3 +65,22 @@ def test_the_same_maps_at_other_sizes(exported, shape):
     assert expected.std() > 1e-3
     (found,) = session.run(None, {"image": image.numpy()})
     torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-4, rtol=0)
+
+
+def test_tensorrt_is_asked_for_what_its_compiler_takes_and_left_out_without_it(configs, tmp_path, monkeypatch):
+    """Without TensorRT and a GPU the network is the one it would have compiled."""
+    files = [str(configs / f"{name}.json") for name in ("inference", "inference_trt")]
+    torch.save(CDWSNet(method="cdws").state_dict(), tmp_path / "model.pt")
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser.update({"bundle_root": str(configs.parent), "ckpt_dir": str(tmp_path)})
+    definition = parser.get("network")
+    assert definition["_target_"] == f"{trt_compile.__module__.rsplit('.', 1)[0]}.{trt_compile.__name__}"
+    arguments = parser.get_parsed_content("trt_args")
+    bound = inspect.signature(TrtCompiler).bind(None, str(tmp_path / "model.pt.plan"), **arguments)
+    assert set(arguments) <= set(bound.arguments)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    network = parser.get_parsed_content("network").eval()
+    assert not hasattr(network, "_trt_compiler")
+    assert isinstance(network, CDWSNet)
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
