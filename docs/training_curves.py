@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PANELS = {
-    "loss": {"train_loss": "training, all maps", "val_loss": "validation, fused map"},
+    "loss": {"epoch_loss": "training, all maps", "val_loss": "validation, fused map"},
     "F-measure": {"f_pos": "F+ (positives)", "f_neg": "F- (negatives)"},
 }
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import mean
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from monai.handlers import CheckpointSaver, MLFlowHandler, StatsHandler, TensorBoardHandler
+from monai.handlers import MLFlowHandler, StatsHandler, TensorBoardHandler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -43,6 +44,7 @@ from scripts.transforms import ToRGB, load_image
 
 __all__ = [
     "EvaluationReport",
+    "HyperParameters",
     "MapImages",
     "MapPanels",
     "PredictionTable",
@@ -63,7 +65,7 @@ def handlers_of_process(handlers: Sequence) -> list:
     Args:
         handlers: as a trainer or an evaluator takes them.
     """
-    shown = (CheckpointSaver, StatsHandler, TensorBoardHandler, MLFlowHandler, ProgressBar)
+    shown = (StatsHandler, TensorBoardHandler, MLFlowHandler, ProgressBar, HyperParameters)
     return [handler for handler in handlers if process_rank() == 0 or not isinstance(handler, shown)]
 
 
@@ -93,6 +95,38 @@ class ProgressBar:
     def __call__(self, engine: Engine) -> None:
         self.bar.set_postfix({name: getattr(engine.state, name) for name in self.shown}, refresh=False)
         self.bar.update()
+
+
+class HyperParameters:
+    """
+    Logs what a training was made with beside the best metrics it reached, for TensorBoard's HPARAMS page.
+
+    Args:
+        hyper_parameters: by the names that a user knows; what is no number, text or truth value is logged as its text.
+        summary_writer: of the training's log.
+        evaluator: of the training's validation, whose best metric is logged if it has run.
+    """
+
+    def __init__(self, hyper_parameters: Mapping[str, Any], summary_writer: SummaryWriter, evaluator: Engine) -> None:
+        self.hyper_parameters = hyper_parameters
+        self.summary_writer = summary_writer
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in self.hyper_parameters.items()
+        }
+        best = {
+            f"best/{run.state.key_metric_name}": run.state.best_metric
+            for run in (engine, self.evaluator)
+            if run.state.best_metric_epoch > 0
+        }
+        # the default run name makes a folder of its own, which TensorBoard takes for another run
+        self.summary_writer.add_hparams(plain, best, run_name=".")
 
 
 class MapPanels:
@@ -256,7 +290,7 @@ class EvaluationReport(ScoreCollector):
 
     ``metrics.json``, ``metrics_per_image.csv``; of slices also ``metrics_per_volume.csv``; and, where the pixel truth
     is known, ``curves.png`` and ``examples.png`` (the best, median and worst positives and the worst negative by
-    F-measure), both in TensorBoard as well.
+    F-measure), both in TensorBoard as well. The numbers are in ``state.metrics`` too, for handlers that come after.
 
     Args:
         output_dir: folder of the files.
@@ -286,7 +320,7 @@ class EvaluationReport(ScoreCollector):
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self.write())
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
     def __call__(self, engine: Engine) -> None:
         super().__call__(engine)
@@ -301,7 +335,7 @@ class EvaluationReport(ScoreCollector):
                     maps["picture"] = np.asarray(source["picture"].cpu())
                 np.savez_compressed(self._maps_file(position), **maps)
 
-    def write(self) -> None:
+    def write(self, engine: Engine) -> None:
         scores = self.all_scores()
         metrics = {"split": self.split, "images": len(scores)}
         metrics |= summarise(scores, choose_thresholds(self.calibration.all_scores()))
@@ -315,6 +349,8 @@ class EvaluationReport(ScoreCollector):
         else:
             unknown = [s.image for s in scores if s.f_measure is None]
             logger.warning(f"No region scores: {len(unknown)} images have no mask, the first is {unknown[0]}.")
+        numbers = {name: v for name, v in metrics.items() if isinstance(v, (int, float)) and not math.isnan(v)}
+        engine.state.metrics.update(numbers)
         if process_rank() > 0:
             return
         if volumes:

@@ -48,7 +48,7 @@ def test_training_moves_every_parameter(demo_run):
 def test_tensorboard_has_losses_metrics_and_map_images(demo_run):
     log = EventAccumulator(str(demo_run), size_guidance={"images": 0}).Reload()
     tags = log.Tags()
-    assert {"train_loss", "val_loss", "f_mean", "f_pos", "f_neg"} <= set(tags["scalars"])
+    assert {"epoch_loss", "val_loss", "f_mean", "f_pos", "f_neg"} <= set(tags["scalars"])
     assert [event.step for event in log.Scalars("f_mean")] == [1, 2]
     assert {"test/curves", "test/examples"} <= set(tags["images"])
     # input, truth, fusion and three sides of 32 x 32, side by side

@@ -95,7 +95,7 @@ def federation(sites, configs):
             metrics[site] = dict(algorithm.evaluate(ExchangeObject(weights=shared)).metrics)
             algorithm.train(ExchangeObject(weights=shared, weight_type=WeightType.WEIGHTS))
             started[site] = {name: value.clone() for name, value in algorithm.global_weights.items()}
-            losses[site] = algorithm.trainer.state.metrics["train_loss"]
+            losses[site] = algorithm.trainer.state.metrics["epoch_loss"]
             sent[site] = algorithm.get_weights()
         weights = average({site: answer.weights for site, answer in sent.items()})
         history.append({"average": weights, "sent": sent, "metrics": metrics, "started": started, "losses": losses})
@@ -147,7 +147,7 @@ def test_the_average_gets_better_as_pooled_training_does(federation, pooled):
         sum(done["losses"][site] * count for site, count in COUNTS.items()) / sum(COUNTS.values())
         for done in history[1:]
     ]
-    expected = [event.value for event in EventAccumulator(str(pooled)).Reload().Scalars("train_loss")]
+    expected = [event.value for event in EventAccumulator(str(pooled)).Reload().Scalars("epoch_loss")]
     assert losses == pytest.approx(expected, abs=1e-5)
     assert losses[-1] < losses[0]
 

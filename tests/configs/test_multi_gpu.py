@@ -123,11 +123,11 @@ def mini_batch(data, configs, tmp_path_factory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("runs", ["full_batch", pytest.param("mini_batch", marks=pytest.mark.slow)])
 def test_curves_of_many_processes_are_those_of_one(runs, request):
     one, many = request.getfixturevalue(runs)
-    for name in ("train_loss", "val_loss", "f_mean", "f_pos", "f_neg"):
+    for name in ("epoch_loss", "val_loss", "f_mean", "f_pos", "f_neg"):
         expected = curve(one, name)
         assert len(expected) == 3
         assert curve(many, name) == pytest.approx(expected, abs=1e-5), name
-    assert len(set(curve(one, "train_loss"))) == 3  # it moves
+    assert len(set(curve(one, "epoch_loss"))) == 3  # it moves
 
 
 @pytest.mark.slow
