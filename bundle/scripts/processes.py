@@ -24,7 +24,8 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
 from hashlib import sha256
@@ -41,6 +42,7 @@ __all__ = [
     "agreed_seed",
     "by_first_process",
     "gather",
+    "launched_processes",
     "leave_processes",
     "local_device",
     "process_count",
@@ -56,6 +58,7 @@ __all__ = [
 K = TypeVar("K")
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=1)  # the others wait for as long while the first one checks, or draws, the data
+LONGEST_RUN = timedelta(days=30)  # the same where each has work of its own, of any length
 REPORT_WAIT = timedelta(seconds=10)
 LAUNCHER_SETS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -115,6 +118,28 @@ def start_processes(device: torch.device | str = "cpu", seed: int | None = None)
         logging.disable(logging.INFO)
         if seed is not None:
             torch.manual_seed(seed + process_rank())
+
+
+@contextmanager
+def launched_processes() -> Iterator[tuple[int, int]]:
+    """
+    This process's rank and the number of them, for work that is dealt out rather than done together.
+
+    Those that a launcher has started wait for each other at the end, since it ends all when the first one fails.
+    """
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        yield rank, count
+        return
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("gloo", timeout=LONGEST_RUN)
+    try:
+        yield rank, count
+        dist.barrier()
+    finally:
+        if own:
+            leave_processes()
 
 
 def leave_processes() -> None:

@@ -18,13 +18,11 @@ import csv
 import hashlib
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from scripts.errors import InputError
 from scripts.files import replacing
 from scripts.networks import MapNetwork
 from scripts.pooling import Pooling
+from scripts.processes import launched_processes
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.reader import Slide, SlideView
 from scripts.slides.store import TileStore
@@ -53,7 +52,6 @@ OVERVIEW = 2048  # longest side in pixels, of the picture in which tissue is fou
 THUMBNAIL = 1024
 FULL = 65535  # of probability 1 in the unfinished map
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
-LONGEST_RUN = timedelta(days=30)  # that one process may wait for the others
 
 
 def model_mpp(bundle_root: str) -> float:
@@ -165,7 +163,7 @@ class SlideInference:
         self.loader(None)
         self.network.eval()
         problems = []
-        with _processes() as (rank, count):
+        with launched_processes() as (rank, count):
             for name in self._dealt(rank, count):
                 try:
                     self._finish(name, self.slides[name])
@@ -326,7 +324,7 @@ class SlideInference:
         picture = np.asarray(
             Image.fromarray(np.rint(overview * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX)
         )
-        small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        small = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))  # one that can be written to
         drawn = OutlineOverlay()(picture.transpose(2, 0, 1) / 255, small[None])
         with replacing(self._path(name, "_thumbnail.png"), binary=True) as file:
             Image.fromarray(np.rint(drawn * 255).astype(np.uint8).transpose(1, 2, 0)).save(file, "png")
@@ -403,21 +401,3 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Ite
     finally:
         for future in pending:
             future.cancel()
-
-
-@contextmanager
-def _processes() -> Iterator[tuple[int, int]]:
-    """This process's rank and their number; those started by torchrun wait for each other at the end."""
-    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if count == 1:
-        yield rank, count
-        return
-    own = not torch.distributed.is_initialized()
-    if own:
-        torch.distributed.init_process_group("gloo", timeout=LONGEST_RUN)
-    try:
-        yield rank, count
-        torch.distributed.barrier()  # torchrun ends all when the first fails
-    finally:
-        if own:
-            torch.distributed.destroy_process_group()
