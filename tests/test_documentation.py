@@ -13,9 +13,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -74,3 +76,19 @@ def test_no_placeholder_is_left(document):
     """A line of one word in capitals, or TODO."""
     text = (ROOT / document).read_text()
     assert not re.findall(r"^[A-Z]{4,}$|TODO", text, flags=re.MULTILINE)
+
+
+def test_the_demo_studys_tables_have_the_numbers_of_its_runs():
+    text = (ROOT / "docs" / "experiments.md").read_text().split("## The demo study")[1]
+    runs: dict[str, list[dict]] = {}
+    for name in ("comparison", "area_noise", "less_data", "side_outputs"):
+        with (ROOT / "docs" / "results" / "demo_study" / f"{name}.csv").open() as file:
+            for run in csv.DictReader(file):
+                runs.setdefault(run["row"], []).append(run)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*±.*\|$", text, re.M)]
+    assert len(rows) == 22
+    for name, *cells in rows:
+        seeds = {run["run"]: run for run in runs[name]}.values()  # a run can be part of two experiments
+        for key, cell in zip(("f_pos", "f_neg", "ods", "px_ap"), cells, strict=True):
+            values = [float(run[key]) for run in seeds]
+            assert cell == f"{mean(values):.3f} ± {stdev(values):.3f}", (name, key)
