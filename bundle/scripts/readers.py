@@ -148,7 +148,7 @@ class AnnotationReader(ImageReader):
         mask = Image.new("L", size)
         for polygon in polygons:
             ImageDraw.Draw(mask).polygon(polygon, fill=1)
-        return np.asarray(mask)
+        return np.array(mask)
 
     def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict]:
         """The array with its axes swapped, and MONAI's metadata."""

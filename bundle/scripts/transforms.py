@@ -143,8 +143,8 @@ class BinaryMask(Transform):
 
 
 @lru_cache
-def _loader(*readers: type[ImageReader]) -> LoadImage:
-    return LoadImage(reader=readers, dtype=None, ensure_channel_first=True)
+def _loader(reader: type[ImageReader]) -> LoadImage:
+    return LoadImage(reader=reader, dtype=None, ensure_channel_first=True)
 
 
 def load_image(path: str | PathLike) -> MetaTensor:
@@ -154,7 +154,8 @@ def load_image(path: str | PathLike) -> MetaTensor:
 
 def load_mask(path: str | PathLike) -> MetaTensor:
     """Read a mask file of any format, a picture's or polygons (`AnnotationReader`): (1, W, H) float32, 0 or 1."""
-    return BinaryMask()(_loader(PictureReader, AnnotationReader)(path))
+    polygons = AnnotationReader().verify_suffix(path)
+    return BinaryMask()(_loader(AnnotationReader if polygons else PictureReader)(path))
 
 
 class WeakTarget(Transform):
