@@ -18,6 +18,7 @@ are changed, by a `python` that adds options to the bundle's runs: tiny images, 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -25,28 +26,52 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
 from scripts.demo_data import make_demo_dataset
+from scripts.labelling.journal import Answer, Journal
+from scripts.networks import CDWSNet
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {  # and the folder its commands are for
-    "README.md": ".",
-    "bundle/docs/README.md": "bundle",
-    "docs/quick-start.md": ".",
-    "docs/extending.md": ".",
-}
+PAGES = ["README.md", "bundle/docs/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+IN_BUNDLE = ("bundle/docs/README.md", "docs/labelling.md", "docs/export.md", "docs/experiments.md")  # run from bundle/
 # Not run here; what stands behind each is run elsewhere.
 ELSEWHERE = {
-    r"make \w+": "every target has a run of its own; that it exists is checked below",
+    r"make [\w-]+": "every target has a run of its own; that it exists is checked below",
     r"\. \.venv/bin/activate": "the environment that runs the tests is the one it makes",
+    r"python docs/method_figures.py": "takes minutes; that it takes these options is checked below",
+    r"mlflow ui": "a server that runs until it is stopped; test_tracking.py reads the file that it shows",
+    r"(\. \.venv-monailabel|pip install|python3 -m venv|monailabel |curl )": "tests/monailabel has a server of its own",
+    r"#SBATCH": "read by SLURM",
 }
 PYTHON = """#!/usr/bin/env bash
-tiny=()
-if [[ "$*" == "-m monai.bundle run "* ]]; then
-    tiny+=(--spatial_size "[32,32]")
-    [[ "$4" == training ]] && tiny+=(--max_epochs 1 --val_interval 1 --pretrained random)
-fi
-exec "{python}" "$@" "${{tiny[@]}}"
+tiny=(--spatial_size "[32,32]")
+learn=(--max_epochs 1 --val_interval 1)
+[[ " $* " == *" --pretrained "* ]] || learn+=(--pretrained random)
+[[ "$*" == *demo.json* ]] && tiny+=(--datalist#counts "{{'training':6,'validation':4,'test':4}}")
+study=(--seeds 0 --training 4 --validation 2 --pretrained random)
+case "$*" in
+    "-m monai.bundle run training "*) exec "{python}" "$@" "${{tiny[@]}}" "${{learn[@]}}" ;;
+    "-m monai.bundle run "*) exec "{python}" "$@" "${{tiny[@]}}" ;;
+    "-m scripts.experiments "*)
+        set -e
+        "{python}" "$@" --training 4 --validation 2 --folds 2 --list  # the names of all methods and settings
+        [[ "$3" == all ]] || exec "{python}" "$@" "${{tiny[@]}}" "${{learn[@]}}" "${{study[@]}}" --methods cdws ;;
+    "-m scripts.labelling label "*)
+        log=$(mktemp)
+        "{python}" "$@" --no_browser --port 0 > "$log" 2>&1 &
+        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log"; exit 1; }}; sleep 0.2; done
+        kill -INT $!
+        wait $! ;;
+    *) exec "{python}" "$@" ;;
+esac
+"""
+TORCHRUN = """#!/usr/bin/env bash
+tiny=(--spatial_size "[32,32]")
+[[ " $* " == *" run training "* ]] && tiny+=(--max_epochs 1 --val_interval 1 --pretrained random)
+exec "{python}" -m torch.distributed.run "$@" "${{tiny[@]}}"
 """
 
 
@@ -57,37 +82,116 @@ def shell_blocks(page: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A copy of the repository's tree with images in DATA and FOLDER, and `python` made quick."""
-    for name in ("bundle", "docs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "runs"))
-    data = make_demo_dataset(tmp_path / "DATA", counts={"training": 6, "validation": 4, "test": 4}, size=(32, 32))
+    """A copy of the repository's tree with pictures in DATA and FOLDER, and `python` made quick."""
+    for name in ("bundle", "docs", "tests/benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "runs", ".*"))
+    data = make_demo_dataset(tmp_path / "DATA", counts={"training": 8, "validation": 4, "test": 4}, size=(32, 32))
     shutil.copytree(data.parent / "images", tmp_path / "FOLDER")
     for name in ("DATA", "FOLDER"):
         (tmp_path / "bundle" / name).symlink_to(tmp_path / name)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(PYTHON.format(python=sys.executable))
-    (tmp_path / "bin" / "python").chmod(0o755)
+    for name, script in (("python", PYTHON), ("torchrun", TORCHRUN)):
+        (tmp_path / "bin" / name).write_text(script.format(python=sys.executable))
+        (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
+
+
+def lay_out_labelling(folder: Path, write_slide, tissue_picture) -> None:
+    """Two annotators have answered, and disagree on one image; there are masks of three people."""
+    data = folder / "DATA"
+    (data / "dataset.json").unlink()
+    masks = data / "masks"
+    for name in ("MASKS_ANNA", "MASKS_BEN", "MASKS_CAROL"):
+        shutil.copytree(masks, folder / "bundle" / name)
+    shutil.rmtree(masks)
+    images = sorted(path.relative_to(data).as_posix() for path in (data / "images").iterdir())
+    for annotator, last in (("anna", Answer(1, 0.2)), ("ben", Answer(0)), ("carol", Answer(1, 0.3))):
+        journal = Journal(data / f"labels-{annotator}.jsonl")
+        for i, image in enumerate(images):
+            journal.give(image, last if image == images[-1] else Answer(1, 0.5) if i % 2 else Answer(0))
+
+
+def lay_out_weights(folder: Path) -> None:
+    """Random ones in the place of ImageNet's."""
+    torch.save(CDWSNet().features.state_dict(prefix="features."), folder / "vgg16_stages123_imagenet.pt")
+
+
+def lay_out_volumes(folder: Path, write_slide, tissue_picture) -> None:
+    """Small volumes with a ball in them, of label 2."""
+    lay_out_weights(folder)
+    volumes = {"DATA": "abc", "MRI": "abcd", "ct": ["ct"]}
+    shutil.rmtree(folder / "FOLDER")
+    shutil.rmtree(folder / "DATA")
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in (32, 28, 30)), indexing="ij"))
+    for name, stems in volumes.items():
+        (folder / name).mkdir()
+        for seed, stem in enumerate(stems):
+            ball = ((grid - np.array([16, 14, 12]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0) < 36
+            values = np.random.default_rng(seed).normal(0, 20, ball.shape) + 60 * ball
+            labels = "organs" if name == "ct" else f"{stem}_labels"
+            for file, voxels in ((stem, values.astype(np.int16)), (labels, 2 * ball.astype(np.uint8))):
+                nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / name / f"{file}.nii.gz")
+        items = [{"image": f"{stem}.nii.gz", "mask": f"{stem}_labels.nii.gz"} for stem in stems]
+        splits = {"training": items[:-1], "validation": items[-1:]}
+        (folder / name / "dataset.json").write_text(json.dumps(splits))
+    shutil.copytree(folder / "DATA", folder / "FOLDER", ignore=shutil.ignore_patterns("*.json", "*_labels*"))
+    text = (ROOT / "docs/volumes.md").read_text().split("## CT")[1]
+    (folder / "ct" / "dataset.json").write_text(re.search(r"^```json\n(.*?)^```", text, re.M | re.S)[1])
+
+
+def lay_out_slides(folder: Path, write_slide, tissue_picture) -> None:
+    shutil.rmtree(folder / "FOLDER")
+    (folder / "FOLDER").mkdir()
+    write_slide(folder / "FOLDER" / "slide.tif", tissue_picture(300, 200), 1.0)
+
+
+def lay_out_results(folder: Path, write_slide, tissue_picture) -> None:
+    """A data set of real images is the demo's here."""
+    for place in (folder, folder / "bundle"):
+        (place / "colon").symlink_to(folder / "DATA")
+        lay_out_weights(place)
+
+
+LAY_OUT = {"labelling": lay_out_labelling, "volumes": lay_out_volumes, "slides": lay_out_slides}
+LAY_OUT |= {"results": lay_out_results, "README": lay_out_results}
 
 
 def run_shell(script: str, folder: Path, cwd: Path) -> None:
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     command = ["bash", "-euxo", "pipefail", "-c", script]
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "SLURM_ARRAY_TASK_ID": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def commands(page: str) -> str:
+    """What of a page is run here: all lines of its blocks but those in `ELSEWHERE`."""
+    lines = "".join(shell_blocks(page)).replace("\\\n", " ").splitlines()
+    return "\n".join(line.strip() for line in lines if not any(re.match(rf"\s*{known}", line) for known in ELSEWHERE))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_of_a_page(page, folder):
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page).strip()])
+def test_commands_of_a_page(page, folder, write_slide, tissue_picture):
     for name, text in named_files(page).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    lines = "".join(shell_blocks(page)).replace("\\\n", " ").splitlines()
-    runnable = [line.strip() for line in lines if not any(re.match(rf"\s*{known}", line) for known in ELSEWHERE)]
-    assert runnable
-    run_shell("\n".join(runnable), folder, folder / PAGES[page])
+    if Path(page).stem in LAY_OUT:
+        LAY_OUT[Path(page).stem](folder, write_slide, tissue_picture)
+    run_shell(commands(page), folder, folder / ("bundle" if page in IN_BUNDLE else "."))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_named_on_a_page_take_the_options_that_stand_there(page):
+    """Benchmarks and the like, which take minutes; `make bench` runs them."""
+    text = (ROOT / page).read_text()
+    programs = re.findall(r"python ((?:tests/benchmarks|docs)/\w+\.py)((?: (?!#)[^\s`|;]+)*)", text)
+    for program, options in programs:
+        source = (ROOT / program).read_text()
+        for option in re.findall(r"--(\w+)", options):
+            assert f'"--{option}"' in source, (program, option)
+    for test in re.findall(r"pytest (tests/[\w/]+\.py)", text):
+        assert (ROOT / test).is_file(), test
 
 
 def named_files(page: str) -> dict[str, str]:
@@ -111,7 +215,7 @@ def test_the_constraint_of_the_guide_passes_its_test(folder):
     assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_make_targets_exist(page):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for block in shell_blocks(page):

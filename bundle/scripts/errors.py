@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import threading
@@ -56,13 +58,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or isinstance(error, MemoryError)
 
 
-def _memory_error_of(error: BaseException | None) -> str | None:
-    while error is not None and not is_out_of_memory(error):
+def _lack_of(error: BaseException | None) -> str | None:
+    """What an error says that has a lack of memory, or of room on a disk, behind it; None of any other."""
+    while error is not None:
+        if is_out_of_memory(error):
+            return (
+                f"There is not enough memory ({first_line(error)}). Give a smaller --spatial_size (of slides: "
+                "--tile_size), --cache_rate 0 in training, or another --device, and see that nothing else uses it."
+            )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _no_room(error.filename)
+        if os.strerror(errno.ENOSPC) in str(error):  # MONAI's SaveImage keeps but the text of what its writers raised
+            return _no_room(str(error).splitlines()[0].split()[-1].rstrip("."))  # ... a suitable writer for NAME.
         error = error.__cause__ or error.__context__
-    return error and (
-        f"There is not enough memory ({first_line(error)}). Give a smaller --spatial_size (of slides: --tile_size), "
-        "--cache_rate 0 in training, or another --device, and see that nothing else uses it."
-    )
+    return None
+
+
+def _no_room(name: str | None) -> str:
+    where = f" to write '{name}'" if name else ""
+    return f"There is no room{where} ({os.strerror(errno.ENOSPC)}). Make room, and give the same command again."
 
 
 def first_line(error: BaseException) -> str:
@@ -75,7 +89,8 @@ def first_line(error: BaseException) -> str:
 
 def report_input_errors() -> None:
     """
-    From now on an uncaught `InputError` ends the program with its message alone, and so does a lack of memory.
+    From now on an uncaught `InputError` ends the program with its message alone, and so does a lack of memory,
+    or of room on a disk.
 
     MONAI wraps an error in one exception per level of the configuration; a user can do nothing with those.
     Any other exception keeps its traceback. The exit status is 1 either way.
@@ -85,7 +100,7 @@ def report_input_errors() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sentence = input_error_of(error) or _memory_error_of(error)
+        sentence = input_error_of(error) or _lack_of(error)
         if sentence is None:
             sys.__excepthook__(kind, error, trace)
         else:

@@ -76,6 +76,14 @@ def test_a_lack_of_memory_is_a_sentence_with_remedies(error: str) -> None:
     assert result.stderr.count("\n") == 2
 
 
+def test_a_full_disk_is_a_sentence_with_a_remedy() -> None:
+    code = "import errno\ntry: raise OSError(errno.ENOSPC, 'No space left on device', 'a.png')\n"
+    result = run(code + "except Exception as e: raise RuntimeError('wrapped') from e")
+    assert result.returncode == 1
+    assert result.stderr.startswith("\nerror: There is no room to write 'a.png' (No space left on device). Make room")
+    assert result.stderr.count("\n") == 2
+
+
 def test_any_other_error_keeps_its_traceback() -> None:
     result = run("1 / 0")
     assert result.returncode == 1
