@@ -81,6 +81,7 @@ def test_hyper_parameters_are_in_tensorboard_with_the_best_metrics(tracked) -> N
     assert logged["constraint"].string_value == "two_sided"  # the demo's
     assert logged["area_constraint"].number_value == 1  # PyTorch takes truth values for numbers
     assert logged["side_area_weights"].string_value == "[2.5, 5.0, 10.0]"
+    assert not [name for name in logged if name.startswith("_")]
     for name, best in (("f_mean", max), ("epoch_loss", min)):
         (event,) = log.Scalars(f"best/{name}")
         assert event.value == pytest.approx(best(e.value for e in log.Scalars(name)))
