@@ -44,7 +44,8 @@ class AccumulatingTrainer(SupervisedTrainer):
     start from the weights of the first one.
 
     A batch that does not fit into memory goes through the network in halves, or halves of these, from then on; the
-    gradient is the same. The iteration's events are fired when all of the batch has been through.
+    gradient is the same, but for a network that normalises over the batch, or draws numbers (dropout). The iteration's
+    events are fired when all of the batch has been through.
 
     What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names.
 
@@ -152,7 +153,7 @@ class AccumulatingTrainer(SupervisedTrainer):
         self._fitting = count // 2
         logger.warning(
             f"{count} images of {size} pixels do not fit into the memory of {image.device}: going on with "
-            f"{self._fitting} at once, which changes nothing else (--micro_batch_size {self._fitting} says so before)."
+            f"{self._fitting} at once; the steps stay the same (--micro_batch_size {self._fitting} saves the attempt)."
         )
         if image.is_cuda:
             torch.cuda.empty_cache()

@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_named(more, message, demo_run, tmp_path) -> None
 
 def test_a_failed_run_is_named_with_its_reason(demo_run, tmp_path) -> None:
     with pytest.raises(InputError, match=r"'dws_base_seed3' failed: error: .*batch_size"):
-        run(arguments(demo_run / "data", tmp_path, "--methods", "dws", "--batch_size", "3"))
+        run(arguments(demo_run / "data", tmp_path, "--methods", "dws", "--batch_size", "0"))
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
