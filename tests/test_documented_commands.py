@@ -51,13 +51,15 @@ tiny=(--spatial_size "[32,32]")
 learn=(--max_epochs 1 --val_interval 1)
 [[ " $* " == *" --pretrained "* ]] || learn+=(--pretrained random)
 [[ "$*" == *demo.json* ]] && tiny+=(--datalist#counts "{{'training':6,'validation':4,'test':4}}")
-study=(--seeds 0 --training 4 --validation 2 --pretrained random)
+study=(--seeds 0 --training 4 --validation 2 --folds 2 --fractions 1 --pretrained random)
 case "$*" in
     "-m monai.bundle run training "*) exec "{python}" "$@" "${{tiny[@]}}" "${{learn[@]}}" ;;
     "-m monai.bundle run "*) exec "{python}" "$@" "${{tiny[@]}}" ;;
     "-m scripts.experiments "*)
         set -e
-        "{python}" "$@" --training 4 --validation 2 --folds 2 --list  # the names of all methods and settings
+        if [[ "$3" == all || "$*" == *--methods* ]]; then  # the names of all methods and settings
+            "{python}" "$@" --training 4 --validation 2 --folds 2 --list
+        fi
         [[ "$3" == all ]] || exec "{python}" "$@" "${{tiny[@]}}" "${{learn[@]}}" "${{study[@]}}" --methods cdws ;;
     "-m scripts.labelling label "*)
         log=$(mktemp)
