@@ -184,12 +184,9 @@ def per_image(
         losses: (B,).
         items: what else is known of each image, by its name.
     """
+    mean = losses.mean()
     return [
-        {
-            CommonKeys.LOSS: losses.mean(),
-            "image_loss": loss,
-            **{name: value[i] for name, value in (items or {}).items()},
-        }
+        {CommonKeys.LOSS: mean, "image_loss": loss, **{name: value[i] for name, value in (items or {}).items()}}
         for i, loss in enumerate(losses)
     ]
 

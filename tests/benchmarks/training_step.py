@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
+from monai.utils import convert_to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
@@ -102,7 +103,7 @@ def main() -> None:
         batches = [
             (b["image"].to(device), b["label"].to(device)) for b in configs.get_parsed_content("train#dataloader")
         ]
-        batches = [(torch.as_tensor(image), torch.as_tensor(label)) for image, label in batches]
+        batches = [convert_to_tensor(batch, track_meta=False) for batch in batches]  # plain PyTorch's
         bare = []
 
         def bare_epoch() -> None:
