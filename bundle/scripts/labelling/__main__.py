@@ -128,6 +128,7 @@ def run_page(arguments: argparse.Namespace) -> None:
             raise InputError(
                 f"Port {arguments.port} can't be had ({error.strerror}); give another by --port."
             ) from error
+        local.listen()  # so that whoever opens the address while the server starts waits, and is not refused
         address = f"http://127.0.0.1:{local.getsockname()[1]}/{token}/"
         print(
             f"{len(images)} images, {len(journal.answers)} of them answered.\nOpen {address}\nStop with Ctrl+C.",
