@@ -29,7 +29,7 @@ from scripts.errors import InputError, is_out_of_memory
 from scripts.processes import add_gradients_up, process_count, send_weights, sum_over_processes
 from scripts.sampling import Batch
 
-__all__ = ["AccumulatingTrainer", "MeanLoss", "PartialEvaluator", "image_losses", "per_image"]
+__all__ = ["AccumulatingTrainer", "MeanLoss", "PartialEvaluator", "half_precision", "image_losses", "per_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class AccumulatingTrainer(SupervisedTrainer):
     A batch that does not fit into memory goes through the network in halves, or halves of these, from then on; the
     gradient is the same, but for a network that normalises over the batch, or draws numbers (dropout). The iteration's
     events are fired when all of the batch has been through.
+
+    With ``amp`` the network computes in half precision, forth and back, see `half_precision`, on a CPU too; weights,
+    losses and steps stay float32.
 
     What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names.
 
@@ -66,7 +69,11 @@ class AccumulatingTrainer(SupervisedTrainer):
     def __init__(self, *, train_data_loader: DataLoader, **kwargs: Any) -> None:
         sampler = train_data_loader.batch_sampler
         self._batches = sampler.plan()
-        super().__init__(train_data_loader=train_data_loader, **kwargs | {"decollate": False})
+        amp, half = kwargs.get("amp", False), half_precision(torch.device(kwargs["device"]))
+        # MONAI's amp is the one with a scaled loss
+        kwargs |= {"decollate": False, "amp": amp and half == torch.float16}
+        super().__init__(train_data_loader=train_data_loader, **kwargs)
+        self._autocast = {"enabled": amp, "dtype": half} | self.amp_kwargs
         self._step_loss = 0.0
         self._fitting: int | None = None  # images that go through the network at once; None: all of a batch
         for source in (sampler, train_data_loader.dataset):
@@ -126,7 +133,7 @@ class AccumulatingTrainer(SupervisedTrainer):
         for p in parameters:  # so that a backward pass that fails half-way leaves nothing behind
             p.grad = None
         try:
-            with torch.autocast("cuda", enabled=self.amp and self.scaler is not None, **self.amp_kwargs):
+            with torch.autocast(image.device.type, **self._autocast):
                 prediction = self.inferer(image, self.network)
                 losses = self.loss_function(prediction, label, **extra)[:counted]
                 loss = losses.sum() / images_in_step
@@ -148,7 +155,7 @@ class AccumulatingTrainer(SupervisedTrainer):
         if count == 1:
             raise InputError(
                 f"A single image of {size} pixels does not fit into the memory of {image.device} in training; give a "
-                "smaller --spatial_size, --amp True on a GPU, or another --device, and see that nothing else uses it."
+                "smaller --spatial_size, --amp True, or another --device, and see that nothing else uses it."
             )
         self._fitting = count // 2
         logger.warning(
@@ -172,6 +179,19 @@ class AccumulatingTrainer(SupervisedTrainer):
             add_gradients_up(self.network)
             self.state.mean_loss = sum_over_processes(self._step_loss).item() / batch.images_in_step
             self._step_loss = 0.0
+
+
+def half_precision(device: torch.device) -> torch.dtype:
+    """
+    What a device computes in with mixed precision.
+
+    Returns:
+        bfloat16, which has the range of float32: no gradient vanishes, no loss need be scaled. float16 for a GPU
+        without it, which is one before NVIDIA's Ampere.
+    """
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
 
 
 def per_image(

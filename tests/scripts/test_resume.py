@@ -46,7 +46,9 @@ class Loss(torch.nn.Module):
         return (prediction.mean(dim=(1, 2, 3)) - target[:, 0]) ** 2
 
 
-def train(folder: Path, epochs: int = EPOCHS, stop=None, resume=True, rate: float = RATE, workers: int = 0) -> None:
+def train(
+    folder: Path, epochs: int = EPOCHS, stop=None, resume=True, rate: float = RATE, workers: int = 0, amp: bool = False
+) -> None:
     """A small training with everything that draws at random: shuffling, flips, noise, dropout."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -77,6 +79,7 @@ def train(folder: Path, epochs: int = EPOCHS, stop=None, resume=True, rate: floa
         optimizer=optimizer,
         loss_function=Loss(),
         decollate=False,
+        amp=amp,
         train_handlers=[LastCheckpoint(saved, folder / "last.pt"), ValidationHandler(1, evaluator)],
     )
     if stop is not None:
@@ -128,6 +131,16 @@ def test_with_loader_processes(tmp_path: Path) -> None:
         train(tmp_path / "stopped", epochs=2, stop=stop_in(6), workers=1)
     train(tmp_path / "stopped", epochs=2, workers=1)
     assert_same_results(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_with_mixed_precision(tmp_path: Path, whole: Path) -> None:
+    train(tmp_path / "whole", amp=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stop=stop_in(6), amp=True)
+    train(tmp_path / "stopped", amp=True)
+    assert_same_results(tmp_path / "stopped", tmp_path / "whole")
+    results = [torch.load(folder / "last.pt", weights_only=True) for folder in (tmp_path / "whole", whole)]
+    assert not equal(*results)  # it was mixed precision
 
 
 def test_a_complete_training_is_not_repeated_and_goes_on_for_longer(tmp_path: Path, whole: Path, caplog) -> None:
