@@ -27,6 +27,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+import yaml
 from monai.bundle import push_to_hf_hub
 from monai.utils import OptionalImportError
 
@@ -61,32 +62,57 @@ def assemble(folder: str | PathLike) -> list[Path]:
     if folder.exists():
         raise InputError(f"'{folder}' exists already; remove it, or name another folder.")
     files = sorted(set(_submitted(source)))
+    complete = False
     try:
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / file, folder / file)
+        problems = find_problems(folder)
+        complete = not problems
     except OSError as error:
         raise InputError(f"The bundle can't be copied to '{folder}' ({error.strerror}).") from error
-    problems = find_problems(folder)
+    finally:  # after Ctrl-C too
+        if not complete:
+            shutil.rmtree(folder, ignore_errors=True)
     if problems:
-        shutil.rmtree(folder)
         raise InputError("The bundle is not fit for the model zoo:\n  - " + "\n  - ".join(problems))
     return files
 
 
 def _submitted(source: Path) -> Iterator[Path]:
+    linked = _linked(source)
     for pattern in SUBMITTED:
         for path in source.glob(pattern):
             relative = path.relative_to(source)
             hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
-            if path.is_file() and not hidden:
+            if path.is_file() and not hidden and relative.as_posix() not in linked:
                 yield relative
+
+
+def _linked(folder: Path) -> set[str]:
+    """
+    Files that ``large_files.yml`` has the address of, for MONAI's ``download_large_files``; relative to the bundle.
+
+    Raises:
+        InputError: when the file isn't as MONAI expects it.
+    """
+    path = folder / "large_files.yml"
+    if not path.is_file():
+        return set()
+    try:
+        files = yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"]
+        return {str(file["path"]) for file in files if file["url"]}
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"large_files.yml must have a list 'large_files' with 'path' and 'url' of each ({first_line(error)})."
+        ) from error
 
 
 def find_problems(folder: str | PathLike) -> list[str]:
     """What the model zoo would refuse in a bundle's folder, a sentence each; its network is MONAI's to check."""
     folder = Path(folder)
-    problems = [f"{name} is missing" for name in NEEDED if not (folder / name).is_file()]
+    missing = (name for name in NEEDED if not (folder / name).is_file())
+    problems = [f"{name} is missing" for name in missing if name not in _linked(folder)]
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder)
         if path.stat().st_size > LARGEST_FILE:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -39,7 +40,7 @@ HEADINGS += ["## MONAI Bundle Commands", "# References", "# License"]
 
 # sections of requirements.txt that a bundle needs nothing of to train, evaluate and infer
 NOT_OF_THE_BUNDLE = ("python -m monai.bundle", "python -m monai.bundle verify_metadata", "export", "tests")
-NOT_OF_THE_BUNDLE += ("pushing to the Hugging Face hub",)
+NOT_OF_THE_BUNDLE += ("the model zoo and the Hugging Face hub",)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,47 @@ def test_what_the_model_zoo_would_refuse_is_named(assembled, tmp_path, name, con
         (tmp_path / "copy" / name).write_bytes(content)
     (found,) = find_problems(tmp_path / "copy")
     assert problem in found
+
+
+LINK = "large_files:\n- path: models/model.pt\n  url: https://example.org/model.pt\n"
+
+
+def test_a_large_model_is_linked_and_left_out(assembled, tmp_path, monkeypatch) -> None:
+    shutil.copytree(assembled, tmp_path / "bundle")
+    with (tmp_path / "bundle" / "models" / "model.pt").open("ab") as model:
+        model.truncate(26 * 2**20)
+    (tmp_path / "bundle" / "large_files.yml").write_text(LINK)
+    monkeypatch.setattr("scripts.package.bundle_root", lambda: str(tmp_path / "bundle"))
+    files = assemble(tmp_path / "zoo")
+    assert Path("large_files.yml") in files
+    assert not (tmp_path / "zoo" / "models" / "model.pt").exists()
+    assert find_problems(tmp_path / "zoo") == []
+
+
+@pytest.mark.parametrize(
+    "content", ["large_files: {", "models/model.pt", "large_files:\n- path: models/model.pt\n", "1"]
+)
+def test_links_that_cannot_be_read_are_one_sentence(assembled, tmp_path, monkeypatch, content) -> None:
+    shutil.copytree(assembled, tmp_path / "bundle")
+    (tmp_path / "bundle" / "large_files.yml").write_text(content)
+    monkeypatch.setattr("scripts.package.bundle_root", lambda: str(tmp_path / "bundle"))
+    with pytest.raises(InputError, match=r"large_files.yml must have a list 'large_files'.*"):
+        assemble(tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch) -> None:
+    copied = []
+
+    def fill_the_disk(source: Path, target: Path) -> None:
+        if len(copied) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(target.write_bytes(source.read_bytes()))
+
+    monkeypatch.setattr(shutil, "copyfile", fill_the_disk)
+    with pytest.raises(InputError, match=r"zoo' \(No space left on device\)"):
+        assemble(tmp_path / "zoo")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path) -> None:
