@@ -11,7 +11,7 @@
 """
 Time of a training step through the bundle, against the bare network on tensors that are in memory already.
 
-    python tests/benchmarks/training_step.py [--size 224] [--images 16] [--rounds 5] [--config minibatch]
+    python tests/benchmarks/training_step.py [--size 224] [--images 16] [--rounds 5] [--config minibatch] [--num_workers 0]
 
 Bundle: an epoch of the shipped configs, from its first batch asked for to its last step done: loader, transforms,
 engine, loss, handlers. Bare: as many steps of the same network and optimiser with a plain PyTorch loss. Epochs of the
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="in an epoch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--config", default="minibatch", help="overlay of train.json")
+    parser.add_argument("--num_workers", type=int, default=0, help="loader processes")
     arguments = parser.parse_args()
     logging.disable()
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # progress bars
@@ -95,7 +96,8 @@ def main() -> None:
         configs = ConfigParser()
         configs.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", arguments.config)])
         changes = {"dataset_dir": str(data), "output_dir": folder, "ckpt_dir": folder, "bundle_root": str(BUNDLE)}
-        configs.update({**changes, "spatial_size": list(size), "pretrained": "random", "val_interval": 10**6})
+        changes |= {"spatial_size": list(size), "pretrained": "random", "num_workers": arguments.num_workers}
+        configs.update(changes | {"val_interval": 10**6})
         trainer, network = configs.get_parsed_content("train#trainer"), configs.get_parsed_content("network")
         optimizer, device = configs.get_parsed_content("optimizer"), configs.get_parsed_content("device")
         watch = Stopwatch()
