@@ -11,7 +11,8 @@
 """
 Time of a training step through the bundle, against the bare network on tensors that are in memory already.
 
-    python tests/benchmarks/training_step.py [--size 224] [--images 16] [--rounds 5] [--config minibatch] [--num_workers 0]
+    python tests/benchmarks/training_step.py [--size 224] [--images 16] [--rounds 5] [--config minibatch]
+        [--num_workers 0]
 
 Bundle: an epoch of the shipped configs, from its first batch asked for to its last step done: loader, transforms,
 engine, loss, handlers. Bare: as many steps of the same network and optimiser with a plain PyTorch loss. Epochs of the

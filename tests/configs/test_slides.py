@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -173,9 +174,31 @@ def test_a_killed_run_goes_on(configs, write_slide, tissue_picture, lively_netwo
         patch.setattr(CDWSNet, "maps", lambda self, image: mapped.append(image) or original(self, image))
         out = infer(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "out")
     assert len(mapped) <= 64 - len(before) + 1  # the last line may have been cut off
+    assert not list(out.glob(".*.part"))  # nor is there anything left of what the killed run was writing
     for name in ("a_probability.ome.tif", "a_mask.ome.tif"):
         np.testing.assert_array_equal(tifffile.imread(out / name), tifffile.imread(whole / name))
     assert (out / "slides.csv").read_text() == (whole / "slides.csv").read_text()
+
+
+def test_a_failure_on_the_way_ends_the_run_and_leaves_only_what_is_gone_on_with(
+    configs, red_detector, write_slide, tmp_path
+):
+    write_slide(tmp_path / "a.tif", stained(500, 500), 1.0)
+    original, calls = CDWSNet.maps, iter(range(1000))
+
+    def maps(self, image):
+        if next(calls) == 20:
+            raise MemoryError("the accelerator is full")
+        return original(self, image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CDWSNet, "maps", maps)
+        with pytest.raises(RuntimeError) as caught:
+            infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out")
+    assert "the accelerator is full" in "".join(traceback.format_exception(caught.value))
+    out = tmp_path / "out" / "predictions"
+    assert [path.name for path in out.iterdir() if path.name != ".inferring.lock"] == [".unfinished"]
+    assert next(calls) == 21
 
 
 def test_a_truncated_slide_is_named_and_the_others_are_done(configs, red_detector, write_slide, tmp_path):

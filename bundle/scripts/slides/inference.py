@@ -38,7 +38,7 @@ from scripts.pooling import Pooling
 from scripts.processes import launched_processes
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.reader import Slide, SlideView
-from scripts.slides.store import TileStore
+from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
 from scripts.slides.value_counts import ValueCounts
@@ -74,6 +74,19 @@ class SlideResult:
     height: int
     mpp_x: float  # of the map
     mpp_y: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A slide while it is mapped."""
+
+    name: str
+    view: SlideView
+    grid: TileGrid
+    tissue: TissueMask
+    overview: np.ndarray
+    store: TileStore
+    rows: AwaitedRows
 
 
 class SlideInference:
@@ -215,27 +228,34 @@ class SlideInference:
             grid = TileGrid(view.width, view.height, self.tile_size, self.margin, self.stride)
             store = TileStore(self.output_dir / ".unfinished" / name, key, self.tile_size, np.uint16)
             with closing(store):
-                self._fill(name, store, view, grid, tissue)
-                result = self._write(name, store, view, grid, tissue, overview)
+                wanted = [tile for tile in grid if _tissue_in(tissue, grid, tile).any()]
+                missing = [tile for tile in wanted if (tile.row, tile.column) not in store]
+                if len(missing) < len(wanted):
+                    logger.info(f"{name}: goes on after {len(wanted) - len(missing)} of {len(wanted)} tiles")
+                # the thread first: it ends when the rows say that no more will come
+                with ThreadPoolExecutor(1) as writer, AwaitedRows(tile.row for tile in missing) as rows:
+                    job = _Job(name, view, grid, tissue, overview, store, rows)
+                    written = writer.submit(self._write, job)
+                    options = {"desc": name, "unit": "tile", "mininterval": 0.5}
+                    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), **options) as progress:
+                        self._fill(job, missing, progress)
+                result = written.result()
                 with replacing(self._path(name, ".json")) as file:
                     json.dump({"result": asdict(result), "key": key}, file, indent=4)
                 store.remove()
 
-    def _fill(self, name: str, store: TileStore, view: SlideView, grid: TileGrid, tissue: TissueMask) -> None:
-        """Map the tiles that have tissue and are not in the store yet."""
-        wanted = [tile for tile in grid if _tissue_in(tissue, grid, tile).any()]
-        missing = [tile for tile in wanted if (tile.row, tile.column) not in store]
-        if len(missing) < len(wanted):
-            logger.info(f"{name}: goes on after {len(wanted) - len(missing)} of {len(wanted)} tiles")
+    def _fill(self, job: _Job, missing: Sequence[Tile], progress: tqdm) -> None:
+        """Map the tiles that are not in the store yet."""
 
         def keep(tile: Tile, probability: np.ndarray) -> None:
-            inside = _tissue_in(tissue, grid, tile)
-            store.put(tile.row, tile.column, np.where(inside, np.rint(probability * FULL), 0).astype(np.uint16))
+            inside = _tissue_in(job.tissue, job.grid, tile)
+            values = np.where(inside, np.rint(probability * FULL), 0).astype(np.uint16)
+            job.store.put(tile.row, tile.column, values)
+            job.rows.arrived(tile.row)
 
-        progress = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=name, unit="tile", mininterval=0.5)
-        with progress, ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(1) as writer:
             pending: deque[Future] = deque()
-            for tile, probability in self.map_tiles(view, grid, missing):
+            for tile, probability in self.map_tiles(job.view, job.grid, missing):
                 pending.append(writer.submit(keep, tile, probability.numpy()))
                 if len(pending) > AHEAD:
                     pending.popleft().result()
@@ -243,39 +263,36 @@ class SlideInference:
             for future in pending:
                 future.result()
 
-    def _write(
-        self,
-        name: str,
-        store: TileStore,
-        view: SlideView,
-        grid: TileGrid,
-        tissue: TissueMask,
-        overview: np.ndarray,
-    ) -> SlideResult:
+    def _write(self, job: _Job) -> SlideResult:
+        """All results but the record, row by row as the map grows."""
+        name, view, grid, store = job.name, job.view, job.grid, job.store
         least = max(1, int(np.ceil(self.threshold * FULL)))  # 0 is no tissue
 
         def probability_tile(row: int, column: int) -> np.ndarray | None:
+            job.rows.wait(row)
             if store.is_zero(row, column):
                 return None
             return ((store.get(row, column).astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255, rounded
 
         def mask_tile(row: int, column: int) -> np.ndarray | None:
+            job.rows.wait(row)
             if store.is_zero(row, column):
                 return None
             return np.where(store.get(row, column) >= least, np.uint8(255), np.uint8(0))
 
         counts = ValueCounts()
-        small = np.zeros(overview.shape[:2], bool)  # the mask in the overview
+        small = np.zeros(job.overview.shape[:2], bool)  # the mask in the overview
 
         def strips() -> Iterator[np.ndarray]:
             rows = ((np.arange(small.shape[0]) + 0.5) * view.height / small.shape[0]).astype(int)
             columns = ((np.arange(small.shape[1]) + 0.5) * view.width / small.shape[1]).astype(int)
             for row in range(grid.rows):
+                job.rows.wait(row)
                 top, bottom = row * grid.size, min((row + 1) * grid.size, view.height)
                 strip = np.zeros((bottom - top, grid.columns * grid.size), bool)
                 for column in range(grid.columns):
                     tile = grid.tile(row, column)
-                    inside = _tissue_in(tissue, grid, tile)
+                    inside = _tissue_in(job.tissue, grid, tile)
                     values = store.get(row, column)[: inside.shape[0], : inside.shape[1]]
                     counts.add(values[inside])
                     strip[: inside.shape[0], tile.left : tile.left + inside.shape[1]] = values >= least
@@ -284,25 +301,24 @@ class SlideInference:
                 small[here] = strip[np.ix_(rows[here] - top, columns)]
                 yield strip
 
-        regions = write_geojson(
-            self._path(name, ".geojson"),
-            trace(strips(), view.width),
-            (view.scale_x, view.scale_y),
-            self.class_name,
-            self.class_colour,
-        )
-        for kind, read_tile, nearest in (("probability", probability_tile, False), ("mask", mask_tile, True)):
-            write_pyramid(
-                self._path(name, f"_{kind}.ome.tif"),
-                view.height,
-                view.width,
-                self.tile_size,
-                read_tile,
-                view.mpp,
-                f"{name} {kind}",
-                nearest,
+        def write_map(kind: str, read_tile: Callable[[int, int], np.ndarray | None]) -> None:
+            path, title = self._path(name, f"_{kind}.ome.tif"), f"{name} {kind}"
+            size = (view.height, view.width, self.tile_size)
+            write_pyramid(path, *size, read_tile, view.mpp, title, nearest=kind == "mask")
+
+        with ThreadPoolExecutor(2) as writers:
+            maps = {"probability": probability_tile, "mask": mask_tile}
+            written = [writers.submit(write_map, *item) for item in maps.items()]
+            regions = write_geojson(
+                self._path(name, ".geojson"),
+                trace(strips(), view.width),
+                (view.scale_x, view.scale_y),
+                self.class_name,
+                self.class_colour,
             )
-        self._draw_thumbnail(name, overview, small)
+            for future in written:
+                future.result()
+        self._draw_thumbnail(name, job.overview, small)
         pixel_mm2 = view.mpp[0] * view.mpp[1] / 1e6
         area = counts.at_least(least)
         return SlideResult(

@@ -26,6 +26,7 @@ from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
+from shapely import Polygon, to_geojson
 
 from scripts.files import replacing
 
@@ -255,25 +256,20 @@ def write_geojson(
     Returns:
         How many polygons there are.
     """
-    properties = {"objectType": "annotation", "classification": {"name": name, "color": list(colour)}}
+    properties = json.dumps({"objectType": "annotation", "classification": {"name": name, "color": list(colour)}})
     count = 0
     with replacing(path) as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for count, rings in enumerate(polygons, start=1):
-            coordinates = [_closed_ring(ring, scale, outer=i == 0) for i, ring in enumerate(rings)]
-            feature = {
-                "type": "Feature",
-                "id": str(uuid5(NAMESPACE_OID, f"{Path(path).name} {count}")),  # the same at every run
-                "geometry": {"type": "Polygon", "coordinates": coordinates},
-                "properties": properties,
-            }
-            file.write(("\n" if count == 1 else ",\n") + json.dumps(feature))
+            outer, *holes = (_turned(ring, i == 0) * scale for i, ring in enumerate(rings))
+            geometry = to_geojson(Polygon(outer.round(3), [hole.round(3) for hole in holes]))
+            identity = uuid5(NAMESPACE_OID, f"{Path(path).name} {count}")  # the same at every run
+            feature = f'{{"type": "Feature", "id": "{identity}", "geometry": {geometry}, "properties": {properties}}}'
+            file.write(("\n" if count == 1 else ",\n") + feature)
         file.write("\n]}\n")
     return count
 
 
-def _closed_ring(ring: Ring, scale: tuple[float, float], outer: bool) -> list[list[float]]:
+def _turned(ring: Ring, outer: bool) -> Ring:
     """Outer rings counter-clockwise and holes clockwise in a system whose y points up, as RFC 7946 asks for."""
-    ring = ring if (_doubled_area(ring) > 0) == outer else ring[::-1]
-    scaled = (ring * np.array(scale)).round(3)
-    return np.concatenate([scaled, scaled[:1]]).tolist()
+    return ring if (_doubled_area(ring) > 0) == outer else ring[::-1]

@@ -10,20 +10,24 @@
 # limitations under the License.
 
 
-"""The unfinished map of a slide on disk, which a run that was cut off can go on with."""
+"""The unfinished map of a slide on disk, which a run that was cut off goes on with; its rows can be waited for."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import threading
 import zlib
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
 
 from scripts.files import replacing
 
-__all__ = ["TileStore"]
+__all__ = ["AwaitedRows", "TileStore"]
 
 
 class TileStore:
@@ -31,7 +35,7 @@ class TileStore:
     Square tiles of one map in a folder: one file of compressed tiles that only grows, and a journal of them.
 
     A tile counts when its line in the journal is complete and its data are unharmed, so that the process may end at
-    any moment. What was written for another `key` is thrown away.
+    any moment. What was written for another `key` is thrown away. Threads may read tiles while one puts others.
 
     Args:
         folder: for the two files; made.
@@ -44,7 +48,7 @@ class TileStore:
         self.folder = Path(folder)
         self.size, self.dtype = size, np.dtype(dtype)
         self._places: dict[tuple[int, int], tuple[int, int, int]] = {}  # offset, length, checksum; length 0: all zero
-        self._last: tuple[tuple[int, int], np.ndarray] | None = None
+        self._lock = threading.Lock()  # of the data's file, which has one place to read and write at
         key_file = self.folder / "key.json"
         if not key_file.is_file() or key_file.read_text() != key:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -70,9 +74,10 @@ class TileStore:
             whole = np.zeros((self.size, self.size), self.dtype)
             whole[: tile.shape[0], : tile.shape[1]] = tile
             content = zlib.compress(whole.tobytes(), 1)
-        offset = self._data.seek(0, 2)
-        self._data.write(content)
-        self._data.flush()
+        with self._lock:
+            offset = self._data.seek(0, 2)
+            self._data.write(content)
+            self._data.flush()
         self._places[row, column] = (offset, len(content), zlib.crc32(content))
         self._note((row, column), self._places[row, column])
 
@@ -84,12 +89,11 @@ class TileStore:
         """A tile (size, size), not to be written to."""
         if self.is_zero(row, column):
             return np.zeros((self.size, self.size), self.dtype)
-        if self._last is None or self._last[0] != (row, column):
-            offset, length, _ = self._places[row, column]
+        offset, length, _ = self._places[row, column]
+        with self._lock:
             self._data.seek(offset)
-            content = zlib.decompress(self._data.read(length))
-            self._last = (row, column), np.frombuffer(content, self.dtype).reshape(self.size, self.size)
-        return self._last[1]
+            content = self._data.read(length)
+        return np.frombuffer(zlib.decompress(content), self.dtype).reshape(self.size, self.size)
 
     def close(self) -> None:
         self._data.close()
@@ -119,3 +123,45 @@ class TileStore:
             self._places[row, column] = (offset, length, checksum)
             end = max(end, offset + length)
         return end
+
+
+class AwaitedRows:
+    """
+    Rows of tiles, some of which are still to come, for threads that wait until a row is complete.
+
+    When its block is left, no more tiles come, and nobody waits any longer.
+
+    Args:
+        rows: of each tile that is still to come.
+    """
+
+    def __init__(self, rows: Iterable[int]) -> None:
+        self._missing = Counter(rows)
+        self._changed = threading.Condition()
+        self._left = False
+
+    def __enter__(self) -> AwaitedRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+
+    def arrived(self, row: int) -> None:
+        """A tile of this row is there."""
+        with self._changed:
+            self._missing[row] -= 1
+            self._changed.notify_all()
+
+    def wait(self, row: int) -> None:
+        """
+        Come back when the row is complete.
+
+        Raises:
+            CancelledError: when the block was left before it was.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._missing[row] <= 0 or self._left)
+            if self._missing[row] > 0:
+                raise CancelledError

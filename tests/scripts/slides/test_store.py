@@ -14,9 +14,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+
 import numpy as np
 import pytest
-from scripts.slides.store import TileStore
+from scripts.slides.store import AwaitedRows, TileStore
 
 
 def filled(folder, key: str = "a") -> TileStore:
@@ -67,3 +69,47 @@ def test_what_was_cut_off_is_left_out(tmp_path, damage):
     store.close()
     again = TileStore(tmp_path / "s", "a", 4, np.uint16)
     assert [int(again.get(0, column)[0, 0]) for column in range(3)] == [1000, 1001, 5]
+
+
+def test_tiles_are_read_while_others_are_put(tmp_path):
+    store = TileStore(tmp_path / "s", "a", 32, np.uint16)
+    tiles = np.random.default_rng(0).integers(0, 65536, (200, 32, 32), np.uint16)
+    with ThreadPoolExecutor(3) as threads, AwaitedRows(range(200)) as rows:
+
+        def read(row: int) -> np.ndarray:
+            rows.wait(row)
+            return store.get(row, 0)
+
+        first, second = (threads.map(read, range(200)) for _ in range(2))
+        for row, tile in enumerate(tiles):
+            store.put(row, 0, tile)
+            rows.arrived(row)
+    np.testing.assert_array_equal(list(first), tiles)
+    np.testing.assert_array_equal(list(second), tiles)
+
+
+def test_a_row_is_waited_for_until_its_last_tile():
+    with ThreadPoolExecutor(1) as thread, AwaitedRows([3, 5, 5]) as rows:
+        rows.wait(4)  # nothing is to come
+        waiting = thread.submit(rows.wait, 5)
+        rows.arrived(5)
+        rows.arrived(3)
+        assert wait([waiting], timeout=0.2).not_done
+        rows.arrived(5)
+        waiting.result(timeout=10)
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_nobody_waits_for_rows_that_never_come(error):
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            with AwaitedRows([0, 1]) as rows:
+                waiting = thread.submit(rows.wait, 1)
+                rows.arrived(0)
+                if error:
+                    raise error
+        except (ValueError, KeyboardInterrupt):
+            pass
+        with pytest.raises(CancelledError):
+            waiting.result(timeout=10)
+        rows.wait(0)
