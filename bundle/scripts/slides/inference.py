@@ -236,16 +236,14 @@ class SlideInference:
                 with ThreadPoolExecutor(1) as writer, AwaitedRows(tile.row for tile in missing) as rows:
                     job = _Job(name, view, grid, tissue, overview, store, rows)
                     written = writer.submit(self._write, job)
-                    options = {"desc": name, "unit": "tile", "mininterval": 0.5}
-                    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), **options) as progress:
-                        self._fill(job, missing, progress)
+                    self._fill(job, missing, len(wanted))
                 result = written.result()
                 with replacing(self._path(name, ".json")) as file:
                     json.dump({"result": asdict(result), "key": key}, file, indent=4)
                 store.remove()
 
-    def _fill(self, job: _Job, missing: Sequence[Tile], progress: tqdm) -> None:
-        """Map the tiles that are not in the store yet."""
+    def _fill(self, job: _Job, missing: Sequence[Tile], total: int) -> None:
+        """Map the tiles, of all that have tissue, that are not in the store yet."""
 
         def keep(tile: Tile, probability: np.ndarray) -> None:
             inside = _tissue_in(job.tissue, job.grid, tile)
@@ -253,7 +251,9 @@ class SlideInference:
             job.store.put(tile.row, tile.column, values)
             job.rows.arrived(tile.row)
 
-        with ThreadPoolExecutor(1) as writer:
+        done = total - len(missing)
+        progress = tqdm(total=total, initial=done, desc=job.name, unit="tile", mininterval=0.5)
+        with progress, ThreadPoolExecutor(1) as writer:
             pending: deque[Future] = deque()
             for tile, probability in self.map_tiles(job.view, job.grid, missing):
                 pending.append(writer.submit(keep, tile, probability.numpy()))
@@ -267,18 +267,6 @@ class SlideInference:
         """All results but the record, row by row as the map grows."""
         name, view, grid, store = job.name, job.view, job.grid, job.store
         least = max(1, int(np.ceil(self.threshold * FULL)))  # 0 is no tissue
-
-        def probability_tile(row: int, column: int) -> np.ndarray | None:
-            job.rows.wait(row)
-            if store.is_zero(row, column):
-                return None
-            return ((store.get(row, column).astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255, rounded
-
-        def mask_tile(row: int, column: int) -> np.ndarray | None:
-            job.rows.wait(row)
-            if store.is_zero(row, column):
-                return None
-            return np.where(store.get(row, column) >= least, np.uint8(255), np.uint8(0))
 
         counts = ValueCounts()
         small = np.zeros(job.overview.shape[:2], bool)  # the mask in the overview
@@ -301,13 +289,23 @@ class SlideInference:
                 small[here] = strip[np.ix_(rows[here] - top, columns)]
                 yield strip
 
-        def write_map(kind: str, read_tile: Callable[[int, int], np.ndarray | None]) -> None:
+        def write_map(kind: str, to_bytes: Callable[[np.ndarray], np.ndarray]) -> None:
+            def read_tile(row: int, column: int) -> np.ndarray | None:
+                job.rows.wait(row)
+                return None if store.is_zero(row, column) else to_bytes(store.get(row, column))
+
             path, title = self._path(name, f"_{kind}.ome.tif"), f"{name} {kind}"
             size = (view.height, view.width, self.tile_size)
             write_pyramid(path, *size, read_tile, view.mpp, title, nearest=kind == "mask")
 
+        def probability_bytes(values: np.ndarray) -> np.ndarray:
+            return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255, rounded
+
+        def mask_bytes(values: np.ndarray) -> np.ndarray:
+            return np.where(values >= least, np.uint8(255), np.uint8(0))
+
         with ThreadPoolExecutor(2) as writers:
-            maps = {"probability": probability_tile, "mask": mask_tile}
+            maps = {"probability": probability_bytes, "mask": mask_bytes}
             written = [writers.submit(write_map, *item) for item in maps.items()]
             regions = write_geojson(
                 self._path(name, ".geojson"),
