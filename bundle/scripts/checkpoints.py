@@ -26,9 +26,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 
-from scripts.errors import InputError
+from scripts.errors import InputError, first_line
 from scripts.files import replacing
 from scripts.networks.map_network import trained_as
+from scripts.networks.weights import load_tensors, not_finite
 
 __all__ = [
     "BestCheckpoint",
@@ -89,7 +90,8 @@ class NetworkLoader:
         map_location: see `torch.load`.
 
     Raises:
-        InputError: when the file is missing, damaged, of another method, or of another network.
+        InputError: when the file is missing, damaged, of another method, of another network, or has weights that are
+            not finite.
     """
 
     def __init__(self, network: torch.nn.Module, path: str, map_location: str | torch.device | None = None) -> None:
@@ -104,10 +106,11 @@ class NetworkLoader:
         if not Path(self.path).is_file():
             raise InputError(f"There is no checkpoint '{self.path}'; train first, or name one with --ckpt_path PATH.")
         try:
-            content = torch.load(self.path, map_location=self.map_location, weights_only=True)
+            content = load_tensors(self.path, self.map_location)
         except Exception as error:  # it raises nearly anything on a damaged file
             raise InputError(
-                f"'{self.path}' is damaged, or not a checkpoint that PyTorch reads; name another by --ckpt_path."
+                f"'{self.path}' is damaged, or not a checkpoint that PyTorch reads ({first_line(error)}); name another "
+                "by --ckpt_path."
             ) from error
         try:
             self.network.load_state_dict(_weights(content))
@@ -181,9 +184,7 @@ class LastCheckpoint:
 
 def is_finite(network: torch.nn.Module) -> bool:
     """Whether no weight is NaN or infinite."""
-    return all(
-        bool(torch.isfinite(value).all()) for value in network.state_dict().values() if value.is_floating_point()
-    )
+    return not_finite(network.state_dict()) is None
 
 
 def write_checkpoint(content: Any, path: str | PathLike) -> None:

@@ -26,13 +26,13 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
-import torch
 import yaml
 from monai.bundle import push_to_hf_hub
 from monai.utils import OptionalImportError
 
 from scripts import bundle_root, bundle_version
 from scripts.errors import InputError, first_line
+from scripts.networks.weights import load_tensors, not_finite
 
 __all__ = ["assemble", "find_problems", "push"]
 
@@ -134,7 +134,10 @@ def _metadata_problems(folder: Path) -> Iterator[str]:
 def _model_problems(path: Path) -> Iterator[str]:
     if path.is_file():
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
+            weights = load_tensors(path)
+            name = not_finite(weights)
+            if name is not None:
+                yield f"models/model.pt has values in '{name}' that are not finite"
         except Exception as error:  # it raises nearly anything on a damaged file
             yield f"models/model.pt is not weights alone, or is damaged ({first_line(error)})"
 

@@ -32,6 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scripts.checkpoints import is_finite, write_checkpoint
 from scripts.errors import InputError, first_line
+from scripts.networks.weights import load_tensors
 
 __all__ = ["TrainingState", "describe_items", "fit"]
 
@@ -156,7 +157,7 @@ class TrainingState:
             if not path.exists():
                 continue
             try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = load_tensors(path)
                 if content["format"] != FORMAT:
                     raise ValueError(f"format {content['format']!r}")
                 states.append(content)
@@ -177,6 +178,8 @@ class TrainingState:
         try:
             trainer.network.load_state_dict(content["model"])
             trainer.optimizer.load_state_dict(content["optimizer"])
+        except InputError as error:
+            raise InputError(f"The training in '{self.folder}' can't go on: {error}") from error
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"The training in '{self.folder}' is of another network ({first_line(error)}); "

@@ -173,6 +173,21 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, whole: Pat
     assert_same_results(tmp_path, whole)
 
 
+def test_one_changed_byte_in_a_state_is_noticed(tmp_path: Path, whole: Path, caplog) -> None:
+    """PyTorch reads it, and the training would go on to other weights."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, stop=stop_in(14))
+    newest = tmp_path / "state_1.pt"  # of epoch 3
+    weights = next(iter(torch.load(newest, weights_only=True)["model"].values()))
+    content = bytearray(newest.read_bytes())
+    content[content.index(weights.numpy().tobytes())] ^= 1
+    newest.write_bytes(content)
+    assert torch.load(newest, weights_only=True)["epoch"] == 3
+    train(tmp_path)
+    assert "have changed since they were written) can't be read; going on from epoch 2" in caplog.text
+    assert_same_results(tmp_path, whole)
+
+
 def test_two_damaged_states_are_an_error(tmp_path: Path) -> None:
     for name in ("state_0.pt", "state_1.pt"):
         (tmp_path / name).write_bytes(b"nothing")

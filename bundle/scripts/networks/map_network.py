@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from scripts.errors import InputError
+from scripts.networks.weights import not_finite
 
 __all__ = ["MapNetwork", "trained_as"]
 
@@ -116,5 +117,9 @@ class MapNetwork(nn.Module):
             )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Raises InputError when a weight is NaN or infinite: such a network may say 'no cancer' of everything."""
+        name = not_finite(state_dict)
+        if name is not None:
+            raise InputError(f"its '{name}' has values that are not finite; name another checkpoint, or train again.")
         state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())  # weights from elsewhere have no method
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -21,7 +21,8 @@ from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import make_layers
 
-from scripts.errors import InputError
+from scripts.errors import InputError, first_line
+from scripts.networks.weights import load_tensors, not_finite
 
 __all__ = [
     "VGG16_STAGES",
@@ -103,9 +104,13 @@ def load_trunk_weights(network: nn.Module, source: str) -> dict[str, torch.Tenso
         All that was read, for a network that has a use for more of it than the trunk.
 
     Raises:
-        InputError: when the weights can't be downloaded, the file can't be read, or a key is missing or misshapen.
+        InputError: when the weights can't be downloaded, the file can't be read, a key is missing or misshapen, or a
+            value is not finite.
     """
     state = _imagenet_weights() if source == "imagenet" else _read_state_dict(source)
+    damaged = not_finite(state)
+    if damaged is not None:
+        raise InputError(f"The weights '{source}' have values in '{damaged}' that are not finite; give other weights.")
     stages = _trunk_keys_by_stage(network)
     found = 1 + max((t for t, keys in enumerate(stages) if keys & set(state)), default=-1)
     missing = sorted(set().union(*stages[: max(found, 1)]) - set(state))
@@ -160,9 +165,11 @@ def _read_state_dict(path: str) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
         raise InputError(f"There are no pretrained weights '{path}'; give 'imagenet', 'random', or an existing file.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except Exception as error:  # unpickling a damaged file may raise anything
-        raise InputError(f"'{path}' is not a state dict that PyTorch can read; save one with torch.save.") from error
+        raise InputError(
+            f"'{path}' is not a state dict that PyTorch can read ({first_line(error)}); save one with torch.save."
+        ) from error
     if not isinstance(state, dict):
         raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict.")
     return state
