@@ -24,7 +24,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from scripts.command_line import keep_typed
 from scripts.errors import InputError, input_error_of, report_input_errors
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "process_rank",
     "send_weights",
     "share",
+    "start_alone",
     "start_processes",
     "sum_over_processes",
     "summary_writer_folder",
@@ -80,7 +82,32 @@ def local_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def start_processes(device: torch.device | str = "cpu", seed: int | None = None) -> None:
+def start_alone(settings: MutableMapping[str, Any] | None = None, dealt: bool = False) -> None:
+    """
+    Begin a run that doesn't share its work: errors are reported as by `report_input_errors`, and paths are as typed.
+
+    Args:
+        settings: see `keep_typed`.
+        dealt: whether processes that a launcher has started deal the work out by themselves, as those of slides do.
+
+    Raises:
+        InputError: when a launcher has started many processes, each of which would do all of it, in one folder.
+    """
+    report_input_errors()
+    if settings is not None:
+        keep_typed(settings)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not dealt:
+        raise InputError(
+            f"A launcher has started {count} processes, each of which would do all of the work: for training add "
+            "multi_gpu_train.json at the end of --config_file, for evaluation multi_gpu_evaluate.json; start inference "
+            "of pictures and volumes without torchrun."
+        )
+
+
+def start_processes(
+    device: torch.device | str = "cpu", seed: int | None = None, settings: MutableMapping[str, Any] | None = None
+) -> None:
     """
     Join the processes that a launcher such as ``torchrun`` has started: over gloo for the CPU, NCCL for GPUs.
 
@@ -91,6 +118,7 @@ def start_processes(device: torch.device | str = "cpu", seed: int | None = None)
         device: of this process.
         seed: that of the first process; what others draw (dropout) differs from it. Order and augmentation of the
             images don't depend on it, and initial weights are those of the first process.
+        settings: see `keep_typed`.
 
     Raises:
         InputError: when no launcher has started this process, or there are more processes than GPUs.
@@ -118,6 +146,8 @@ def start_processes(device: torch.device | str = "cpu", seed: int | None = None)
         logging.disable(logging.INFO)
         if seed is not None:
             torch.manual_seed(seed + process_rank())
+    if settings is not None:
+        keep_typed(settings)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from scripts.command_line import is_rewritten
 from scripts.errors import InputError
 from scripts.networks import VGG16_STAGES
 from scripts.processes import by_first_process
@@ -88,6 +89,9 @@ def check_settings(
         if not listed or len(value) != stages:
             problems.append(f"{name} must be a list of {stages} numbers, one for each of the stages; got {value!r}")
     for name, path in folders.items():
+        if is_rewritten(path):
+            problems.append(f"{name} '{path}' has '::', which MONAI's parser makes of '#'; name a folder without '#'")
+            continue
         why = _why_not_writable(path)
         if why:
             problems.append(f"{name} '{path}' can't be written to ({why})")

@@ -31,6 +31,7 @@ from typing import Any
 from fire.parser import DefaultParseValue
 
 from scripts import bundle_root
+from scripts.command_line import NAMES, PATHS
 from scripts.data import has_masks
 from scripts.demo_data import make_demo_dataset
 from scripts.errors import InputError
@@ -107,7 +108,9 @@ def _settings(words: Sequence[str], overlays: Sequence[str]) -> dict[str, Any]:
     """``--name value`` pairs as MONAI reads them. Raises InputError for what no config has."""
     if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
         raise InputError(f"Settings must be pairs of --name and value; got: {' '.join(words)}.")
-    settings = {name[2:]: DefaultParseValue(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+    typed = {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
+    exact = {*PATHS, *NAMES}
+    settings = {name: value if name in exact else DefaultParseValue(value) for name, value in typed.items()}
     configs = Path(bundle_root()) / "configs"
     missing = [overlay for overlay in overlays if not (configs / f"{overlay}.json").is_file()]
     if missing:

@@ -35,6 +35,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from scripts import bundle_root
+from scripts.command_line import remember
 from scripts.files import replacing
 
 __all__ = ["BUSY", "Run", "evaluation_folder", "is_finished", "runs_of"]
@@ -123,6 +124,7 @@ def _execute(run: Run, device: str | None) -> None:
     (run.folder / "command.txt").write_text(run.command() + "\n", encoding="utf-8")
     placed = {"device": f"$torch.device('{device}')"} if device else {}
     started = time.time()
+    remember(run.settings)
     workflow = create_workflow(config_file=list(run.configs), run_id=run.id, **run.settings, **placed)
     (run.folder / "config.json").write_text(json.dumps(workflow.parser.get(), indent=4), encoding="utf-8")
     workflow.run()
