@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
-from scripts.errors import InputError
+from scripts.errors import InputError, first_line
 from scripts.files import replacing
 from scripts.labelling.journal import Answer
 
@@ -64,7 +64,7 @@ def _split(items: list[dict], validation: float, order: str) -> dict[str, list[d
     left = Counter(item["label"] for item in items)
     lacking = {label: max(1, round(validation * left[label])) for label in CLASSES}
     splits: dict[str, list[dict]] = {"training": [], "validation": []}
-    for group in sorted(groups, key=lambda name: hashlib.sha256(f"{order} {name}".encode()).digest()):
+    for group in sorted(groups, key=lambda name: _digest(f"{order} {name}")):
         counts = Counter(item["label"] for item in groups[group])
         taken = any(lacking[label] > 0 for label in counts) and all(left[label] > counts[label] for label in CLASSES)
         if taken:
@@ -72,6 +72,10 @@ def _split(items: list[dict], validation: float, order: str) -> dict[str, list[d
             lacking = {label: lacking[label] - counts[label] for label in CLASSES}
         splits["validation" if taken else "training"] += groups[group]
     return splits
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()  # the name of a file may be no text
 
 
 def _missing_class(splits: dict[str, list[dict]]) -> str:
@@ -84,16 +88,17 @@ def _missing_class(splits: dict[str, list[dict]]) -> str:
 
 
 def check_replaceable(path: str | PathLike) -> None:
-    """Raise InputError when there is a data set that this page hasn't written."""
+    """Raise InputError when there is a data set that this page hasn't written, or that can't be read."""
     path = Path(path)
     if not path.exists():
         return
     try:
         ours = json.loads(path.read_text(encoding="utf-8")).get("written_by") == WRITER
-    except (AttributeError, OSError, ValueError):
-        ours = False
+        what = "was not written by this page, which would replace it"
+    except (AttributeError, OSError, RecursionError, ValueError) as error:
+        ours, what = False, f"is no data set of this page, or is damaged ({first_line(error)})"
     if not ours:
-        raise InputError(f"'{path}' was not written by this page, which would replace it; move it away first.")
+        raise InputError(f"'{path}' {what}; move it away first.")
 
 
 def write_dataset(

@@ -13,11 +13,24 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from http.client import HTTPConnection
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
+from scripts.labelling.dataset import write_dataset
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.server import make_app
 
@@ -86,9 +99,157 @@ def test_what_is_no_answer_is_refused(client, folder, given):
     assert not (folder / "labels.jsonl").exists()
 
 
+@pytest.mark.parametrize("area", ["NaN", "Infinity", "-Infinity", "1e999", '"\\ud800"', "[" * 2000 + "]" * 2000])
+def test_an_area_that_is_no_number_gets_a_sentence(client, folder, area):
+    body = f'{{"image": 0, "label": 1, "area": {area}}}'
+    answer = client.post(f"/{TOKEN}/answer", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert "This is no answer" in answer.json()["detail"] or "error parsing the body" in answer.json()["detail"]
+    assert not (folder / "labels.jsonl").exists()
+
+
+def test_an_answer_has_few_bytes(client, folder):
+    large = b'{"image": 0, "label": 0' + b" " * 5000 + b"}"
+    for content in (large, iter([large])):  # with its size in the head, and in chunks without
+        answer = client.post(f"/{TOKEN}/answer", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+    assert not (folder / "labels.jsonl").exists()
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file can grow beyond a size, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("room", [0, 10, 60])
+def test_on_a_full_disk_no_answer_is_called_saved_that_is_not(client, folder, room):
+    client.post(f"/{TOKEN}/answer", json={"image": 0, "label": 0})
+    before = (folder / "labels.jsonl").read_bytes()
+    for path, given in (("answer", {"image": 1, "label": 1, "area": 0.5}), ("undo", {})):
+        with largest_file(len(before) + room):
+            answer = client.post(f"/{TOKEN}/{path}", json=given)
+        assert answer.status_code == 507
+        assert "labels.jsonl can't be written" in answer.json()["detail"]
+        assert (folder / "labels.jsonl").read_bytes() == before
+    assert client.get(f"/{TOKEN}/state").json()["answers"] == {"0": {"label": 0, "area": None}}
+    client.post(f"/{TOKEN}/answer", json={"image": 1, "label": 1, "area": 0.5})
+    assert read_answers(folder / "labels.jsonl") == {"a.png": Answer(0), "wide.tif": Answer(1, 0.5)}
+
+
+def test_on_a_full_disk_no_answer_is_called_unsaved_that_is_saved(folder):
+    groups = {"a.png": "a" * 2000, "wide.tif": "b" * 2000}  # so that the data set is larger than the journal
+    journal, dataset = Journal(folder / "labels.jsonl"), folder / "dataset.json"
+
+    def save() -> str:
+        return f"{write_dataset(dataset, journal.answers, groups)}"
+
+    client = TestClient(make_app(folder, IMAGES, journal, save, TOKEN), base_url="http://127.0.0.1:8000")
+    client.post(f"/{TOKEN}/answer", json={"image": 0, "label": 0})
+    with largest_file(1000):
+        answer = client.post(f"/{TOKEN}/answer", json={"image": 1, "label": 1})
+    assert answer.status_code == 200
+    assert answer.json()["message"].startswith("Saved in labels.jsonl, and nowhere else (")
+    assert answer.json()["answers"]["1"] == {"label": 1, "area": None}
+    assert read_answers(folder / "labels.jsonl") == {"a.png": Answer(0), "wide.tif": Answer(1)}
+    assert not list(folder.glob(".*.part"))
+    assert not dataset.exists()
+
+
+def test_names_that_are_no_text_are_shown_nevertheless(tmp_path):
+    images = [os.fsdecode(b"M\xfcller.png"), '<b>?%#".png', "a\nb.png"]
+    for number, name in enumerate(images):
+        with (tmp_path / name).open("wb") as file:
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(file, format="PNG")
+    title = os.fsdecode(b"Wie gro\xdf?")
+    app = make_app(tmp_path, images, Journal(tmp_path / "labels.jsonl"), lambda: images[0], TOKEN, title)
+    client = TestClient(app, base_url="http://127.0.0.1:8000")
+    state = client.get(f"/{TOKEN}/state").json()
+    assert state["images"] == [r"M\udcfcller.png", *images[1:]]
+    for number, name in enumerate(images):
+        shown = Image.open(io.BytesIO(client.get(f"/{TOKEN}/image/{number}").content))
+        assert shown.getpixel((0, 0)) == (number, 0, 0)
+        answer = client.post(f"/{TOKEN}/answer", json={"image": number, "label": 1, "area": (number + 1) / 10})
+        assert answer.status_code == 200
+        assert read_answers(tmp_path / "labels.jsonl")[name] == Answer(1, (number + 1) / 10)
+    (tmp_path / images[0]).write_bytes(b"damaged")
+    assert client.post(f"/{TOKEN}/undo", json={}).json()["undone"] == 2
+
+
+@contextmanager
+def serving(app: object) -> Iterator[str]:
+    """The address of the application behind a real socket."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as local:
+        thread = threading.Thread(target=partial(server.run, sockets=[local]))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{local.getsockname()[1]}/{TOKEN}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_answers_and_undos_of_several_tabs_at_once(tmp_path):
+    """Whatever order they come in, journal and data set agree, and nothing is taken back twice."""
+    images = [f"{k}.png" for k in range(12)]
+    journal, dataset = Journal(tmp_path / "labels.jsonl"), tmp_path / "dataset.json"
+    app = make_app(tmp_path, images, journal, lambda: str(write_dataset(dataset, journal.answers, {})), TOKEN)
+    start = threading.Barrier(6)
+
+    def ask(address: str, path: str, given: dict) -> int:
+        connection = HTTPConnection(address.split("/")[2], timeout=60)
+        with closing(connection):
+            connection.connect()
+            start.wait()
+            headers = {"content-type": "application/json"}
+            connection.request("POST", f"/{TOKEN}/{path}", json.dumps(given), headers)
+            return connection.getresponse().status
+
+    for k in range(6):
+        journal.give(images[k], Answer(k % 2))
+    with serving(app) as address, ThreadPoolExecutor(6) as tabs:
+        for number in range(60):
+            for k in range(3):  # for the undos, should they all come first
+                journal.give(images[6 + (number + k) % 6], Answer(None))
+            asked = [("answer", {"image": 6 + (number + k) % 6, "label": k % 2}) for k in range(3, 6)]
+            assert set(tabs.map(partial(ask, address), *zip(*asked, *[("undo", {})] * 3, strict=True))) == {200}
+            answers = read_answers(journal.path)
+            splits = json.loads(dataset.read_text())
+            items = splits["training"] + splits["validation"]
+            expected = {name: answer for name, answer in answers.items() if answer.label is not None}
+            assert {item["image"]: Answer(item["label"]) for item in items} == expected
+    assert sum("undo" in line for line in journal.path.read_text().splitlines()) == 180
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"OPTIONS * HTTP/1.1", b"GET //etc/passwd HTTP/1.1", b"GET http://evil.example/ HTTP/1.1", b"GET ? HTTP/1.1"],
+)
+def test_odd_requests_are_refused(client, request_line):
+    with serving(client.app) as address:
+        host, port = address.split("/")[2].split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(request_line + b"\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            assert connection.recv(1000).split()[1] in (b"400", b"403", b"404")
+
+
 @pytest.mark.parametrize(
     ("path", "headers"),
     [
+        (f"/{TOKEN}/state", {"host": ""}),
+        (f"/{TOKEN}/state", {"host": "127.0.0.1.evil.example"}),
+        (f"/{TOKEN}/state", {"host": "evil.example", "x-forwarded-host": "127.0.0.1:8000"}),
+        (f"/{TOKEN}/state", {"origin": "http://127.0.0.1.evil.example:8000"}),
+        (f"/{TOKEN}/state", {"origin": "https://127.0.0.1:8000"}),
+        ("/x/state", {"host": f"127.0.0.1:8000/{TOKEN}/state?"}),
         ("/", {}),
         ("/wrong/state", {}),
         ("/secret.txt", {}),
@@ -113,6 +274,16 @@ def test_nothing_but_the_images_is_served(client, path):
     answer = client.get(f"/{TOKEN}{path}")
     assert answer.status_code in (403, 404, 422)
     assert "not for you" not in answer.text
+
+
+def test_a_link_that_is_put_in_later_leads_nowhere(client, folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "a.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    (folder / "a.png").unlink()
+    (folder / "a.png").symlink_to(outside)
+    answer = client.get(f"/{TOKEN}/image/0")
+    assert answer.status_code == 422
+    assert "outside the folder" in answer.json()["detail"]
 
 
 def test_a_post_of_another_origin_changes_nothing(client, folder):
