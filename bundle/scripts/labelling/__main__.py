@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import secrets
 import socket
@@ -34,7 +35,7 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
-from scripts.errors import InputError
+from scripts.errors import InputError, first_line
 from scripts.files import claim, replacing
 from scripts.labelling.dataset import check_replaceable, write_dataset
 from scripts.labelling.journal import Journal, read_answers
@@ -63,14 +64,25 @@ def find_images(folder: Path, only: Path | None = None) -> list[str]:
     files = (p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in SUFFIXES and p.is_file())
     images = [p.relative_to(folder).as_posix() for p in files if p.resolve().is_relative_to(root)]
     if only is not None:
-        try:
-            wanted = set(json.loads(only.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"'{only}' is not a JSON list of images ({error}).") from error
+        wanted = set(read_names(only))
+        missing = sorted(wanted.difference(images))
+        if missing:
+            raise InputError(f"'{only}' lists '{missing[0]}', which is not in '{folder}' ({len(missing)} in all).")
         images = [image for image in images if image in wanted]
     if not images:
         raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) to label in '{folder}'.")
     return images
+
+
+def read_names(path: Path) -> list[str]:
+    """The JSON list of images that `run_merge` writes and ``--only`` takes. Raises InputError when it is none."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("no list of names")
+    except (OSError, RecursionError, ValueError) as error:
+        raise InputError(f"'{path}' is not a JSON list of images ({first_line(error)}).") from error
+    return names
 
 
 def groups_of(images: list[str], pattern: str | None) -> dict[str, str]:
@@ -113,7 +125,8 @@ def run_page(arguments: argparse.Namespace) -> None:
         if arguments.annotator:
             return f"Saved in {journal.path.name}."
         try:
-            counts = write_dataset(dataset, journal.answers, groups, arguments.validation, arguments.seed)
+            with journal.alone():
+                counts = write_dataset(dataset, journal.answers, groups, arguments.validation, arguments.seed)
         except InputError as error:
             return f"Saved in {journal.path.name}. No dataset.json yet. {error}"
         return f"Saved. dataset.json: {counts['training']} for training, {counts['validation']} for validation."
@@ -145,7 +158,12 @@ def run_merge(arguments: argparse.Namespace) -> None:
     """Merge two journals into dataset.json; list what a third must decide."""
     folder = arguments.folder
     names = [*arguments.annotators, *([arguments.third] if arguments.third else [])]
-    merged, undecided = merge_answers(*(read_answers(journal_path(folder, name)) for name in names))
+    answers = [read_answers(journal_path(folder, name)) for name in names]
+    claim([folder], "labelling")  # the page without --annotator writes the same dataset.json
+    check_replaceable(folder / "dataset.json")
+    if (folder / UNDECIDED).exists():
+        read_names(folder / UNDECIDED)  # what is no such list is somebody else's
+    merged, undecided = merge_answers(*answers)
     with replacing(folder / UNDECIDED) as file:
         json.dump(undecided, file, indent=4)
     groups = groups_of(sorted(merged), arguments.group)
@@ -159,28 +177,61 @@ def run_merge(arguments: argparse.Namespace) -> None:
 
 
 def run_merge_masks(arguments: argparse.Namespace) -> None:
-    """Merge two folders of masks, file by file; what a third must decide is written as a mask beside the merged one."""
-    names = sorted(p.name for p in arguments.first.iterdir() if p.suffix[1:].lower() in SUFFIXES)
-    missing = [name for name in names if not (arguments.second / name).is_file()]
-    if not names or missing:
-        what = (
-            f"There is no '{missing[0]}' in '{arguments.second}'" if missing else f"No masks are in '{arguments.first}'"
-        )
-        raise InputError(f"{what}; both folders need masks of the same names.")
-    undecided = []
+    """
+    Merge two folders of masks, file by file; what a third must decide is written as a mask beside the merged one.
+
+    Raises:
+        InputError: when the folders don't fit, or a mask would be written over a file that is there, before anything
+            is written; and naming each mask that can't be merged, when the others are.
+    """
+    names = _mask_names(arguments)
+    undecided, failed = [], []
     for name in names:
         folders = [arguments.first, arguments.second]
         folders += [arguments.third] if arguments.third and (arguments.third / name).is_file() else []
         try:
             merged, disputed = merge_masks(*(np.asarray(load_mask(folder / name))[0].T > 0 for folder in folders))
-        except Exception as error:
-            raise InputError(f"The masks '{name}' can't be merged: {error}.") from error
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            failed.append(f"'{name}' ({first_line(error)})")
+            continue
         undecided += [name] if disputed.any() else []
-        for mask, stem in ((merged, Path(name).stem), (disputed, f"{Path(name).stem}_undecided")):
+        for mask, path in zip((merged, disputed), _merged_paths(arguments.output, name), strict=True):
             if mask is merged or disputed.any():
-                with replacing(arguments.output / f"{stem}.png", binary=True) as file:
+                with replacing(path, binary=True) as file:
                     Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
-    print(f"{len(names)} masks merged, {len(undecided)} with regions to decide: {', '.join(undecided) or 'none'}")
+    count = len(names) - len(failed)
+    print(f"{count} masks merged, {len(undecided)} with regions to decide: {', '.join(undecided) or 'none'}")
+    if failed:
+        raise InputError(f"These masks can't be merged, all others are: {', '.join(failed)}.")
+
+
+def _merged_paths(output: Path, name: str) -> tuple[Path, Path]:
+    """Where the merged mask goes, and the regions to decide."""
+    return output / f"{Path(name).stem}.png", output / f"{Path(name).stem}_undecided.png"
+
+
+def _mask_names(arguments: argparse.Namespace) -> list[str]:
+    """Names of the masks to merge, once it is known that nothing is in the way of a result."""
+    for folder in (arguments.first, arguments.second, arguments.third):
+        if folder and not folder.is_dir():
+            raise InputError(f"There is no folder '{folder}' of masks.")
+    names = sorted(p.name for p in arguments.first.iterdir() if p.suffix[1:].lower() in SUFFIXES and p.is_file())
+    if not names:
+        raise InputError(f"No masks are in '{arguments.first}'; both folders need masks of the same names.")
+    missing = [name for name in names if not (arguments.second / name).is_file()]
+    if missing:
+        raise InputError(
+            f"There is no '{missing[0]}' in '{arguments.second}'; both folders need masks of the same names."
+        )
+    writers: dict[Path, str] = {}
+    for name in names:
+        for path in _merged_paths(arguments.output, name):
+            if path in writers:
+                raise InputError(f"'{writers[path]}' and '{name}' would both be merged into '{path}'; rename one.")
+            if os.path.lexists(path):
+                raise InputError(f"'{path}' is there, and may have been drawn; give a folder OUTPUT without masks.")
+            writers[path] = name
+    return names
 
 
 def main() -> None:
@@ -213,10 +264,13 @@ def main() -> None:
     if not 0 < getattr(arguments, "validation", 0.2) < 1:
         parser.error("--validation must be between 0 and 1")
     logging.basicConfig(format="%(message)s")
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         arguments.run(arguments)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: '{error.filename or 'A file'}' can't be read or written ({error.strerror or error}).")
 
 
 if __name__ == "__main__":

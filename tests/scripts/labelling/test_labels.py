@@ -13,18 +13,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scripts.data import load_datalist
 from scripts.errors import InputError
-from scripts.labelling.__main__ import find_images, groups_of
+from scripts.labelling.__main__ import find_images, groups_of, main
 from scripts.labelling.dataset import split_by_group, write_dataset
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
 
 ALL = ("a.png", "b.png", "c.png")
+BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 
 
 def test_a_journal_is_read_back(tmp_path):
@@ -71,6 +77,86 @@ def test_a_line_that_a_crash_has_cut_off_is_left_out(tmp_path, kept):
     assert journal.answers == {"a.png": Answer(1, 0.3)}
     journal.give("c.png", Answer(0))
     assert read_answers(path) == {"a.png": Answer(1, 0.3), "c.png": Answer(0)}
+
+
+@pytest.mark.parametrize("left", [b"\0" * 4096, b'{"image": "b.p' + b"\0" * 500, b"\0" * 30 + b"\n" + b"\0" * 30])
+def test_the_zeros_that_a_power_cut_leaves_are_left_out(tmp_path, left):
+    path = tmp_path / "labels.jsonl"
+    Journal(path).give("a.png", Answer(1, 0.3))
+    path.write_bytes(path.read_bytes() + left)
+    journal = Journal(path)
+    assert journal.answers == {"a.png": Answer(1, 0.3)}
+    journal.give("c.png", Answer(0))
+    assert read_answers(path) == {"a.png": Answer(1, 0.3), "c.png": Answer(0)}
+    assert Journal(path).undo(ALL) == "c.png"
+
+
+def test_a_damaged_line_is_not_taken_for_one_that_was_cut_off(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    for image in ALL:
+        Journal(path).give(image, Answer(0))
+    path.write_bytes(path.read_bytes().replace(b'"b.png", ', b'"b.png"\x07 '))
+    with pytest.raises(InputError, match="Line 2 of"):
+        Journal(path)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        '"label": 1, "area": NaN',
+        '"label": 1, "area": 30',
+        '"label": 0, "area": 0.3',
+        '"label": true',
+        '"area": null',
+        '"label": 1, "area": Infinity',
+    ],
+)
+def test_a_record_that_no_page_has_written_is_refused(tmp_path, rest):
+    (tmp_path / "labels.jsonl").write_text('{"image": "a.png", ' + rest + "}\n")
+    with pytest.raises(InputError, match=r"Line 1 of .* is not an answer"):
+        Journal(tmp_path / "labels.jsonl")
+
+
+def test_journals_of_one_file_see_each_other(tmp_path):
+    first, second = Journal(tmp_path / "labels.jsonl"), Journal(tmp_path / "labels.jsonl")
+    first.give("a.png", Answer(0))
+    second.give("b.png", Answer(1))
+    assert [first.undo(ALL), second.undo(ALL), first.undo(ALL)] == ["b.png", "a.png", None]
+    assert read_answers(tmp_path / "labels.jsonl") == {}
+
+
+def test_processes_take_turns(tmp_path):
+    """Three that have read 60 answers give 20 more each, and take 30 back, whosoever's they are: 30 are left."""
+    code = """
+import sys
+from scripts.labelling.journal import Answer, Journal
+journal = Journal(sys.argv[1])
+print("read", flush=True)
+sys.stdin.readline()
+for k in range(10):
+    journal.give(f"{sys.argv[2]}{k}.png", Answer(1, 0.5))
+    assert all(journal.undo(journal.answers) for _ in range(3))
+    journal.give(f"{sys.argv[2]}{k} again.png", Answer(0))
+"""
+    journal = Journal(tmp_path / "labels.jsonl")
+    for k in range(60):
+        journal.give(f"{k}.png", Answer(0))
+    command, pipes = [sys.executable, "-c", code, str(journal.path)], {"stdin": -1, "stdout": -1, "text": True}
+    writers = [subprocess.Popen([*command, name], cwd=BUNDLE, **pipes) for name in "abc"]
+    assert [writer.stdout.readline() for writer in writers] == ["read\n"] * 3
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    assert len(read_answers(journal.path)) == 30
+
+
+def test_answers_that_vanish_while_the_program_runs_are_missed(tmp_path):
+    journal = Journal(tmp_path / "labels.jsonl")
+    journal.give("a.png", Answer(0))
+    (tmp_path / "labels.jsonl").unlink()
+    with pytest.raises(InputError, match="has lost answers"):
+        journal.give("b.png", Answer(0))
 
 
 @pytest.mark.parametrize("line", ["hello", '{"image": 3, "label": 1}', '{"image": "a.png", "undo": true}', "[1]"])
@@ -146,6 +232,14 @@ def test_a_data_set_of_another_origin_is_not_replaced(tmp_path):
     assert json.loads((tmp_path / "dataset.json").read_text()) == {"training": [1]}
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"[" * 100_000, b'{"written_by": "scri', b"\xff\xfe", b"[]"])
+def test_a_damaged_data_set_is_not_replaced(tmp_path, content):
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"dataset\.json' .*move it away"):
+        write_dataset(tmp_path / "dataset.json", {"a.png": Answer(0), "b.png": Answer(1)}, {})
+    assert (tmp_path / "dataset.json").read_bytes() == content
+
+
 def test_agreement_of_two_annotators():
     first = {
         "a": Answer(1, 0.3),
@@ -194,6 +288,77 @@ def test_regions_are_judged_one_by_one():
     assert not undecided.any()
 
 
+@pytest.fixture
+def run(monkeypatch):
+    """Function from a command line to what it ends with: None, or the error's sentence."""
+
+    def function(*arguments: object) -> str | None:
+        monkeypatch.setattr(sys, "argv", ["labelling", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            return end.code
+        return None
+
+    return function
+
+
+def draw(path: Path, mask: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+
+
+def test_merging_masks_goes_on_after_a_damaged_one(run, tmp_path):
+    agreed = rectangle((0, 10), (0, 10))
+    for folder in ("first", "second"):
+        for name in ("a.png", "c.png", "b.png"):
+            draw(tmp_path / folder / name, agreed)
+    (tmp_path / "second" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    done = run("merge_masks", tmp_path / "first", tmp_path / "second", tmp_path / "merged")
+    assert done.startswith("error: These masks can't be merged, all others are: 'b.png' (")
+    assert sorted(p.name for p in (tmp_path / "merged").iterdir()) == ["a.png", "c.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "merged" / "a.png")) > 0, agreed)
+
+
+@pytest.mark.parametrize(
+    ("output", "drawn", "names"),
+    [
+        ("first", "none.png", ("a.png",)),
+        ("second/../first", "none.png", ("a.png",)),
+        ("merged", "a.png", ("a.png",)),
+        ("merged", "b_undecided.png", ("a.png", "b.png")),
+        ("merged", "none.png", ("a.png", "a.tif")),
+        ("merged", "none.png", ("a.png", "a_undecided.png")),
+    ],
+)
+def test_merging_masks_replaces_no_mask(run, tmp_path, output, drawn, names):
+    for folder in ("first", "second"):
+        for number, name in enumerate(names):
+            draw(tmp_path / folder / name, rectangle((0, 10), (number, 10)))
+    draw(tmp_path / "merged" / drawn, rectangle((0, 3), (0, 3)))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = run("merge_masks", tmp_path / "first", tmp_path / "second", tmp_path / output)
+    assert re.match(r"error: '.*' (would both be merged into|is there, and may have been drawn)", done)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "undecided.json"])
+def test_merging_answers_replaces_no_foreign_file(run, tmp_path, name):
+    for annotator in ("anna", "ben"):
+        journal = Journal(tmp_path / f"labels-{annotator}.jsonl")
+        for k in range(8):
+            journal.give(f"{k}.png", Answer(k % 2))
+    (tmp_path / name).write_text('{"mine": 1}')
+    before = sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("."))
+    done = run("merge", tmp_path, "anna", "ben")
+    assert re.match(f"error: '.*{name}' ", done)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == before
+    (tmp_path / name).unlink()
+    assert run("merge", tmp_path, "anna", "ben") is None
+    assert json.loads((tmp_path / "undecided.json").read_text()) == []
+
+
 def test_images_are_found_and_links_out_of_the_folder_are_not(tmp_path):
     (tmp_path / "data" / "deeper").mkdir(parents=True)
     for path in ("data/b.png", "data/deeper/a.TIF", "data/notes.txt", "outside.png"):
@@ -202,8 +367,33 @@ def test_images_are_found_and_links_out_of_the_folder_are_not(tmp_path):
     assert find_images(tmp_path / "data") == ["b.png", "deeper/a.TIF"]
     (tmp_path / "only.json").write_text('["b.png"]')
     assert find_images(tmp_path / "data", tmp_path / "only.json") == ["b.png"]
+    for content, message in ('["b.png", "x.png"]', r"'x\.png', which is not in"), ('"b.png"', "not a JSON list"):
+        (tmp_path / "only.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            find_images(tmp_path / "data", tmp_path / "only.json")
     with pytest.raises(InputError, match="no folder"):
         find_images(tmp_path / "none")
+
+
+ODD_NAMES = ["a#1.png", "b?x=1.png", "c%41.png", "d'e\".png", "f<b>g&amp;.png", "h\ni.png", "\u00fc \u2603.png"]
+ODD_NAMES += ["${j}.png", "%2e%2e%2fk.png", "l\\m.png", "n" * 240 + ".png", os.fsdecode(b"M\xfcller.png")]
+
+
+def test_a_name_is_a_name(tmp_path):
+    """The annotator's answers to files of odd names, one of them no UTF-8, are what a training reads."""
+    (tmp_path / "data").mkdir()
+    for k, name in enumerate(ODD_NAMES):
+        with (tmp_path / "data" / name).open("wb") as file:
+            Image.fromarray(np.full((8, 8, 3), 20 * k, np.uint8)).save(file, format="PNG")
+    images = find_images(tmp_path / "data")
+    assert sorted(images) == sorted(ODD_NAMES)
+    journal = Journal(tmp_path / "data" / "labels.jsonl")
+    for k, name in enumerate(images):
+        journal.give(name, Answer(k % 2))
+    write_dataset(tmp_path / "data" / "dataset.json", read_answers(journal.path), groups_of(images, None))
+    items = [item for members in load_datalist(tmp_path / "data").values() for item in members]
+    expected = {str(tmp_path / "data" / name): k % 2 for k, name in enumerate(images)}
+    assert {item["image"]: item["label"] for item in items} == expected
 
 
 def test_groups_come_from_the_path():
