@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from scripts.errors import InputError, first_line
 from scripts.processes import by_first_process
-from scripts.readers import SLIDE_SUFFIXES, SUFFIXES
+from scripts.readers import SLIDE_SUFFIXES, SUFFIXES, room_for
 from scripts.settings import MIN_SIZE
 from scripts.transforms import ToRGB, load_image, load_mask
 
@@ -266,9 +266,10 @@ def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
     """What breaks the contract in one item, each problem beginning with its place; and its label, None if unknown."""
     if not isinstance(item, dict) or not isinstance(item.get("image"), str):
         return [f"{where}: must be an object with an 'image'"], None
-    size, problems = _read_image(Path(item["image"]))
     label, label_problems = _read_label(item)
-    mask, mask_problems = _read_mask(item)
+    with room_for(*(path for path in (item["image"], _mask_path(item)) if isinstance(path, str))):
+        size, problems = _read_image(Path(item["image"]))
+        mask, mask_problems = _read_mask(item)
     problems += label_problems + mask_problems + _area_problems(item)
     if mask is not None and size is not None and mask.shape[1:] != size:
         sizes = "{}x{}, the image {}x{}".format(*mask.shape[1:], *size)

@@ -13,7 +13,7 @@
 Regions of whole slides as MONAI Label asks for them, for QuPath: read one, and answer with polygons.
 
 A request for a region has, beside the image, ``location`` (x, y) and ``size`` (width, height) in pixels of the slide's
-full resolution. Items without them are left to MONAI.
+full resolution. Items without them are images.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import ImageReader, MetaTensor, WSIReader
-from monai.transforms import LoadImaged, MapTransform
+from monai.data import MetaTensor, WSIReader
+from monai.transforms import MapTransform
 from monai.utils.type_conversion import convert_to_numpy
 from skimage.measure import approximate_polygon, find_contours
+
+from scripts.transforms import load_image
 
 __all__ = ["LoadImageOrRegiond", "RegionPolygonsd", "mask_polygons"]
 
@@ -40,19 +42,17 @@ def is_region(item: Mapping[Hashable, Any]) -> bool:
     return "location" in item and sum(item.get("size", ())) > 0
 
 
-class LoadImageOrRegiond(LoadImaged):
+class LoadImageOrRegiond(MapTransform):
     """
-    `LoadImaged` that reads a region of a slide where the item says which; regions need OpenSlide.
+    Loads images (`load_image`), and regions of slides where the item says which; regions need OpenSlide.
 
     A region becomes (3, W, H) uint8, in MONAI's order of a picture's axes.
     """
 
-    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        if not is_region(data):
-            return super().__call__(data, reader)
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = _read_region(d[key], d["location"], d["size"])
+            d[key] = _read_region(d[key], d["location"], d["size"]) if is_region(d) else load_image(d[key])
         return d
 
 

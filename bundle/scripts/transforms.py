@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from os import PathLike
@@ -20,7 +21,7 @@ from os import PathLike
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import ImageReader, MetaTensor
+from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, Resize, ScaleIntensityRangePercentiles, Transform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from monai.utils.enums import MetaKeys
@@ -28,7 +29,7 @@ from monai.utils.type_conversion import convert_data_type, convert_to_numpy
 from skimage.segmentation import find_boundaries
 from skimage.util import img_as_float32
 
-from scripts.readers import AnnotationReader, PictureReader
+from scripts.readers import PictureReader, image_size, reader_of, room_for
 from scripts.slice_inferer import is_volume
 from scripts.weak_labels import rough_area
 
@@ -48,6 +49,7 @@ __all__ = [
     "WeakTargetd",
     "load_image",
     "load_mask",
+    "load_preview",
 ]
 
 OUTLINE_COLOUR = (0.0, 1.0, 0.2)  # green: absent from H&E, and visible on grey
@@ -80,17 +82,31 @@ class ToRGB(Transform):
         if not image.is_floating_point():
             image = image.float() / (1 if image.dtype == torch.bool else torch.iinfo(image.dtype).max)
         image = image.float()
-        if not torch.isfinite(image).all():
-            raise ValueError("the image has values that are not finite")
-        low, high = float(image.min()), float(image.max())
+        low, high = _range(image, "image")
         if low < 0 or high > 1:
             raise ValueError(
-                f"values must be in 0..1, this one goes from {low:g} to {high:g}; rescale it, or save it as 8 or 16 bit"
+                f"values must be in 0..1, this one goes from {_digits(low)} to {_digits(high)}; rescale it, or save it "
+                "as 8 or 16 bit"
             )
         if image.shape[0] in (2, 4):
             alpha = image[-1:]
             image = image[:-1] * alpha + (1 - alpha)
         return image if image.shape[0] == 3 else image.repeat(3, 1, 1)
+
+
+def _range(image: torch.Tensor, what: str) -> tuple[float, float]:
+    """Smallest and largest value. Raises ValueError when there is none, or one that is not finite."""
+    if image.numel() == 0:
+        raise ValueError(f"the {what} has no pixels")
+    low, high = (float(value) for value in torch.aminmax(image))  # either is NaN when any value is
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError(f"the {what} has values that are not finite")
+    return low, high
+
+
+def _digits(value: float) -> str:
+    """A float32 with as many digits as tell it from its neighbours: 1.0000001, but 255."""
+    return str(np.float32(value)).removesuffix(".0")
 
 
 class VolumeToRGB(Transform):
@@ -128,34 +144,66 @@ class ToRGBd(MapTransform):
 
 class BinaryMask(Transform):
     """
-    A mask image to one channel of 0 and 1: positive where any channel but alpha is above 0.
+    A mask image to one channel of 0 and 1: positive where any channel but alpha is above 0, and alpha is as well.
 
-    So masks with 0 and 1, 0 and 255, several classes, or colours on black all work.
+    So masks with 0 and 1, 0 and 255, several classes, or colours on black, or on nothing, all work.
     """
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """(C, H, W) to (1, H, W) float32. Raises ValueError for other than 1 to 4 channels."""
+        """(C, H, W) to (1, H, W) float32. Raises ValueError for other than 1 to 4 channels, or values not finite."""
         mask = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         if mask.ndim != 3 or not 1 <= mask.shape[0] <= 4:
             raise ValueError(f"expected a mask of shape (1 to 4 channels, H, W), got {tuple(mask.shape)}")
-        colours = mask[:-1] if mask.shape[0] in (2, 4) else mask
-        return (colours > 0).any(dim=0, keepdim=True).float()
+        _range(mask, "mask")
+        has_alpha = mask.shape[0] in (2, 4)
+        positive = (mask[:-1] if has_alpha else mask).amax(dim=0, keepdim=True) > 0
+        return (positive & (mask[-1:] > 0) if has_alpha else positive).float()
 
 
 @lru_cache
-def _loader(reader: type[ImageReader]) -> LoadImage:
-    return LoadImage(reader=reader, dtype=None, ensure_channel_first=True)
+def _loader() -> LoadImage:
+    """Give it the reader with each file: MONAI tries others after one that it is made with."""
+    return LoadImage(dtype=None, ensure_channel_first=True, expanduser=False)  # '~' is a letter as any other
 
 
 def load_image(path: str | PathLike) -> MetaTensor:
-    """Read an image file of any format as it is: (C, W, H) as MONAI orders pictures, see `PictureReader`."""
-    return _loader(PictureReader)(path)
+    """
+    Read an image file of any format as it is: (C, W, H) as MONAI orders pictures.
+
+    Raises:
+        OSError, ValueError: saying what is wrong with the file, see `PictureReader` and `reader_of`.
+        Exception: whatever the format's library raises on a damaged file.
+    """
+    return _loader()(path, reader_of(path))
 
 
 def load_mask(path: str | PathLike) -> MetaTensor:
-    """Read a mask file of any format, a picture's or polygons (`AnnotationReader`): (1, W, H) float32, 0 or 1."""
-    polygons = AnnotationReader().verify_suffix(path)
-    return BinaryMask()(_loader(AnnotationReader if polygons else PictureReader)(path))
+    """Read a mask file of any format, a picture's or polygons: (1, W, H) float32, 0 or 1. Raises as `load_image`."""
+    return BinaryMask()(load_image(path))
+
+
+def load_preview(path: str | PathLike, longest_side: int) -> np.ndarray:
+    """
+    Read an image for people to look at, in little memory: squares of pixels become one while it is read.
+
+    It waits for what other threads are reading (`room_for`).
+
+    Args:
+        longest_side: how many pixels may be less in it: the longer side has this many up to twice as many; or fewer,
+            when the image has.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        Exception: as `load_image`, and ValueError as `ToRGB`.
+    """
+    with room_for(path):
+        reader = reader_of(path)
+        if isinstance(reader, PictureReader):
+            reader = PictureReader(shrink=max(1, max(image_size(path)) // longest_side))
+        image = ToRGB()(_loader()(path, reader))
+        return (np.asarray(image).transpose(2, 1, 0) * 255).round().astype(np.uint8)  # from MONAI's (C, W, H)
 
 
 class WeakTarget(Transform):

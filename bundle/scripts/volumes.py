@@ -28,6 +28,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from scripts.dicom import DicomReader, is_dicom, is_one_series
 from scripts.errors import InputError
+from scripts.readers import refuse_detached
 
 __all__ = ["SUFFIXES", "Geometry", "Volume", "find_volumes", "is_dicom_source", "read_volume", "volume_name"]
 
@@ -168,6 +169,7 @@ def _reader(path: Path) -> type:
             raise ValueError("has colours for voxels; save one value a voxel")
         return NibabelReader
     if name.endswith(".nrrd"):
+        refuse_detached(path)
         header = nrrd.read_header(str(path))
         if header["dimension"] > 3:
             raise ValueError(_too_many_axes(header["sizes"]))

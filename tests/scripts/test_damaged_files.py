@@ -16,19 +16,25 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scripts.data import list_images, load_datalist
 from scripts.errors import InputError, input_error_of
+from scripts.slide_regions import LoadImageOrRegiond
 from scripts.transforms import ToRGB, load_image, load_mask
+from scripts.volumes import read_volume
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)  # (H, W, C)
 FRAMES = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
@@ -56,36 +62,127 @@ def tiff_of(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def tiff_header(width: int, height: int, dtype: type, channels: int = 1) -> bytes:
+    """A TIFF that says it is so large, and has one strip of its pixels."""
+    buffer = io.BytesIO()
+    shape = (4, 4, channels) if channels > 1 else (4, 4)
+    tifffile.imwrite(buffer, np.zeros(shape, dtype), photometric="rgb" if channels > 2 else None, metadata=None)
+    buffer.seek(0)
+    with tifffile.TiffFile(buffer, mode="r+b") as tiff:
+        for tag, value in ((256, width), (257, height)):
+            tiff.pages[0].tags[tag].overwrite(value, dtype="I")
+    return buffer.getvalue()
+
+
+def png_with(**options) -> bytes:
+    return encoded("PNG", **options)
+
+
+def long_text() -> PngInfo:
+    info = PngInfo()
+    info.add_text("Comment", "x" * 3_000_000, zip=True)
+    return info
+
+
+def next_to_one() -> np.ndarray:
+    array = np.full((8, 8), 0.5, np.float32)
+    array[0, 0] = np.nextafter(np.float32(1), np.float32(2))  # 1 + 2 ** -23
+    return array
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+DETACHED = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 8 8\nencoding: raw\ndata file: other.raw\n\n"
+
+
+# Of each name the content, and what the message must say of it
 DAMAGED = {
-    "zero_bytes.png": b"",
-    "text.png": b"not a picture",
-    "truncated.png": encoded("PNG")[:-150],
-    "truncated.jpg": encoded("JPEG")[:300],
-    "truncated.tif": encoded("TIFF")[:200],
-    "truncated.bmp": encoded("BMP")[:100],
-    "header_alone.png": encoded("PNG")[:8],
-    "bomb.png": png_header(60_000, 60_000),
-    "no_pixels.png": png_header(0, 7),
-    "nan.tif": tiff_of(np.full((8, 8), np.nan, np.float32)),
-    "infinite.tif": tiff_of(np.full((8, 8), np.inf, np.float32)),
-    "animated.png": encoded("PNG", save_all=True, append_images=FRAMES[1:]),
-    "gif_inside.png": encoded("GIF", save_all=True, append_images=FRAMES[1:]),
-    "pages.tif": encoded("TIFF", save_all=True, append_images=FRAMES[1:]),
-    "small.png": tiff_of(np.zeros((3, 9), np.uint8)),
+    "zero_bytes.png": (b"", "it is empty"),
+    "text.png": (b"not a picture", "not a picture"),
+    "truncated.png": (encoded("PNG")[:-150], "truncated"),
+    "truncated.jpg": (encoded("JPEG")[:300], "truncated|not a picture"),
+    "truncated.tif": (encoded("TIFF")[:200], "cut short|not a picture"),
+    "truncated.bmp": (encoded("BMP")[:100], "truncated"),
+    "header_alone.png": (encoded("PNG")[:8], "not a picture"),
+    "bomb.png": (png_header(60_000, 60_000), "3600000000 pixels"),
+    "bomb.tif": (tiff_header(60_000, 60_000, np.uint8), "60000x60000 pixels"),
+    "bytes.tif": (tiff_header(13_000, 13_000, np.float64), "13000x13000 pixels, 1289 MiB"),
+    "no_pixels.png": (png_header(0, 7), "."),
+    "nan.tif": (tiff_of(np.full((8, 8), np.nan, np.float32)), "not finite"),
+    "infinite.tif": (tiff_of(np.full((8, 8), np.inf, np.float32)), "not finite"),
+    "next_to_one.tif": (tiff_of(next_to_one()), r"from 0\.5 to 1\.0000001;"),
+    "animated.png": (encoded("PNG", save_all=True, append_images=FRAMES[1:]), "has 2 frames"),
+    "gif_inside.png": (encoded("GIF", save_all=True, append_images=FRAMES[1:]), "has 2 frames"),
+    "pages.tif": (encoded("TIFF", save_all=True, append_images=FRAMES[1:]), "has 2 pages"),
+    "small.png": (tiff_of(np.zeros((3, 9), np.uint8)), "is 9x3, smaller than 4x4"),
+    "long_text.png": (png_with(pnginfo=long_text()), "MAX_TEXT_CHUNK"),
+    "profile.png": (png_with(icc_profile=bytes(2_000_000)), "MAX_TEXT_CHUNK"),
+    "eps.png": (EPS, "not a picture"),
+    "detached.png": (DETACHED, "not a picture"),
+    "attached.png": (DETACHED.replace(b"data file: other.raw\n", b"") + bytes(64), "not a picture"),
+    "array.png": (b"\x93NUMPY\x01\x00", "not a picture"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_files_are_named(tmp_path: Path, name: str, caplog) -> None:
-    (tmp_path / name).write_bytes(DAMAGED[name])
+def test_damaged_files_are_named_with_the_reason(tmp_path: Path, name: str, caplog) -> None:
+    content, reason = DAMAGED[name]
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "other.raw").write_bytes(bytes(64))
     Image.fromarray(PICTURE).save(tmp_path / "whole.png")
     found = list_images(tmp_path)
     assert found == [{"image": str(tmp_path / "whole.png")}]
     (problem,) = found.left_out
     assert problem.startswith(f"'{tmp_path / name}': ")
+    assert re.search(reason, problem)
     with pytest.raises(InputError, match=name):
         found.report_left_out()
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGED if "next_to_one" not in name and "small" not in name])
+@pytest.mark.filterwarnings("ignore")
+def test_masks_are_refused_for_the_same_reasons(tmp_path: Path, name: str) -> None:
+    content, reason = DAMAGED[name]
+    (tmp_path / name).write_bytes(content)
+    Image.fromarray(PICTURE).save(tmp_path / "whole.png")
+    items = [{"image": "whole.png", "label": 1, "mask": name}, {"image": "whole.png", "label": 0}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
+    with pytest.raises(InputError) as caught:
+        load_datalist(tmp_path, ["training"])
+    _, problem = str(caught.value).split("\n  - ")
+    assert problem.startswith(f"training[0] '{tmp_path / 'whole.png'}': the mask '{tmp_path / name}' can't be read (")
+    if content:
+        assert re.search(reason, problem)
+
+
+def test_an_eps_starts_no_program(tmp_path: Path, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *command, **options: started.append(command))
+    (tmp_path / "a.png").write_bytes(EPS)
+    with pytest.raises(OSError, match="not a picture"):
+        load_image(tmp_path / "a.png")
+    assert started == []
+
+
+def test_a_detached_nrrd_reads_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "other.raw").write_bytes(bytes(64))
+    (tmp_path / "in" / "a.nrrd").write_bytes(DETACHED.replace(b"other.raw", b"../other.raw"))
+    for read in (load_image, load_mask, read_volume):
+        with pytest.raises(ValueError, match="values in another file"):
+            read(tmp_path / "in" / "a.nrrd")
+
+
+def test_a_tilde_is_no_home(tmp_path: Path, monkeypatch) -> None:
+    """The name is that of a file in a folder called '~', which is what was checked."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "~").mkdir()
+    Image.fromarray(255 - PICTURE).save(tmp_path / "home" / "x.png")
+    Image.fromarray(PICTURE).save(tmp_path / "~" / "x.png")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for loaded in (load_image("~/x.png"), LoadImageOrRegiond("image")({"image": "~/x.png"})["image"]):
+        np.testing.assert_allclose(np.asarray(loaded).transpose(2, 1, 0) * 255, PICTURE, atol=1e-4)
 
 
 def shown(path: Path) -> np.ndarray:

@@ -151,7 +151,7 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"image": "images"}, "is a folder"),
         ({"image": "images/cut.png"}, "can't be read as an image ("),
         ({"image": "images/text.png"}, "can't be read as an image ("),
-        ({"image": "images/five.tif"}, "can't be read as an image (expected an image of shape (1 to 4 channels"),
+        ({"image": "images/five.tif"}, "can't be read as an image (has 5 channels; save grey or RGB"),
         ({"image": "images/float.tif"}, "can't be read as an image (values must be in 0..1"),
         ({"image": "images/tiny.png"}, "is 9x3, smaller than 4x4"),
         ({"label": 2}, "label is 2, must be 0 or 1 (or the path of a mask)"),

@@ -76,7 +76,7 @@ def test_region_is_read_where_it_lies(slide: Path) -> None:
 
 def test_an_item_that_is_no_region_is_read_as_ever(slide: Path) -> None:
     for item in ({"image": str(slide)}, {"image": str(slide), "location": (300, 100), "size": (0, 0)}):
-        image = LoadImageOrRegiond(keys="image", reader="PILReader", ensure_channel_first=True)(item)["image"]
+        image = LoadImageOrRegiond(keys="image")(item)["image"]
         assert image.shape == (3, 600, 400)
 
 

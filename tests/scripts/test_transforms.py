@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, Resized
@@ -35,6 +36,7 @@ from scripts.transforms import (
     WeakTargetd,
     load_image,
     load_mask,
+    load_preview,
 )
 
 GREEN = [0.0, 1.0, 0.2]
@@ -88,6 +90,8 @@ def test_to_rgb_by_hand(image: np.ndarray | torch.Tensor, expected: list[float])
         (np.zeros((1, 4, 4, 4)), r"got \(1, 4, 4, 4\)"),
         (pixel(0.5, math.nan, 0.5), "values that are not finite"),
         (pixel(math.inf), "values that are not finite"),
+        (pixel(0.0, 1 + 2**-23), r"goes from 0 to 1\.0000001;"),
+        (pixel(0.0, 3e38), r"goes from 0 to 3e\+38;"),
         (pixel(1.5), r"must be in 0..1, this one goes from 1.5 to 1.5; rescale it"),
         (pixel(-0.25, 0.0, 0.5), r"goes from -0.25 to 0.5"),
         (pixel(0, 128, 255), r"goes from 0 to 255"),
@@ -124,12 +128,21 @@ def test_binary_mask_of_any_foreground_value(factor: int) -> None:
         ((255, 255), 1.0),
         ((0, 0, 0, 255), 0.0),
         ((0, 7, 0, 255), 1.0),
+        ((255, 0), 0.0),  # nothing is to be seen there
+        ((0, 7, 0, 0), 0.0),
+        ((0, 7, 0, 1), 1.0),
     ],
 )
 def test_binary_mask_of_classes_colours_and_alpha(channels: tuple[float, ...], expected: float) -> None:
     mask = BinaryMask()(pixel(*channels))
     assert mask.dtype == torch.float32
     assert mask.tolist() == [[[expected]]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_mask_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="the mask has values that are not finite"):
+        BinaryMask()(np.array([[[0, 1], [value, 0]]], np.float32))
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 4), (4, 4)])
@@ -146,6 +159,63 @@ def test_masks_and_images_load_in_one_orientation(tmp_path: Path) -> None:
     expected[0, 1, 2] = 1.0
     assert torch.equal(load_mask(path).as_tensor(), expected)
     assert torch.equal(load_image(path).as_tensor(), expected)
+
+
+SHAPE = np.array([[0, 1, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], np.uint8)  # what is drawn
+
+
+def save_palette(path: Path, indices: np.ndarray, colours: list[int], **options: object) -> None:
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette(colours)
+    picture.save(path, **options)
+
+
+def drawn_on_nothing(path: Path) -> None:
+    """White everywhere, to be seen where it is drawn."""
+    Image.fromarray(np.dstack([np.full((3, 5, 3), 255, np.uint8), SHAPE * 255])).save(path)
+
+
+MASKS = {
+    "one_bit.png": lambda path: Image.fromarray(SHAPE > 0).save(path),
+    "white_is_zero.tif": lambda path: tifffile.imwrite(path, 255 - SHAPE * 255, photometric="miniswhite"),
+    "white_is_zero16.tif": lambda path: tifffile.imwrite(path, np.uint16(65535) - SHAPE, photometric="miniswhite"),
+    "white_is_zero_one_bit.tif": lambda path: tifffile.imwrite(path, SHAPE == 0, photometric="miniswhite"),
+    "faint16.png": lambda path: Image.fromarray(SHAPE.astype(np.uint16)).save(path),
+    "labels32.tif": lambda path: tifffile.imwrite(path, SHAPE.astype(np.int32) * 70_000),
+    "float.tif": lambda path: tifffile.imwrite(path, SHAPE.astype(np.float32)),
+    "palette.png": lambda path: save_palette(path, SHAPE, [0, 0, 0, 128, 0, 0]),
+    "palette_inverted.png": lambda path: save_palette(path, 1 - SHAPE, [255, 255, 255, 0, 0, 0]),
+    "palette_shows_one_of_three.png": lambda path: save_palette(path, SHAPE + 1, [9, 9, 9, 0, 0, 0, 0, 255, 0]),
+    "palette_with_nothing.png": lambda path: save_palette(path, SHAPE, [255, 0, 0, 0, 255, 0], transparency=0),
+    "drawn_on_nothing.png": drawn_on_nothing,
+    "drawn_on_nothing.tif": drawn_on_nothing,
+    "transparent_grey.png": lambda path: Image.fromarray(SHAPE + 7).save(path, transparency=7),
+    "transparent_colour.png": lambda path: Image.fromarray(np.dstack([SHAPE + 7] * 3)).save(
+        path, transparency=(7,) * 3
+    ),
+    "turned.tif": lambda path: tifffile.imwrite(path, np.rot90(SHAPE).copy(), extratags=[(274, "H", 1, 6, True)]),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_is_what_a_viewer_shows_of_it(name: str, tmp_path: Path) -> None:
+    MASKS[name](tmp_path / name)
+    np.testing.assert_array_equal(np.asarray(load_mask(tmp_path / name))[0].T, SHAPE)
+
+
+def test_a_preview_is_small_and_in_its_colours(tmp_path: Path) -> None:
+    """Of 40 x 30 pixels squares of 3 make 13 x 10: the left half red, the lower right corner white."""
+    picture = np.zeros((30, 40, 3), np.uint8)
+    picture[:, :18, 0] = 200
+    picture[24:, 36:] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    preview = load_preview(tmp_path / "a.png", 12)
+    assert preview.dtype == np.uint8
+    assert preview.shape == (10, 13, 3)
+    assert preview[0, 0].tolist() == [200, 0, 0]
+    assert preview[0, 6].tolist() == [0, 0, 0]
+    assert preview[9, 12].tolist() == [255, 255, 255]
+    np.testing.assert_array_equal(load_preview(tmp_path / "a.png", 100), picture)
 
 
 @pytest.mark.parametrize(
