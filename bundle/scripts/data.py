@@ -17,10 +17,13 @@ import json
 import logging
 import math
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,10 @@ __all__ = [
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
+KEYS = ("image", "label", "area", "mask", "group")
+SHOWN = 20  # problems, or names, in one message
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
 @by_first_process
@@ -114,7 +121,7 @@ def read_splits(
         InputError: when the file is missing or isn't an object in JSON, or a path leads out of its folder.
     """
     path = Path(dataset_dir)
-    path = path / "dataset.json" if path.suffix != ".json" else path
+    path = path / "dataset.json" if path.suffix != ".json" or os.path.isdir(path) else path
     content = _read_json(path)
     splits = list(dict.fromkeys(splits))
     present = {s: content[s] for s in dict.fromkeys((*SPLITS, *splits)) if isinstance(content.get(s), list)}
@@ -123,10 +130,15 @@ def read_splits(
     problems = [f"there is no split '{split}' (found: {found}); add it, or ask for another" for split in missing]
     no_lists = [s for s in dict.fromkeys((*SPLITS, *splits)) if content.get(s) is not None and s not in present]
     problems += [f"the split '{split}' must be a list of items" for split in no_lists]
-    problems += _shared("group", present)
-    for leak in _shared("image", present):
-        logger.warning(f"{leak}, or results on it say nothing of new images")
+    known = dict.fromkeys((*KEYS, *paths, *(("range",) if "slices" in paths else ())))
+    problems += _unknown_keys(content, present, list(known))
+    groups = {s: [(i.get("group"),) * 2 for i in items if isinstance(i, dict)] for s, items in present.items()}
+    problems += _shared("group", groups)
     datalist = {split: [_absolute(item, path.parent, paths) for item in items] for split, items in present.items()}
+    files = {split: _files(items, path.parent) for split, items in datalist.items()}
+    problems += [problem for split, named in files.items() for problem in _contradictions(split, named)]
+    for leak in _shared("image", {split: [(file, name) for file, name, _ in named] for split, named in files.items()}):
+        logger.warning(f"{leak}, or results on it say nothing of new images")
     if not allow_outside:
         outside = _outside(datalist, path.parent, paths)
         if outside:
@@ -164,13 +176,21 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
     """
     if isinstance(images, (str, PathLike)):
         folder = Path(images)
-        files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else [folder]
-        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if folder.is_dir() else files
-        skipped = [p.name for p in files if p not in paths]
+        problem = _file_problem(folder)
+        if problem and not os.path.isdir(folder):
+            raise InputError(
+                f"There is no folder or image '{images}'; name one with --dataset_dir."
+                if problem.startswith("there is no")
+                else f"'{images}' {problem}; name another with --dataset_dir."
+            )
+        try:
+            files = sorted(p for p in folder.iterdir() if os.path.isfile(p)) if problem else [folder]
+        except OSError as error:
+            raise InputError(f"The folder '{images}' can't be read ({error.strerror}).") from error
+        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if problem else files
+        skipped = sorted({p.name for p in files} - {p.name for p in paths})
         if skipped:
-            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {', '.join(skipped)}")
-        if not folder.exists():
-            raise InputError(f"There is no folder or image '{images}'; name one with --dataset_dir.")
+            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {_first(skipped)}")
     else:
         files = paths = [Path(image) for image in images]
     slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
@@ -209,8 +229,10 @@ class ImageList(list):
         """Log it as errors. Raises InputError naming all of it when nothing else is in the list."""
         if not self:
             raise data_error(where, self.left_out)
-        for problem in self.left_out:
+        for problem in self.left_out[:SHOWN]:
             logger.error(f"Left out: {problem}")
+        if len(self.left_out) > SHOWN:
+            logger.error(f"Left out: {len(self.left_out) - SHOWN} more.")
 
     def report_left_out(self) -> None:
         """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""
@@ -219,11 +241,31 @@ class ImageList(list):
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
+    problem = _file_problem(path)
+    if problem and problem.startswith(("there is no", "is a folder")):
         raise InputError(f"There is no data set at '{path}'; give the folder of a dataset.json with --dataset_dir.")
+    if problem:
+        raise InputError(f"The data set '{path}' {problem}.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object; Python's own keeps the last of values that are given under one key."""
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            where = f" of {_repr.repr(found['image'])}" if "image" in found else ""
+            raise InputError(f"'{path}' has the key {_repr.repr(twice)}{where} twice; keep one.")
+        return found
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"The data set '{path}' can't be read ({error.strerror}).") from error
+    except RecursionError as error:
+        raise InputError(f"'{path}' is nested too deeply for a list of items.") from error
+    except ValueError as error:  # of the syntax, the encoding, or a number of thousands of digits
         raise InputError(f"'{path}' is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise InputError(f"'{path}' must hold an object with the lists 'training', 'validation' and 'test'.")
@@ -256,10 +298,90 @@ def _outside(datalist: dict[str, list], folder: Path, paths: Sequence[str]) -> l
         f"{where} '{value}': lies outside the folder of dataset.json; move it there, or give "
         "--allow_outside True if you trust the data set"
         for where, value in values
-        if isinstance(value, str)
-        and value not in QUOTED
-        and os.path.commonpath([root, os.path.realpath(value)]) != root
+        if isinstance(value, str) and value not in QUOTED and not _is_inside(value, root)
     ]
+
+
+def _is_inside(path: str, root: str) -> bool:
+    try:
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
+    except ValueError:  # no name of a file, which the check of the item says
+        return True
+
+
+def _unknown_keys(content: dict, splits: dict[str, list], known: Sequence[str]) -> list[str]:
+    """
+    Keys that are likely misspelt, each with the nearest known one. Others are anybody's notes, and warned of once.
+    """
+    problems, notes = [], {}
+    for split, items in splits.items():
+        for i, item in enumerate(items):
+            for key in item if isinstance(item, dict) else ():
+                if key not in known:
+                    near = _nearest(key, known)
+                    if near is None:
+                        notes.setdefault(key, f"{split}[{i}]")
+                    else:
+                        problems.append(f"{split}[{i}] '{item.get('image')}': unknown key '{key}'; write '{near}'")
+    for key, value in content.items():
+        near = _nearest(key, SPLITS) if key not in splits and isinstance(value, list) else None
+        if near is not None and near not in splits:
+            problems.append(f"unknown split '{key}'; write '{near}'")
+        elif near is not None:
+            logger.warning(f"The list '{key}' is not used (did you mean '{near}'?).")
+    if notes:
+        named = _first([f"'{key}' (first in {where})" for key, where in notes.items()])
+        logger.warning(f"Keys that mean nothing here, of {', '.join(known)}: {named}.")
+    return problems
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    exact = [name for name in known if name == key.strip().lower()]
+    return next(iter(exact or get_close_matches(key.strip().lower()[:40], known, n=1, cutoff=0.75)), None)
+
+
+def _files(items: Sequence[object], folder: Path) -> list[tuple[object, str, object]]:
+    """Of each image the file, however its name is written; the name as it is in the list; and the label."""
+    named = []
+    for item in items:
+        if isinstance(item, dict) and isinstance(item.get("image"), str):
+            try:
+                status = os.stat(item["image"])
+                file: object = (status.st_dev, status.st_ino)
+            except (OSError, ValueError):
+                file = os.path.normpath(item["image"])
+            shown = item["image"].removeprefix(f"{folder}{os.sep}")
+            named.append((file, shown, item.get("label")))
+    return named
+
+
+def _contradictions(split: str, named: Sequence[tuple[object, str, object]]) -> list[str]:
+    """Images that are listed as positive and as negative in one split."""
+    first: dict[object, tuple[str, object]] = {}
+    problems = []
+    for file, name, label in named:
+        if label in (0, 1):
+            other, before = first.setdefault(file, (name, label))
+            if before != label:
+                same = "" if name == other else f" (as '{other}')"
+                problems.append(f"image '{name}' has label {before}{same} and label {label} in '{split}'; keep one")
+    return problems
+
+
+def _file_problem(path: str | PathLike) -> str | None:
+    """Why a path is not that of a file that can be read; None if it is."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            Path(path).open("rb").close()
+            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file" + ("; write '/' for '\\'" if "\\" in os.fspath(path) else "")
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    except ValueError as error:  # a null byte, or half a character
+        return f"is no name of a file ({first_line(error)})"
+    return "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
 
 
 def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
@@ -286,9 +408,11 @@ def _read_label(item: dict) -> tuple[bool | None, list[str]]:
     label = item.get("label")
     if isinstance(label, str):
         quoted = f"label is the text '{label}'; write the number {label}, without quotes"
+        if label not in QUOTED and not Path(label).suffix and not os.path.exists(label):
+            return None, [f"label is '{Path(label).name}', must be 0 or 1 (or the path of a mask)"]
         return None, [quoted] if label in QUOTED else []
     if label not in (0, 1):
-        return None, [f"label is {label!r}, must be 0 or 1 (or the path of a mask)"]
+        return None, [f"label is {_repr.repr(label)}, must be 0 or 1 (or the path of a mask)"]
     return bool(label), []
 
 
@@ -297,20 +421,21 @@ def _area_problems(item: dict) -> list[str]:
     if area is None or (label == 0 and area == 0):
         return []
     if label == 0:
-        return [f"label is 0, but an area of {area!r} is given; remove one"]
+        return [f"label is 0, but an area of {_repr.repr(area)} is given; remove one"]
     if not isinstance(area, (int, float)) or isinstance(area, bool) or not 0 < area <= 1:
         hint = f"; did you mean {area / 100:g}?" if isinstance(area, (int, float)) and 2 <= area <= 100 else ""
-        return [f"area is {area!r}, must be a fraction of the image above 0 and up to 1{hint}"]
+        return [f"area is {_repr.repr(area)}, must be a fraction of the image above 0 and up to 1{hint}"]
     return []
 
 
 def _read_image(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
     """Width and height of an image, None where it can't be read; and what is wrong with it."""
-    if not path.is_file():
-        return None, ["is a folder" if path.is_dir() else "there is no such file"]
-    if path.stat().st_size == 0:
-        return None, ["can't be read as an image (it is empty)"]
+    problem = _file_problem(path)
+    if problem:
+        return None, [problem]
     try:
+        if path.stat().st_size == 0:
+            return None, ["can't be read as an image (it is empty)"]
         image = load_image(path)
         ToRGB()(image)
     except Exception as error:  # a decoder may raise anything on a damaged file
@@ -331,9 +456,13 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
     if path is None:
         return None, []
     if not isinstance(path, str):
-        return None, [f"mask is {path!r}, must be the path of a mask"]
-    if not Path(path).is_file():
-        return None, [f"there is no mask '{path}'"]
+        return None, [f"mask is {_repr.repr(path)}, must be the path of a mask"]
+    problem = _file_problem(path)
+    if problem and item.get("label") == path and not Path(path).suffix:
+        return None, []  # the label says it
+    if problem:
+        missing = problem.startswith("there is no such file")
+        return None, [problem.replace("such file", f"mask '{path}'") if missing else f"the mask '{path}' {problem}"]
     try:
         return np.asarray(load_mask(path)), []
     except Exception as error:
@@ -348,18 +477,36 @@ def class_problems(split: str, labels: set) -> list[str]:
     return [f"the split '{split}' {found}; it needs positive and negative ones"]
 
 
-def _shared(key: str, splits: dict[str, list]) -> list[str]:
-    """A patient, slide or image in two splits makes the results on one of them worthless."""
+def _shared(key: str, splits: dict[str, list[tuple]]) -> list[str]:
+    """
+    A patient, slide or image in two splits makes the results on one of them worthless.
+
+    Args:
+        key: of which the values are.
+        splits: of each split what identifies the values, and their names.
+    """
     first: dict = {}
     problems = []
-    for split, items in splits.items():
-        values = dict.fromkeys(str(i[key]) for i in items if isinstance(i, dict) and i.get(key) is not None)
-        problems += [f"{key} '{v}' is in '{first[v]}' and in '{split}'; keep it in one" for v in values if v in first]
-        first = dict.fromkeys(values, split) | first
+    for split, values in splits.items():
+        named = {str(value): name for value, name in values if value is not None}
+        for value, name in named.items():
+            if value in first:
+                other, there = first[value]
+                problems.append(
+                    f"{key} '{name}' is in '{other}'{'' if name == there else f' (as {there!r})'} and in '{split}'; "
+                    "keep it in one"
+                )
+        first = {value: (split, name) for value, name in named.items()} | first
     return problems
 
 
 def data_error(where: str | PathLike, problems: list[str]) -> InputError:
     """One error that names all that is wrong with the data."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return InputError("\n  - ".join([f"{count} in {where}; correct it and start again:", *problems]))
+    rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return InputError("\n  - ".join([f"{count} in {where}; correct it and start again:", *problems[:SHOWN], *rest]))
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of many names, and their number."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -226,7 +227,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _try_read(what: str, path: object) -> tuple[Volume | None, str]:
-    if not isinstance(path, str) or not Path(path).exists():
+    if not isinstance(path, str) or not os.path.exists(path):  # unlike Path's it takes any text
         return None, f"there is no such file: {what} '{path}'"
     try:
         return read_volume(path), ""
@@ -256,7 +257,7 @@ def _mask_problem(path: str, mask: Volume, volume: Volume) -> str:
 
 def _read_table(path: object, count: int) -> tuple[dict[int, dict], list[str]]:
     """Label and area of each slice in a table of slices, and what is wrong with it."""
-    if not isinstance(path, str) or not Path(path).is_file():
+    if not isinstance(path, str) or not os.path.isfile(path):
         return {}, [f"there is no table of slices '{path}'"]
     rows, problems = {}, []
     with Path(path).open(newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -266,7 +267,7 @@ def _read_table(path: object, count: int) -> tuple[dict[int, dict], list[str]]:
         for line, row in enumerate(reader, start=2):
             where = f"line {line} of '{path}'"
             index, label, area = ((row.get(key) or "").strip() for key in ("slice", "label", "area"))
-            if not index.isdigit() or int(index) >= count:
+            if not index.isdecimal() or len(index) > 9 or int(index) >= count:
                 problems.append(f"{where}: slice is '{index}', must be a whole number from 0 to {count - 1}")
                 continue
             if int(index) in rows:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +169,7 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"area": math.inf}, "area is inf, must be a fraction"),
         ({"area": "0.3"}, "area is '0.3', must be a fraction"),
         ({"area": True}, "area is True, must be a fraction"),
-        ({"label": 0}, "label is 0, but an area of 0.3 is given; remove one"),
+        ({"label": 0, "image": "images/b.png"}, "label is 0, but an area of 0.3 is given; remove one"),
         ({"mask": "masks/large.png"}, "the mask '{folder}/masks/large.png' is 6x9, the image 8x5; they must be"),
         ({"label": "masks/large.png"}, "the mask '{folder}/masks/large.png' is 6x9, the image 8x5; they must be"),
         ({"mask": "masks/none.png"}, "there is no mask '{folder}/masks/none.png'"),
@@ -176,7 +178,7 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"mask": ["masks/full.png"]}, "mask is ['masks/full.png'], must be the path of a mask"),
         ({"mask": "masks/empty.png"}, "label is 1, but the mask '{folder}/masks/empty.png' is empty"),
         (
-            {"label": 0, "area": None, "mask": "masks/full.png"},
+            {"label": 0, "image": "images/b.png", "area": None, "mask": "masks/full.png"},
             "label is 0, but the mask '{folder}/masks/full.png' has positive pixels",
         ),
     ],
@@ -273,13 +275,128 @@ def test_a_group_in_two_splits_is_named_even_where_a_split_is_not_needed(folder:
     ]
 
 
-def test_every_one_of_many_problems_is_named(folder: Path) -> None:
+def test_the_first_twenty_of_many_problems_are_named(folder: Path) -> None:
     write_set(folder, training=[POSITIVE | {"label": 2}] * 60 + [NEGATIVE])
     with pytest.raises(InputError) as caught:
         load_datalist(folder, ["training"])
     lines = str(caught.value).split("\n  - ")
     assert lines[0].startswith("60 problems in")
-    assert [line.split()[0] for line in lines[1:]] == [f"training[{i}]" for i in range(60)]
+    assert [line.split()[0] for line in lines[1:-1]] == [f"training[{i}]" for i in range(20)]
+    assert lines[-1] == "and 40 more"
+
+
+def test_misspelt_keys_are_named_with_the_nearest(folder: Path, caplog) -> None:
+    write_set(
+        folder,
+        training=[POSITIVE | {"areas": 0.3, "Mask": "m.png"}, NEGATIVE | {"lable": 0}],
+        test=[POSITIVE | {"scanner": "B"}, NEGATIVE | {"scanner": "C"}],
+    )
+    assert [problem.rpartition(": ")[2] for problem in problems_of(folder)] == [
+        "unknown key 'areas'; write 'area'",
+        "unknown key 'Mask'; write 'mask'",
+        "unknown key 'lable'; write 'label'",
+    ]
+    assert "of image, label, area, mask, group: 'scanner' (first in test[0])." in caplog.text
+
+
+def test_a_misspelt_split_is_named(folder: Path, caplog) -> None:
+    write_set(folder, tests=[POSITIVE])
+    assert problems_of(folder) == ["unknown split 'tests'; write 'test'"]
+    write_set(folder, test=[POSITIVE, NEGATIVE], test2=[POSITIVE], classes=["a"])
+    load_datalist(folder)
+    assert "The list 'test2' is not used (did you mean 'test'?)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"training": [], "training": []}', "has the key 'training' twice"),
+        ('{"training": [{"image": "a.png", "label": 0, "label": 1}]}', "has the key 'label' of 'a.png' twice"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"training": [' + "9" * 5000 + "]}", "is not valid JSON: .*4300"),
+    ],
+    ids=["split", "key", "deep", "digits"],
+)
+def test_json_that_nobody_can_mean(content: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=named):
+        load_datalist(tmp_path, ["training"])
+
+
+@pytest.mark.parametrize("how", ["dot", "symbolic link", "hard link"])
+def test_one_file_under_two_names_is_one_image(folder: Path, how: str, caplog) -> None:
+    other = folder / "images" / "other.png"
+    if how == "symbolic link":
+        other.symlink_to(folder / "images" / "a.png")
+    elif how == "hard link":
+        other.hardlink_to(folder / "images" / "a.png")
+    name = "./images/a.png" if how == "dot" else "images/other.png"
+    write_set(folder, validation=[POSITIVE | {"image": name}, NEGATIVE])
+    load_datalist(folder)
+    shown = "images/a.png" if how == "dot" else name
+    assert f"image '{shown}' is in 'training'" in caplog.text
+    write_set(folder, training=[POSITIVE, NEGATIVE, {"image": name, "label": 0}])
+    (problem,) = problems_of(folder)
+    assert problem.startswith(f"image '{shown}' has label 1")
+    assert problem.endswith("and label 0 in 'training'; keep one")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"label": "cancer"}, "label is 'cancer', must be 0 or 1 (or the path of a mask)"),
+        ({"image": "images\\a.png"}, "there is no such file; write '/' for '\\'"),
+        ({"image": "a\0b.png"}, "is no name of a file (embedded null byte)"),
+        ({"image": "images/\ud800.png"}, "is no name of a file ('utf-8' codec can't encode character"),
+        ({"image": "n" * 300 + ".png"}, "can't be read (File name too long)"),
+        ({"mask": "n" * 300 + ".png"}, "can't be read (File name too long)"),
+        ({"area": 10**3000}, "area is 10000"),
+        ({"label": [[[[[[[[[[1]]]]]]]]]]}, "label is [[[[[[[...]]]]]]], must be 0 or 1"),
+    ],
+)
+def test_values_that_nobody_can_mean(change: dict, problem: str, folder: Path) -> None:
+    write_set(folder, training=[POSITIVE, NEGATIVE, POSITIVE | change])
+    (found,) = problems_of(folder)
+    assert problem in found
+    assert len(found) < 800
+
+
+@pytest.fixture
+def as_nobody(folder: Path):
+    """The folder for a user without rights; root may read everything."""
+    if os.geteuid() != 0:
+        yield folder
+        return
+    list_images(folder / "images" / "a.png")  # imports what only root may read
+    work = Path(tempfile.mkdtemp())
+    shutil.copytree(folder, work, dirs_exist_ok=True)
+    for path in (work, *work.rglob("*")):
+        os.chown(path, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield work
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(work)
+
+
+@pytest.mark.parametrize("which", ["dataset.json", ".", "images", "images/a.png", "masks", "masks/full.png"])
+def test_what_may_not_be_read_is_named(as_nobody: Path, which: str) -> None:
+    write_set(as_nobody, training=[POSITIVE | {"mask": "masks/full.png"}, NEGATIVE])
+    (as_nobody / which).chmod(0)
+    try:
+        with pytest.raises(InputError, match="Permission denied"):
+            load_datalist(as_nobody)
+    finally:
+        (as_nobody / which).chmod(0o755)
+
+
+def test_a_folder_of_pictures_that_may_not_be_read_is_named(as_nobody: Path) -> None:
+    (as_nobody / "images").chmod(0)
+    for path in (as_nobody / "images", as_nobody / "images" / "a.png"):
+        with pytest.raises(InputError, match=r"images.*Permission denied"):
+            list_images(path)
+    (as_nobody / "images").chmod(0o755)
 
 
 @pytest.mark.parametrize(
