@@ -15,30 +15,31 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from scripts.files import replacing
+from scripts.files import PARTIAL, replacing
 
 __all__ = ["AwaitedRows", "TileStore"]
 
 
 class TileStore:
     """
-    Square tiles of one map in a folder: one file of compressed tiles that only grows, and a journal of them.
+    Square tiles of one map in a folder: a file of compressed tiles and a journal of them. Both only grow.
 
     A tile counts when its line in the journal is complete and its data are unharmed, so that the process may end at
-    any moment. What was written for another `key` is thrown away. Threads may read tiles while one puts others.
+    any moment, and end again while it takes up what was there. What was written for another `key` is thrown away.
+    Threads may read tiles while one puts others.
 
     Args:
-        folder: for the two files; made.
+        folder: for the files; made.
         key: all that the tiles depend on.
         size: side of the tiles.
         dtype: of their values.
@@ -49,17 +50,14 @@ class TileStore:
         self.size, self.dtype = size, np.dtype(dtype)
         self._places: dict[tuple[int, int], tuple[int, int, int]] = {}  # offset, length, checksum; length 0: all zero
         self._lock = threading.Lock()  # of the data's file, which has one place to read and write at
-        key_file = self.folder / "key.json"
-        if not key_file.is_file() or key_file.read_text() != key:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with replacing(key_file) as file:
+        self._key, self._tiles, self._lines = (self.folder / n for n in ("key.json", "tiles.bin", "tiles.jsonl"))
+        if not self._key.is_file() or self._key.read_bytes() != key.encode():
+            self._clear()
+            with replacing(self._key) as file:
                 file.write(key)
-        self._data = (self.folder / "tiles.bin").open("a+b")
-        end = self._recover()
-        self._data.truncate(end)
-        self._journal = (self.folder / "tiles.jsonl").open("w", encoding="utf-8")
-        for place in self._places.items():
-            self._note(*place)
+        self._data = self._tiles.open("a+b")
+        self._journal = self._lines.open("a+b")
+        self._recover()
 
     def __contains__(self, place: tuple[int, int]) -> bool:
         return place in self._places
@@ -100,29 +98,39 @@ class TileStore:
         self._journal.close()
 
     def remove(self) -> None:
-        """Close, and remove the folder."""
+        """Close, and remove the folder, unless there is something else in it."""
         self.close()
-        shutil.rmtree(self.folder)
+        self._clear()
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _clear(self) -> None:
+        """Remove what a store has made, and nothing else; the key first, without which the others don't count."""
+        for path in (self._key, self._tiles, self._lines, *self.folder.glob(PARTIAL)):
+            path.unlink(missing_ok=True)
 
     def _note(self, place: tuple[int, int], stored: tuple[int, int, int]) -> None:
-        self._journal.write(json.dumps([*place, *stored]) + "\n")
+        self._journal.write(json.dumps([*place, *stored]).encode() + b"\n")
         self._journal.flush()
 
-    def _recover(self) -> int:
-        """Take over what an earlier run has completed; returns the end of its data."""
-        journal = self.folder / "tiles.jsonl"
-        end = 0
-        for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
+    def _recover(self) -> None:
+        """Take over what earlier runs have completed."""
+        available = self._data.seek(0, 2)
+        self._journal.seek(0)
+        line = b"\n"
+        for line in self._journal:
             try:
                 row, column, offset, length, checksum = json.loads(line)
-            except ValueError:  # cut off while it was written
-                break
-            self._data.seek(offset)
-            if zlib.crc32(self._data.read(length)) != checksum:
-                break
-            self._places[row, column] = (offset, length, checksum)
-            end = max(end, offset + length)
-        return end
+                whole = 0 <= offset <= offset + length <= available
+            except (ValueError, TypeError):  # cut off while it was written
+                continue
+            if whole:
+                self._data.seek(offset)
+                if zlib.crc32(self._data.read(length)) == checksum:
+                    self._places[row, column] = (offset, length, checksum)
+        if not line.endswith(b"\n"):  # the next line begins anew
+            self._journal.write(b"\n")
+            self._journal.flush()
 
 
 class AwaitedRows:

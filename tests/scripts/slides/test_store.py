@@ -14,7 +14,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +73,91 @@ def test_what_was_cut_off_is_left_out(tmp_path, damage):
     store.close()
     again = TileStore(tmp_path / "s", "a", 4, np.uint16)
     assert [int(again.get(0, column)[0, 0]) for column in range(3)] == [1000, 1001, 5]
+
+
+def test_no_finished_tile_is_lost_wherever_the_run_is_cut_off(tmp_path):
+    """A run that is killed may leave any part of what it appended; so may the one that takes it up, and so on."""
+    filled(tmp_path / "s").close()
+    journal, data = ((tmp_path / "s" / name).read_bytes() for name in ("tiles.jsonl", "tiles.bin"))
+    for cut in range(len(journal) + 1):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "key.json").write_text("a")
+        (folder / "tiles.bin").write_bytes(data + b"half a tile")
+        (folder / "tiles.jsonl").write_bytes(journal[:cut])
+        complete = journal[:cut].count(b"]")  # each line ends in one
+        store = TileStore(folder, "a", 4, np.uint16)
+        assert (folder / "tiles.jsonl").read_bytes().startswith(journal[:cut])  # at no time is there less
+        assert len(store) == complete
+        store.put(5, 5, np.full((4, 4), 55, np.uint16))
+        store.close()
+        again = TileStore(folder, "a", 4, np.uint16)
+        assert len(again) == complete + 1
+        assert [int(again.get(0, k)[0, 0]) for k in range(3) if (0, k) in again] == [1000, 1001, 1002][:complete]
+        assert again.get(5, 5).min() == 55
+        again.close()
+
+
+def test_a_damaged_tile_costs_no_other(tmp_path):
+    filled(tmp_path / "s").close()
+    data = tmp_path / "s" / "tiles.bin"
+    data.write_bytes(b"\0" + data.read_bytes()[1:])
+    journal = tmp_path / "s" / "tiles.jsonl"
+    noise = b'\0\0\n[1]\n"a"\n[0, 9, -5, 5, 1]\n[0, 9, 0, 1e99, 1]\n[0, 9, null, 1, 1]\n\xff\n'
+    journal.write_bytes(noise + journal.read_bytes())
+    store = TileStore(tmp_path / "s", "a", 4, np.uint16)
+    assert sorted(place for place in [(0, 0), (0, 1), (0, 2), (0, 9), (1, 0)] if place in store) == [
+        (0, 1),
+        (0, 2),
+        (1, 0),
+    ]
+
+
+def put_many(folder: Path, told: Connection) -> None:
+    store = TileStore(folder, "a", 64, np.uint16)
+    for number in range(len(store), 60_000):
+        store.put(number, 0, np.full((64, 64), number, np.uint16))
+        told.send(number)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes are forked, which starts them at once")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_no_finished_tile_is_lost_by_kills(tmp_path):
+    """Killed five times after some tiles: what was told to be there is there."""
+    last = -1
+    for more in (3, 40, 17, 1, 5):
+        receive, send = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=put_many, args=(tmp_path / "s", send))
+        process.start()
+        for _ in range(more):
+            last = receive.recv()
+        process.kill()
+        process.join()
+    store = TileStore(tmp_path / "s", "a", 64, np.uint16)
+    assert last >= 65
+    assert all(int(store.get(number, 0)[3, 3]) == number for number in range(last + 1))
+
+
+@pytest.mark.parametrize("end", ["another key", "remove"])
+def test_what_others_keep_in_the_folder_stays(tmp_path, end):
+    filled(tmp_path / "s").close()
+    (tmp_path / "s" / "mine").mkdir()
+    (tmp_path / "s" / "mine" / "notes.txt").write_text("keep")
+    (tmp_path / "s" / "a.png").write_text("keep")
+    (tmp_path / "s" / f".{'0' * 32}.part").write_text("of a killed run")
+    if end == "remove":
+        TileStore(tmp_path / "s", "a", 4, np.uint16).remove()
+    else:
+        TileStore(tmp_path / "s", "b", 4, np.uint16).close()
+    stays = {"mine", "a.png"} | (set() if end == "remove" else {"key.json", "tiles.bin", "tiles.jsonl"})
+    assert {path.name for path in (tmp_path / "s").iterdir()} == stays
+    assert (tmp_path / "s" / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_nothing_is_left_of_a_store_that_is_removed(tmp_path):
+    store = filled(tmp_path / "s")
+    store.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tiles_are_read_while_others_are_put(tmp_path):
