@@ -13,8 +13,9 @@
 Pooling: from the probabilities of a bag's instances to the probability that the image is positive.
 
 Shapes: instances are (B, M, ...), the probabilities of M maps of B images, any number of instances in the trailing
-axes; a mask (B, ...) of the same trailing axes tells which of them count, all of them where it is None. An image of
-which none counts has NaN. Everything is computed in float32 at least, autocast or not.
+axes; a mask (B, ...) of the same trailing axes tells which of them count, all of them where it is None; weights
+(B, ...) above 0 how often each does, once where they are None. An image of which none counts has NaN. Everything is
+computed in float32 at least, autocast or not.
 """
 
 from __future__ import annotations
@@ -52,13 +53,23 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def masked_mean(
+    values: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean of each map over the instances that count: (B, M, ...) to (B, M)."""
     values = _flat(values, mask)
+    if weights is not None:
+        weights = _flat_weights(weights, mask)
+        return (values * weights).sum(dim=2) / weights.sum(dim=2)
     return values.mean(dim=2) if mask is None else values.sum(dim=2) / _flat_mask(mask).sum(dim=2)
 
 
-def log_generalized_mean(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+def log_generalized_mean(
+    probability: torch.Tensor,
+    r: float = 4.0,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     Logarithm of the generalized mean (1/N sum p^r)^(1/r) of each map, equation (2) of Jia et al. 2017.
 
@@ -69,29 +80,39 @@ def log_generalized_mean(probability: torch.Tensor, r: float = 4.0, mask: torch.
     Args:
         probability: (B, M, ...) in 0..1.
         r: sharpness, > 0 and finite; 1 is the mean, and the larger the nearer the maximum.
-        mask: (B, ...), which instances count.
+        mask, weights: (B, ...), which instances count, and how often.
 
     Returns:
         (B, M), at most 0; finite, with a finite gradient, for every p in 0..1.
     """
     log_p = _flat(probability, mask).clamp(P_MIN, P_MAX).log()
     peak = log_p.amax(dim=2, keepdim=True).detach()
-    return peak.squeeze(2) + masked_mean(((log_p - peak) * r).exp(), mask).log() / r
+    return peak.squeeze(2) + masked_mean(((log_p - peak) * r).exp(), mask, weights).log() / r
 
 
-def generalized_mean(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+def generalized_mean(
+    probability: torch.Tensor,
+    r: float = 4.0,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Generalized mean of each map: (B, M, ...) to (B, M). Arguments as `log_generalized_mean`."""
-    return log_generalized_mean(probability, r, mask).exp()
+    return log_generalized_mean(probability, r, mask, weights).exp()
 
 
-def log_sum_exp(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+def log_sum_exp(
+    probability: torch.Tensor,
+    r: float = 4.0,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     Log-sum-exp pooling 1/r log(1/N sum exp(r p)) (Pinheiro & Collobert, CVPR 2015), between mean and maximum.
 
     Args:
         probability: (B, M, ...) in 0..1.
         r: sharpness, > 0 and finite: towards 0 it is the mean, towards infinity the maximum.
-        mask: (B, ...), which instances count.
+        mask, weights: (B, ...), which instances count, and how often.
 
     Returns:
         (B, M) in 0..1. Unlike the generalized mean it keeps every gradient finite by itself: exp(r p) is never small.
@@ -99,10 +120,15 @@ def log_sum_exp(probability: torch.Tensor, r: float = 4.0, mask: torch.Tensor | 
     p = _flat(probability, mask)
     peak = p.amax(dim=2, keepdim=True).detach()
     # expm1 and log1p keep the digits of a bag of small probabilities, of which exp(r p) is 1 + little
-    return peak.squeeze(2) + torch.log1p(masked_mean(torch.expm1(r * (p - peak)), mask)) / r
+    return peak.squeeze(2) + torch.log1p(masked_mean(torch.expm1(r * (p - peak)), mask, weights)) / r
 
 
-def log_sum_exp_of_scores(probability: torch.Tensor, r: float = 5.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+def log_sum_exp_of_scores(
+    probability: torch.Tensor,
+    r: float = 5.0,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     Logarithm of sigmoid(1/r log(1/N sum exp(r s))), the scores s being the logits of p.
 
@@ -112,7 +138,7 @@ def log_sum_exp_of_scores(probability: torch.Tensor, r: float = 5.0, mask: torch
     Args:
         probability: (B, M, ...) in 0..1, clamped to [1e-30, 1 - 2^-24].
         r: sharpness, > 0 and finite.
-        mask: (B, ...), which instances count.
+        mask, weights: (B, ...), which instances count, and how often.
 
     Returns:
         (B, M), at most 0.
@@ -120,23 +146,35 @@ def log_sum_exp_of_scores(probability: torch.Tensor, r: float = 5.0, mask: torch
     p = _flat(probability, mask).clamp(P_MIN, P_MAX)
     scores = p.log() - torch.log1p(-p)
     peak = scores.amax(dim=2, keepdim=True).detach()
-    pooled = peak.squeeze(2) + masked_mean(((scores - peak) * r).exp(), mask).log() / r
+    pooled = peak.squeeze(2) + masked_mean(((scores - peak) * r).exp(), mask, weights).log() / r
     return torch.nn.functional.logsigmoid(pooled)
 
 
-def top_mean(probability: torch.Tensor, fraction: float = 0.1, mask: torch.Tensor | None = None) -> torch.Tensor:
+def top_mean(
+    probability: torch.Tensor,
+    fraction: float = 0.1,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     Mean of the largest instances, as many as make up `fraction` of the bag, rounded up (as Durand et al., CVPR 2016).
 
     Args:
         probability: (B, M, ...) in 0..1.
         fraction: above 0 and up to 1, of the instances that count.
-        mask: (B, ...), which instances count.
+        mask, weights: (B, ...), which instances count, and how often.
 
     Returns:
         (B, M) in 0..1.
     """
     p = _flat(probability, mask)
+    if weights is not None:
+        descending, order = p.sort(dim=2, descending=True)
+        weights = _flat_weights(weights, mask).expand_as(p)
+        top = torch.tensor([_top_count(fraction, n) for n in weights[:, 0].sum(dim=1).tolist()], device=p.device)
+        reached = weights.gather(2, order).cumsum(dim=2).minimum(top.view(-1, 1, 1))
+        taken = reached.diff(dim=2, prepend=torch.zeros_like(reached[..., :1]))
+        return (descending * taken).sum(dim=2) / reached[..., -1]
     if mask is None:
         return p.topk(_top_count(fraction, p.shape[2]), dim=2).values.mean(dim=2)
     # what doesn't count goes behind the zeros that do
@@ -171,38 +209,50 @@ class Pooling:
         self.r = r
         self.top_fraction = top_fraction
 
-    def log(self, probability: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def log(
+        self, probability: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Logarithm of the image-level probability of each map.
 
         Args:
             probability: (B, M, ...) in 0..1.
-            mask: (B, ...), which instances count.
+            mask, weights: (B, ...), which instances count, and how often. A subclass may leave the weights out: nothing
+                gives them but whole slides, which then repeat each instance as often, see `ValueCounts.pooled`.
 
         Returns:
             (B, M), in log(1e-30)..log(1 - 2^-24), so that the logarithm of its complement is finite, too.
         """
         if self.kind == "generalized_mean":
-            log_pooled = log_generalized_mean(probability, self.r, mask)
+            log_pooled = log_generalized_mean(probability, self.r, mask, weights)
         elif self.kind == "log_sum_exp_of_scores":
-            log_pooled = log_sum_exp_of_scores(probability, self.r, mask)
+            log_pooled = log_sum_exp_of_scores(probability, self.r, mask, weights)
         else:
-            log_pooled = self._linear(probability, mask).clamp(min=P_MIN).log()
+            log_pooled = self._linear(probability, mask, **_given(weights)).clamp(min=P_MIN).log()
         return log_pooled.clamp(max=math.log(P_MAX))
 
-    def __call__(self, probability: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self, probability: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Image-level probability of each map, (B, M) in 0..1. Arguments as `log`."""
-        return self.log(probability, mask).exp()
+        return self.log(probability, mask, **_given(weights)).exp()
 
-    def _linear(self, probability: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _linear(
+        self, probability: torch.Tensor, mask: torch.Tensor | None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if self.kind == "log_sum_exp":
-            return log_sum_exp(probability, self.r, mask)
+            return log_sum_exp(probability, self.r, mask, weights)
         if self.kind == "top_fraction":
-            return top_mean(probability, self.top_fraction, mask)
+            return top_mean(probability, self.top_fraction, mask, weights)
         if self.kind == "mean":
-            return masked_mean(probability, mask)
+            return masked_mean(probability, mask, weights)
         peak = _flat(probability, mask).amax(dim=2)
         return peak if mask is None else torch.where(_flat_mask(mask).any(dim=2), peak, math.nan)
+
+
+def _given(weights: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Weights where there are some, as an argument that the methods of a subclass need not take."""
+    return {} if weights is None else {"weights": weights}
 
 
 def _flat(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -221,6 +271,12 @@ def _flat_mask(mask: torch.Tensor) -> torch.Tensor:
     return mask.flatten(1).unsqueeze(1) > 0
 
 
-def _top_count(fraction: float, instances: int) -> int:
+def _flat_weights(weights: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, 1, N), 0 for instances that don't count."""
+    weights = weights.flatten(1).unsqueeze(1)
+    return weights if mask is None else torch.where(_flat_mask(mask), weights, 0)
+
+
+def _top_count(fraction: float, instances: float) -> float:
     # 0.07 * 100 is 7.000000000000001 in binary
     return min(instances, max(1, math.ceil(round(fraction * instances, 6))))

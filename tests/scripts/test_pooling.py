@@ -18,6 +18,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scripts import pooling as pooling_module
 from scripts.losses import mil_loss
 from scripts.pooling import (
     Pooling,
@@ -30,6 +31,7 @@ from scripts.pooling import (
 )
 
 LN2, LN10 = math.log(2), math.log(10)
+ALL_KINDS = pooling_module.KINDS
 KINDS = ["generalized_mean", "log_sum_exp", "top_fraction", "mean", "max"]
 # Squares .04, .16, .16, .64: their mean is .25. Fourth powers sum to .4624: their mean is .1156 = .34^2.
 MAP = torch.tensor([[[[0.2, 0.4], [0.4, 0.8]]]])
@@ -344,6 +346,40 @@ def test_image_of_which_nothing_counts_has_nan_and_leaves_the_others_alone(kind:
     pooled = Pooling(kind)(MAP.repeat(2, 1, 1, 1), torch.tensor([[[0, 0], [0, 0]], [[1, 1], [1, 1]]]))
     assert pooled[0].isnan().all()
     torch.testing.assert_close(pooled[1:], Pooling(kind)(MAP))
+
+
+# --- weights
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 1.0])
+def test_a_weight_is_how_often_an_instance_counts(kind: str, masked: bool, fraction: float) -> None:
+    """Five images of other weights, each against its instances repeated; so the gradients, added up."""
+    maps, mask = masked_bags(1)
+    maps.requires_grad_()
+    weights = torch.randint(1, 9, (5, 10), generator=torch.Generator().manual_seed(2)).double()
+    pool = Pooling(kind, top_fraction=fraction)
+    pooled = pool(maps.view(5, 2, 2, 5), mask.view(5, 2, 5) if masked else None, weights.view(5, 2, 5))
+    (gradient,) = torch.autograd.grad(pooled.sum(), maps)
+    for k in range(5):
+        counted = mask[k] if masked else torch.ones(10, dtype=torch.bool)
+        alone = maps[k].detach()[:, counted].double().requires_grad_()
+        expected = pool(alone.repeat_interleave(weights[k, counted].long(), dim=1)[None])
+        torch.testing.assert_close(pooled[k : k + 1].double(), expected, rtol=1e-5, atol=0)
+        if kind != "max":  # of equal maxima autograd may choose one or share
+            (slope,) = torch.autograd.grad(expected.sum(), alone)
+            torch.testing.assert_close(gradient[k][:, counted].double(), slope, rtol=1e-4, atol=1e-7)
+        assert (gradient[k][:, ~counted] == 0).all()
+
+
+def test_weighted_means_by_hand() -> None:
+    """0.2 three times, 0.8 once: mean 1.4 / 4, squares .12 + .64 = .76 of mean .19; half of four are 0.8 and 0.2."""
+    p, weights = torch.tensor([[[0.2, 0.8]]]), torch.tensor([[3, 1]])
+    assert masked_mean(p, weights=weights).item() == pytest.approx(0.35)
+    assert generalized_mean(p, 2.0, weights=weights).item() == pytest.approx(math.sqrt(0.19))
+    assert top_mean(p, 0.5, weights=weights).item() == pytest.approx(0.5)
+    assert Pooling("max")(p, weights=weights).item() == pytest.approx(0.8)
 
 
 # --- the rest

@@ -14,14 +14,16 @@
 
 from __future__ import annotations
 
-import math
+from inspect import signature
 
 import numpy as np
-from scipy.special import expit, logit, logsumexp
+import torch
 
-from scripts.pooling import P_MAX, P_MIN, Pooling
+from scripts.pooling import Pooling
 
 __all__ = ["ValueCounts"]
+
+MOST_REPEATED = 2**26  # values, 256 MiB
 
 
 class ValueCounts:
@@ -46,28 +48,23 @@ class ValueCounts:
     def at_least(self, value: int) -> int:
         return int(self.counts[value:].sum())
 
-    def pooled(self, pool: Pooling) -> float:
+    def pooled(self, pool: Pooling) -> float | None:
         """
-        The probability of the whole as `pool` has it of single pixels, of the same formulas weighted by the counts.
+        The probability of the whole: what `pool` makes of all the values as one map.
 
-        0 where nothing was counted: there is no cancer where there is no tissue.
+        The values are weighted by their counts; or repeated, for a subclass of `Pooling` whose methods take no weights.
+
+        Returns:
+            It, in 0..1; 0 where nothing was counted: there is no cancer where there is no tissue. None where the values
+            would have to be repeated and are too many.
         """
         (values,) = np.nonzero(self.counts)
         if not len(values):
             return 0.0
-        p, counts = values / 65535, self.counts[values]
-        share = counts / counts.sum()
-        if pool.kind == "mean":
-            return float(share @ p)
-        if pool.kind == "max":
-            return float(p[-1])
-        if pool.kind == "top_fraction":
-            top = math.ceil(round(pool.top_fraction * counts.sum(), 6))
-            taken = np.diff(np.minimum(np.cumsum(counts[::-1]), top), prepend=0)
-            return float(taken @ p[::-1] / top)
-        bounded = np.clip(p, P_MIN, P_MAX)
-        if pool.kind == "log_sum_exp":
-            return float(logsumexp(pool.r * p, b=share) / pool.r)
-        if pool.kind == "log_sum_exp_of_scores":
-            return float(expit(logsumexp(pool.r * logit(bounded), b=share) / pool.r))
-        return float(np.exp(logsumexp(pool.r * np.log(bounded), b=share) / pool.r))
+        counts = torch.from_numpy(self.counts[values])
+        p = torch.from_numpy(values / 65535)  # in double precision: counts go into the billions
+        if all("weights" in signature(method).parameters for method in (pool.__call__, pool.log, pool._linear)):
+            return float(pool(p[None, None], weights=counts.double()[None]))
+        if self.total > MOST_REPEATED:
+            return None
+        return float(pool(p.float().repeat_interleave(counts)[None, None]))

@@ -42,5 +42,57 @@ def test_worked_out_by_hand():
     assert (counts.total, counts.at_least(1)) == (4, 1)
 
 
+class Half(Pooling):
+    """Of a user: sure of nothing."""
+
+    def log(self, probability, mask=None):
+        return torch.full(probability.shape[:2], 0.5).log()
+
+
+class Median(Pooling):
+    """Of a user: the lower median, which no average of distinct values is."""
+
+    def log(self, probability, mask=None):
+        return probability.flatten(2).median(dim=2).values.log()
+
+
+class Halved(Pooling):
+    """Of a user: half of what it would be otherwise, and it takes weights."""
+
+    def log(self, probability, mask=None, weights=None):
+        return super().log(probability, mask, weights) - np.log(2)
+
+
+class Called(Pooling):
+    def __call__(self, probability, mask=None):
+        return probability.flatten(2).amin(dim=2)
+
+
+class Linear(Pooling):
+    def _linear(self, probability, mask):
+        return probability.flatten(2).mean(dim=2) ** 2
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [(Half(), 0.5), (Median(), 0.2), (Halved("mean"), 0.18), (Called(), 0.2), (Linear("mean"), 0.36**2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_pooling_of_one_s_own_gives_on_a_slide_what_it_gives_on_the_same_map(pool, expected):
+    """Of 0.2 three times, 0.4 and 0.8 the median is 0.2, the mean 0.36; of the three values 0.4 and 0.47."""
+    values = np.array([[0.2, 0.8, 0.2, 0.4, 0.2]])
+    counts = ValueCounts()
+    counts.add((values * 65535).astype(np.uint16))
+    assert float(pool(torch.tensor(values)[None])) == pytest.approx(expected, rel=1e-4)
+    assert counts.pooled(pool) == pytest.approx(expected, rel=1e-4)
+
+
+def test_values_that_are_too_many_to_be_repeated_have_no_probability():
+    counts = ValueCounts()
+    counts.counts[32768] = 10**12
+    assert counts.pooled(Half()) is None
+    assert counts.pooled(Pooling()) == pytest.approx(32768 / 65535)
+
+
 def test_no_tissue_no_cancer():
     assert ValueCounts().pooled(Pooling()) == 0
