@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from os import PathLike
@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.errors import InputError, first_line
+from scripts.files import result_name
 from scripts.processes import by_first_process
 from scripts.readers import SLIDE_SUFFIXES, SUFFIXES, room_for
 from scripts.settings import MIN_SIZE
@@ -206,16 +207,23 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
     found = ImageList()
     seen: dict[str, Path] = {}
     for path in paths:
-        problems = [f"'{path}': {problem}" for problem in _read_image(path)[1]]
-        if path.stem in seen and not problems:
-            problems = [f"'{path}': its results would have the same name as those of '{seen[path.stem]}'"]
+        problems = [f"'{path}': {problem}" for problem in _read_image(path)[1]] or _name_problems(path, seen)
         if problems:
             found.left_out += problems
         else:
-            seen[path.stem] = path
+            seen[result_name(path)] = path
             found.append({"image": str(path)})
     found.log_left_out("the images")
     return found
+
+
+def _name_problems(path: Path, seen: Mapping[str, Path]) -> list[str]:
+    """Why the results of an image can't have its name, beside those of images by theirs."""
+    try:
+        name = result_name(path)
+    except InputError as error:
+        return [str(error)]
+    return [f"'{path}': its results would have the same name as those of '{seen[name]}'"] if name in seen else []
 
 
 class ImageList(list):

@@ -9,18 +9,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Writing files so that an interrupted run leaves no half of one."""
+"""Writing files so that an interrupted run leaves no half of one, and what results may be called."""
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 from scripts.errors import InputError
@@ -30,10 +31,13 @@ try:
 except ImportError:  # Windows, where folders are not claimed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["claim", "replacing", "report_written"]
+__all__ = ["PARTIAL", "claim", "replacing", "report_written", "result_name", "write_rows"]
 
 logger = logging.getLogger(__name__)
-PARTIAL = f".{'[0-9a-f]' * 32}.part*"
+PARTIAL = f".{'[0-9a-f]' * 32}.part*"  # what `replacing` leaves when it is killed
+LONGEST_NAME = 255  # bytes, of the usual file systems
+LONGEST_ENDING = len("_probability.ome.tif")
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a formula begins with, also in full width
 _claimed: dict[Path, IO] = {}
 
 
@@ -54,6 +58,49 @@ def replacing(path: str | PathLike, binary: bool = False) -> Iterator[IO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def result_name(path: str | PathLike) -> str:
+    """
+    What the results of a file, or of a folder of files, are called: its name, that of a file without the suffix.
+
+    ``..`` and ``.`` have the name of the folder that they are.
+
+    Raises:
+        InputError: when that can't be the name of a file that anybody sees: it is nothing but dots, begins with one, or
+            is too long.
+    """
+    name = os.path.basename(os.path.abspath(path))
+    name = name if Path(path).is_dir() else Path(name).stem
+    surplus = len(os.fsencode(name)) + LONGEST_ENDING - LONGEST_NAME
+    if not name.strip("."):
+        raise InputError(f"'{path}' leaves its results without a name; rename it.")
+    if name.startswith("."):
+        raise InputError(f"'{path}' begins with a dot, and so would its results, which hides them; rename it.")
+    if surplus > 0:
+        raise InputError(f"'{path}' has too long a name for those of its results, by {surplus} bytes; shorten it.")
+    return name
+
+
+def write_rows(file: IO, rows: Iterable[Sequence[Any]]) -> None:
+    """
+    Write rows of CSV in which a spreadsheet finds no formula: text that would be one begins with an apostrophe.
+
+    Args:
+        file: open for writing text, with ``newline=""``.
+        rows: of cells. Numbers, also as text, stay what they are.
+    """
+    csv.writer(file).writerows([_harmless(cell) for cell in row] for row in rows)
+
+
+def _harmless(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def report_written(paths: Mapping[str, str | PathLike]) -> None:

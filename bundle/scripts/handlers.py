@@ -13,13 +13,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,7 +33,7 @@ from tqdm import tqdm
 
 from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise, volume_dice
 from scripts.figures import Example, draw_curves, draw_examples, draw_maps
-from scripts.files import replacing
+from scripts.files import replacing, write_rows
 from scripts.instances import instances_of
 from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
 from scripts.networks import MapNetwork
@@ -356,12 +355,10 @@ class EvaluationReport(ScoreCollector):
         if volumes:
             written.append(self.output_dir / "metrics_per_volume.csv")
             with replacing(written[-1]) as file:
-                csv.writer(file).writerows([("volume", "dice"), *volumes.items()])
+                write_rows(file, [("volume", "dice"), *volumes.items()])
         with replacing(written[1]) as file:
             columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold", "volume")]
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(asdict(s) for s in scores)
+            write_rows(file, [columns, *([getattr(s, name) for name in columns] for s in scores)])
         with replacing(written[0]) as file:
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
         shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap", "dice_per_volume")
@@ -462,7 +459,7 @@ class PredictionTable:
 
     def _write(self, mode: str, rows: list[tuple]) -> None:
         with self.partial.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file).writerows(rows)
+            write_rows(file, rows)
 
 
 def image_probability(item: dict, pool: Pooling) -> float:

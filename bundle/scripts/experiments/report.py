@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -45,7 +44,7 @@ from scripts.experiments.results import (
     simplex,
 )
 from scripts.experiments.statistics import holm, mean_and_spread, mean_by_group, paired_p
-from scripts.files import replacing
+from scripts.files import replacing, write_rows
 
 __all__ = ["Section", "make_section", "ratios", "results_table", "write_report"]
 
@@ -327,12 +326,12 @@ def write_report(output_dir: Path, sections: Sequence[Section], command: str) ->
         for suffix, keys in (("", COLUMNS), ("_times", TIMES)):
             written.append(output_dir / f"{section.name}{suffix}.csv")
             with replacing(written[-1]) as file:
-                writer = csv.writer(file)
-                writer.writerow(["row", "run", *keys])
-                for r in section.results:
-                    for e in r.evaluations:
-                        run = f"{e.folder.parent.name}/{e.folder.name}"
-                        writer.writerow([r.row.name, run, *(e.metrics.get(key, "") for key in keys)])
+                evaluations = [(r.row.name, e) for r in section.results for e in r.evaluations]
+                rows = [
+                    [row, f"{e.folder.parent.name}/{e.folder.name}", *(e.metrics.get(key, "") for key in keys)]
+                    for row, e in evaluations
+                ]
+                write_rows(file, [["row", "run", *keys], *rows])
     if len(sections) > 1:
         written.append(
             _write_html(output_dir / "report.html", "Study of weakly supervised segmentation", sections, command)

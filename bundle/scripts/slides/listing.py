@@ -22,15 +22,24 @@ from pathlib import Path
 import pydicom
 
 from scripts.errors import InputError
+from scripts.files import result_name
 from scripts.readers import SLIDE_SUFFIXES
 
-__all__ = ["list_slides"]
+__all__ = ["SlideList", "dicom_files", "list_slides"]
 
 TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
 logger = logging.getLogger(__name__)
 
 
-def list_slides(slides: str | PathLike | Sequence[str]) -> dict[str, Path]:
+class SlideList(dict):
+    """Files for OpenSlide to open, by the name of their results; in ``left_out`` what is wrong with other slides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: list[str] = []
+
+
+def list_slides(slides: str | PathLike | Sequence[str]) -> SlideList:
     """
     The slides to infer on.
 
@@ -39,48 +48,72 @@ def list_slides(slides: str | PathLike | Sequence[str]) -> dict[str, Path]:
             DICOM files (``.dcm``), each such folder a slide; a folder of DICOM files; a file; or a list of these.
 
     Returns:
-        By the name of their results (the file's or folder's without suffix) the files for OpenSlide to open.
+        The slides, named by `result_name`. What is missing, can't be read, or would overwrite another's results is
+        logged as an error, and left out.
 
     Raises:
-        InputError: naming what is missing, or would overwrite another's results.
+        InputError: when there is no slide left, naming everything that was left out.
     """
     paths = [Path(slides)] if isinstance(slides, (str, PathLike)) else [Path(slide) for slide in slides]
-    problems = [f"there is no '{path}'" for path in paths if not path.exists()]
-    found: dict[str, Path] = {}
-    for source in [source for path in paths if path.exists() for source in _sources(path)]:
-        name = source.name if source.is_dir() else source.stem
-        if name in found:
-            problems.append(f"the results of '{source}' would have the same name as those of '{found[name]}'")
-        found[name] = source
-    if problems:
-        raise InputError("The slides can't be used: " + "; ".join(problems) + ".")
+    found = SlideList()
+    sources: dict[str, Path] = {}
+    for path in paths:
+        try:
+            inside = _sources(path)
+        except OSError as error:
+            found.left_out.append(f"'{path}' can't be read ({error.strerror})")
+            continue
+        for source in inside:
+            try:
+                name = result_name(source)
+                if name in sources:
+                    raise InputError(
+                        f"The results of '{source}' would have the same name as those of '{sources[name]}'; rename one."
+                    )
+                found[name] = _volume(source) if source.is_dir() else source
+                sources[name] = source
+            except (InputError, OSError) as error:
+                found.left_out.append(str(error))
+    if not found and found.left_out:
+        raise InputError("\n  - ".join(["There is no slide that can be used:", *found.left_out]))
     if not found:
         known = ", ".join(TAKEN)
         raise InputError(
             f"There is no slide ({known}, or a folder of .dcm) in '{slides}'; name one with --dataset_dir."
         )
-    return {name: _volume(source) if source.is_dir() else source for name, source in found.items()}
+    for problem in found.left_out:
+        logger.error(f"Left out: {problem}")
+    return found
 
 
 def _sources(path: Path) -> list[Path]:
-    """Files, and folders of DICOM files, each one slide."""
-    if path.is_file() or _dicom_files(path):
+    """Files, and folders of DICOM files, each one slide. Raises OSError when there is none, or it can't be read."""
+    if path.is_file() or dicom_files(path):
         return [path]
     inside = sorted(path.iterdir())
-    taken = [p for p in inside if p.suffix[1:].lower() in TAKEN or (p.is_dir() and _dicom_files(p))]
+    taken = [p for p in inside if p.suffix[1:].lower() in TAKEN or (p.is_dir() and _holds_dicom(p))]
     left_out = [p.name for p in inside if p.is_file() and p not in taken]
     if left_out:
         logger.warning(f"Not slides, left out: {', '.join(left_out)}")
     return taken
 
 
-def _dicom_files(folder: Path) -> list[Path]:
+def dicom_files(folder: Path) -> list[Path]:
+    """Those in a folder, by their suffix."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".dcm")
+
+
+def _holds_dicom(folder: Path) -> bool:
+    try:
+        return bool(dicom_files(folder))
+    except OSError as error:
+        logger.warning(f"'{folder}' can't be read ({error.strerror}), and is left out.")
+        return False
 
 
 def _volume(folder: Path) -> Path:
     """One of the files of a DICOM slide that hold the slide itself, and not its label; OpenSlide finds the others."""
-    files = _dicom_files(folder)
+    files = dicom_files(folder)
     series = set()
     volumes = []
     for path in files:
