@@ -231,6 +231,17 @@ def test_links_in_a_circle_are_named(tmp_path: Path) -> None:
         load_datalist(tmp_path, ["training"])
 
 
+@pytest.mark.parametrize("name", ["...png", "..png", ".a.png", f"{'a' * 240}.png", "b.bmp"])
+def test_a_name_that_results_cannot_have_is_left_out(tmp_path: Path, name: str) -> None:
+    """Without a name, hidden, too long with its ending, or another image's."""
+    for each in (name, "b.BMP", "c.png"):
+        (tmp_path / each).write_bytes(encoded("PNG"))
+    found = list_images(tmp_path)
+    assert found == [{"image": str(tmp_path / each)} for each in ("b.BMP", "c.png")]
+    (problem,) = found.left_out
+    assert str(tmp_path / name) in problem
+
+
 def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9.png"
     try:

@@ -1,0 +1,57 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Which slides there are, and what their results are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scripts.errors import InputError
+from scripts.slides import list_slides
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize(("given", "name"), [("..", "case"), (".", "case"), ("../case", "case"), ("a.svs/..", "case")])
+def test_a_folder_of_dicom_files_has_its_own_name(tmp_path, monkeypatch, given, name):
+    touch(tmp_path / "case" / "level0.dcm", tmp_path / "case" / "inner" / "a.txt")
+    monkeypatch.chdir(tmp_path / "case" / ("inner" if given == ".." else ""))
+    (tmp_path / "case" / "a.svs").mkdir()
+    (listed,) = list_slides(given).items()
+    assert listed[0] == name
+    assert listed[1].samefile(tmp_path / "case" / "level0.dcm")
+
+
+@pytest.mark.parametrize("name", ["...svs", "..svs", ".a.svs", f"{'a' * 240}.svs"])
+def test_a_name_that_results_cannot_have_costs_no_other_slide(tmp_path, name, caplog):
+    touch(tmp_path / name, tmp_path / "b.svs")
+    found = list_slides(tmp_path)
+    assert dict(found) == {"b": tmp_path / "b.svs"}
+    (problem,) = found.left_out
+    assert str(tmp_path / name) in problem
+    assert problem in caplog.text
+    with pytest.raises(InputError, match="no slide that can be used"):
+        list_slides(tmp_path / name)
+
+
+def test_of_two_slides_of_one_name_the_first_is_taken(tmp_path):
+    touch(tmp_path / "1" / "a.svs", tmp_path / "2" / "a.svs", tmp_path / "2" / "b.svs")
+    found = list_slides([str(tmp_path / "1"), str(tmp_path / "2"), str(tmp_path / "3")])
+    assert dict(found) == {"a": tmp_path / "1" / "a.svs", "b": tmp_path / "2" / "b.svs"}
+    same, missing = found.left_out
+    assert str(tmp_path / "2" / "a.svs") in same
+    assert str(tmp_path / "3") in missing
