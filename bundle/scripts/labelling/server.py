@@ -15,13 +15,11 @@ from __future__ import annotations
 import io
 import logging
 import secrets
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
@@ -30,7 +28,7 @@ from pydantic import BaseModel, Field
 
 from scripts.errors import InputError, first_line
 from scripts.labelling.journal import Answer, Journal
-from scripts.transforms import ToRGB, load_image
+from scripts.transforms import load_preview
 
 __all__ = ["make_app"]
 
@@ -104,12 +102,9 @@ def make_app(
         reason = f"{journal.path.name} can't be written ({error.strerror or error})."
         return JSONResponse({"detail": reason}, status_code=507)
 
-    one_at_a_time = threading.Lock()  # so that the memory is that of one image, however many tabs are open
-
     @lru_cache(8)
     def picture(image: str) -> bytes:
-        with one_at_a_time:
-            return _picture(folder, image)
+        return _picture(folder, image)
 
     positions = {name: k for k, name in enumerate(images)}
     names = [displayed(name) for name in images]
@@ -174,8 +169,7 @@ def _picture(folder: Path, image: str) -> bytes:
     path = folder / image
     if not path.resolve().is_relative_to(folder.resolve()):  # a link that was put there after the images were listed
         raise InputError("lies outside the folder of the images")
-    array = np.asarray(ToRGB()(load_image(path))).transpose(2, 1, 0)  # MONAI's pictures are (C, W, H)
-    picture = Image.fromarray((array * 255).round().astype(np.uint8))
+    picture = Image.fromarray(load_preview(path, LONGEST_SIDE))
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=1)

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from http.client import HTTPConnection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,31 @@ def test_a_damaged_picture_is_named(client):
     assert answer.status_code == 422
     assert "can't be read" in answer.json()["detail"]
     assert client.get(f"/{TOKEN}/image/3").status_code == 404
+
+
+def test_a_picture_that_is_too_large_is_named_and_others_are_shown(client, folder):
+    Image.new("1", (14_000, 14_000)).save(folder / "wide.tif", format="PNG")  # 196 million pixels in 25 KB
+    (folder / "broken.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    for position, reason in ((1, "196000000 pixels"), (2, "not a picture")):
+        answer = client.get(f"/{TOKEN}/image/{position}")
+        assert answer.status_code == 422
+        assert reason in answer.json()["detail"]
+    assert client.get(f"/{TOKEN}/image/0").status_code == 200
+
+
+def resident(field: str) -> int:
+    """KiB of memory of this process: VmRSS now, or VmHWM at most since it was last asked to forget."""
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if field in line).split()[1])
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' account of memory")
+def test_the_memory_that_a_picture_takes_is_bounded(client, folder):
+    """In colours as floating-point numbers this one would take 430 MB, and about twice that while it is made."""
+    Image.new("L", (6_000, 6_000), 200).save(folder / "a.png", compress_level=1)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    assert client.get(f"/{TOKEN}/image/0").status_code == 200
+    assert resident("VmHWM") - before < 300_000
 
 
 def test_answers_are_kept_and_taken_back(client, folder):
