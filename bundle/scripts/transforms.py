@@ -98,7 +98,8 @@ def _range(image: torch.Tensor, what: str) -> tuple[float, float]:
     """Smallest and largest value. Raises ValueError when there is none, or one that is not finite."""
     if image.numel() == 0:
         raise ValueError(f"the {what} has no pixels")
-    low, high = (float(value) for value in torch.aminmax(image))  # either is NaN when any value is
+    values = image.detach().cpu().numpy()  # PyTorch would copy what does not lie in order
+    low, high = float(values.min()), float(values.max())  # either is NaN when any value is
     if not math.isfinite(low) or not math.isfinite(high):
         raise ValueError(f"the {what} has values that are not finite")
     return low, high
