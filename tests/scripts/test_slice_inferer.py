@@ -13,11 +13,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Resized
-from scripts.slice_inferer import PictureOrSliceInferer, ResizePictured
+from monai.transforms import Resize, Resized
+from scripts.slice_inferer import PictureOrSliceInferer, ResizePictured, SmoothResize
 from scripts.transforms import ToRGBd
 
 
@@ -46,6 +48,47 @@ def test_slices_are_resized_like_pictures_and_back(size: tuple[int, int]) -> Non
         picture = resized({"image": MetaTensor(image[b, ..., k])})
         expected = resized.inverse(picture)["image"][:1]
         torch.testing.assert_close(maps[b, ..., k], expected.as_tensor())
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((3, 200, 310), (20, 20)),
+        ((1, 200, 310), (7, 150)),
+        ((3, 64, 301), (64, 30)),
+        ((3, 20, 310), (40, 31)),
+        ((4, 33, 35), (32, 34)),
+        ((3, 20, 30), (40, 60)),
+        ((3, 20, 30), (20, 30)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_a_picture_gets_smaller_as_by_monai(shape: tuple, size: tuple, mode: str) -> None:
+    for image in (volumes(*shape), volumes(*shape[1:], shape[0]).permute(2, 0, 1)):
+        expected = Resize(size, mode=mode, anti_aliasing=True)(image)
+        resized = SmoothResize(size, mode=mode, anti_aliasing=True)(image)
+        torch.testing.assert_close(resized.as_tensor(), expected.as_tensor(), atol=1e-4, rtol=0)
+
+
+def test_the_mean_of_a_smooth_picture_stays_and_one_pixel_weighs_as_a_gaussian() -> None:
+    """By hand: of a factor of 9 the Gaussian's sigma is 4 pixels, and pixel 4 of 0..8 lies in its middle."""
+    image = torch.zeros(1, 81, 81)
+    image[0, 40, 40] = 1
+    small = SmoothResize((9, 9), mode="bilinear", anti_aliasing=True)(image)
+    middle = math.erf(0.5 / 4 / math.sqrt(2))  # what lies within half a pixel
+    assert float(small[0, 4, 4]) == pytest.approx(middle**2, rel=1e-4)
+    assert float(small[0, 4, 5]) == pytest.approx(
+        middle * (math.erf(9.5 / 4 / math.sqrt(2)) - math.erf(8.5 / 4 / math.sqrt(2))) / 2, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(("size", "mode"), [((8, 12), "all"), (12, "longest")])
+def test_maps_of_a_large_picture_come_back_to_its_size(size: tuple | int, mode: str) -> None:
+    resize = ResizePictured("image", size, mode, mode="bilinear", anti_aliasing=True)
+    small = resize({"image": MetaTensor(volumes(3, 200, 300))})["image"]
+    assert small.shape == (3, 8, 12)
+    assert torch.allclose(small.affine.diagonal(), torch.tensor([25.0, 25, 1, 1], dtype=torch.float64))
+    assert resize.inverse({"image": small})["image"].shape == (3, 200, 300)
 
 
 def test_resize_leaves_volumes_alone_and_pictures_not() -> None:
