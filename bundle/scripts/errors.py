@@ -22,7 +22,15 @@ import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
 
-__all__ = ["InputError", "Stopped", "first_line", "input_error_of", "is_out_of_memory", "report_input_errors"]
+__all__ = [
+    "InputError",
+    "Stopped",
+    "first_line",
+    "input_error_of",
+    "is_out_of_memory",
+    "lack_of",
+    "report_input_errors",
+]
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of GPUs, of the CPU on Linux, Windows
 
@@ -58,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or isinstance(error, MemoryError)
 
 
-def _lack_of(error: BaseException | None) -> str | None:
+def lack_of(error: BaseException | None) -> str | None:
     """What an error says that has a lack of memory, or of room on a disk, behind it; None of any other."""
     while error is not None:
         if is_out_of_memory(error):
@@ -100,7 +108,7 @@ def report_input_errors() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sentence = input_error_of(error) or _lack_of(error)
+        sentence = input_error_of(error) or lack_of(error)
         if sentence is None:
             sys.__excepthook__(kind, error, trace)
         else:

@@ -218,6 +218,118 @@ def test_a_truncated_slide_is_named_and_the_others_are_done(configs, red_detecto
     assert list(rows(tmp_path / "out" / "predictions")) == ["b"]
 
 
+@pytest.mark.parametrize("given", ["..", "file"])
+def test_nothing_that_others_have_among_the_predictions_is_removed(
+    configs, red_detector, write_slide, tmp_path, monkeypatch, given
+):
+    """A folder that is given as '..', and a slide called '...svs', which is refused."""
+    out = tmp_path / "out" / "predictions"
+    (out / "sub").mkdir(parents=True)
+    (out / ".unfinished").mkdir()
+    mine = [out / "notes.txt", out / "sub" / "b.csv", out / ".unfinished" / "c.txt"]
+    for path in mine:
+        path.write_text("keep")
+    if given == "file":
+        write_slide(tmp_path / "...svs", stained(200, 200), 1.0)
+        with pytest.raises(RuntimeError) as caught:
+            infer(configs, red_detector, tmp_path / "...svs", tmp_path / "out")
+        assert "rename it" in str(input_error_of(caught.value))
+    else:
+        (tmp_path / "case" / "inner").mkdir(parents=True)
+        write_dicom(tmp_path / "case" / "level0.dcm", stained(200, 260), 0.5)
+        monkeypatch.chdir(tmp_path / "case" / "inner")
+        infer(configs, red_detector, "..", tmp_path / "out")
+        assert list(rows(out)) == ["case"]
+        assert (out / "case_mask.ome.tif").is_file()
+    assert all(path.read_text() == "keep" for path in mine)
+
+
+def test_a_file_that_is_no_result_is_not_replaced(configs, red_detector, write_slide, tmp_path):
+    """An annotation, or anything else that has the name of a result, also where the predictions are put beside it."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abc":
+        write_slide(folder / f"{name}.tif", stained(200, 200), 1.0)
+    (folder / "a.geojson").write_text("mine")
+    (folder / "b.json").write_text('{"mine": 1}')
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, folder, tmp_path / "out", prediction_dir=str(folder))
+    said = str(input_error_of(caught.value))
+    assert f"'{folder / 'a.geojson'}' would be replaced" in said
+    assert f"'{folder / 'b.json'}' would be replaced" in said
+    assert (folder / "a.geojson").read_text() == "mine"
+    assert (folder / "b.json").read_text() == '{"mine": 1}'
+    with (folder / "slides.csv").open() as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["c"]
+    before = (folder / "c.json").read_text()  # one's own results are replaced
+    infer(configs, red_detector, folder / "c.tif", tmp_path / "out", prediction_dir=str(folder), threshold=0.7)
+    assert (folder / "c.json").read_text() != before
+
+
+@pytest.mark.parametrize("failure", ["vanishes", "is no file", "bug"])
+def test_a_slide_that_fails_midway_costs_no_other(configs, red_detector, write_slide, tmp_path, failure):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abc":
+        write_slide(folder / f"{name}.tif", stained(300, 300), 1.0)
+    original = CDWSNet.maps
+    calls = iter(range(10_000))
+
+    def maps(self, image):
+        if next(calls) == 3:  # of the first slide
+            if failure == "bug":
+                raise ValueError("zero-size array")
+            (folder / "b.tif").unlink()
+            if failure == "is no file":
+                (folder / "b.tif").mkdir()
+        return original(self, image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CDWSNet, "maps", maps)
+        with pytest.raises(RuntimeError) as caught:
+            infer(configs, red_detector, folder, tmp_path / "out")
+    if failure == "bug":  # keeps its traceback
+        assert "ValueError: zero-size array" in "".join(traceback.format_exception(caught.value))
+        assert list(rows(tmp_path / "out" / "predictions")) == ["b", "c"]
+    else:
+        assert str(folder / "b.tif") in str(input_error_of(caught.value))
+        assert list(rows(tmp_path / "out" / "predictions")) == ["a", "c"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_map_that_is_not_finite_is_named(configs, red_detector, write_slide, tmp_path, value):
+    for name in "ab":
+        write_slide(tmp_path / f"{name}.tif", stained(200, 200), 1.0)
+    original = CDWSNet.maps
+    calls = iter(range(10_000))
+
+    def maps(self, image):
+        found = original(self, image)
+        if next(calls) == 2:
+            found[..., 30, 30] = value
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CDWSNet, "maps", maps)
+        with pytest.raises(RuntimeError) as caught:
+            infer(configs, red_detector, tmp_path, tmp_path / "out")
+    assert f"The map of '{tmp_path / 'a.tif'}' has values that are not finite" in str(input_error_of(caught.value))
+    assert list(rows(tmp_path / "out" / "predictions")) == ["b"]
+
+
+def test_a_slide_without_tissue_has_no_probability(configs, red_detector, write_slide, tmp_path, caplog):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_slide(folder / "grey.tif", np.full((200, 200, 3), 128, np.uint8), 1.0)
+    write_slide(folder / "red.tif", stained(200, 200), 1.0)
+    out = infer(configs, red_detector, folder, tmp_path / "out")
+    grey, red = rows(out).values()
+    assert (grey["probability"], grey["fraction_of_tissue"], grey["tissue_mm2"], grey["area_mm2"]) == ("", "", "0", "0")
+    assert float(red["probability"]) > 0.5
+    assert f"No tissue is found on '{folder / 'grey.tif'}'" in caplog.text
+    assert rows(infer(configs, red_detector, folder, tmp_path / "out")) == {"grey": grey, "red": red}
+
+
 def test_torchrun_deals_slides_out(configs, red_detector, write_slide, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from PIL.PngImagePlugin import PngInfo
 from scripts.data import list_images, load_datalist
 from scripts.errors import InputError, input_error_of
 from scripts.slide_regions import LoadImageOrRegiond
+from scripts.slides import SlideInference, list_slides
 from scripts.transforms import ToRGB, load_image, load_mask
 from scripts.volumes import read_volume
 
@@ -310,3 +312,66 @@ def test_a_volume_of_nan_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         list_images([str(tmp_path / "a.nii.gz")])
     assert "a.nii.gz" in str(input_error_of(caught.value))
+
+
+def slide_of(**options) -> bytes:
+    """A tiled TIFF as OpenSlide takes it, of pixels of 1 micrometre."""
+    picture = np.random.default_rng(0).integers(0, 200, (300, 300, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    usual = {"tile": (64, 64), "photometric": "rgb", "metadata": None, "resolution": (1e4, 1e4), "resolutionunit": 3}
+    tifffile.imwrite(buffer, picture, **(usual | options))
+    return buffer.getvalue()
+
+
+SLIDE = slide_of()
+DAMAGED_SLIDES = {
+    "zero_bytes.svs": b"",
+    "text.tif": b"not a slide",
+    "truncated.tif": SLIDE[: len(SLIDE) // 2],
+    "header_alone.tif": SLIDE[:8],
+    "printer.tif": slide_of(resolution=(300, 300), resolutionunit=2),
+    "ten_times_off.tif": slide_of(resolution=(365_000, 365_000)),
+    "no_resolution.tif": slide_of(resolution=(1, 1), resolutionunit=1),
+    "oblong.tif": slide_of(resolution=(1e4, 1e5)),
+    "picture.tif": encoded("TIFF"),
+    "...svs": SLIDE,
+    ".hidden.tif": SLIDE,
+    f"{'long' * 60}.tif": SLIDE,
+    "whole.svs": SLIDE,  # of the same name as another
+}
+
+
+def test_damaged_slides_are_named_and_the_others_are_done(tmp_path: Path, lively_network, caplog) -> None:
+    folder, out = tmp_path / "slides", tmp_path / "out" / "predictions"
+    (folder / "folder.svs").mkdir(parents=True)
+    (folder / "nowhere.tif").symlink_to(folder / "nothing.tif")
+    for name, content in {**DAMAGED_SLIDES, "whole.tif": SLIDE, "=1+1.tif": SLIDE}.items():
+        (folder / name).write_bytes(content)
+    (folder / "whole.svs").rename(tmp_path / "whole.svs")
+    (out / "mine").mkdir(parents=True)
+    (out / "mine" / "notes.txt").write_text("keep")
+    slides = list_slides([str(folder), str(tmp_path / "whole.svs")])
+    inference = SlideInference(
+        slides=slides,
+        left_out=slides.left_out,
+        output_dir=str(out),
+        network=lively_network,
+        loader=lambda _: None,
+        mpp=2.0,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        tile_size=64,
+    )
+    with pytest.raises(InputError) as caught:
+        inference.run()
+    said, *problems = str(caught.value).split("\n  - ")
+    wrong = [str(folder / name) for name in ({*DAMAGED_SLIDES} - {"whole.svs"}) | {"nowhere.tif"}]
+    assert said.startswith(f"{len(wrong) + 1} of the slides can't be used")
+    for path in [*wrong, str(tmp_path / "whole.svs")]:
+        assert len([problem for problem in problems if path in problem]) == 1, path
+    with (out / "slides.csv").open(newline="") as file:
+        rows = {row["slide"]: float(row["probability"]) for row in csv.DictReader(file)}
+    assert [*rows] == ["'=1+1", "whole"]
+    assert 0 < rows["whole"] == rows["'=1+1"] < 1
+    assert (out / "mine" / "notes.txt").read_text() == "keep"
+    assert "Not slides, left out: folder.svs" in caplog.text

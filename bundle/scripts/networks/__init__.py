@@ -16,8 +16,18 @@ from __future__ import annotations
 from scripts.networks.cdws_net import CDWSNet, WeightedFusion
 from scripts.networks.dcan import DCAN
 from scripts.networks.fcn import FCN
-from scripts.networks.map_network import MapNetwork
+from scripts.networks.map_network import MapNetwork, check_finite
 from scripts.networks.unet import UNet
 from scripts.networks.vgg import VGG16_STAGES, load_trunk_weights
 
-__all__ = ["DCAN", "FCN", "VGG16_STAGES", "CDWSNet", "MapNetwork", "UNet", "WeightedFusion", "load_trunk_weights"]
+__all__ = [
+    "DCAN",
+    "FCN",
+    "VGG16_STAGES",
+    "CDWSNet",
+    "MapNetwork",
+    "UNet",
+    "WeightedFusion",
+    "check_finite",
+    "load_trunk_weights",
+]

@@ -23,12 +23,27 @@ from torch import nn
 from scripts.errors import InputError
 from scripts.networks.weights import not_finite
 
-__all__ = ["MapNetwork", "trained_as"]
+__all__ = ["MapNetwork", "check_finite", "trained_as"]
 
 Network = TypeVar("Network", bound="MapNetwork")
 METHOD_BYTES = 64
 SIZE_BYTES = 16
 logger = logging.getLogger(__name__)
+
+
+def check_finite(maps: torch.Tensor, name: str) -> torch.Tensor:
+    """
+    The maps of an image, of any shape, as they are.
+
+    Raises:
+        InputError: naming the image when a value is NaN or infinite, which any threshold would take for no cancer.
+    """
+    if not bool(torch.isfinite(maps).all()):
+        raise InputError(
+            f"The map of '{name}' has values that are not finite: the network's weights are damaged or too large, or "
+            "its numbers overflow with --amp True. Name another checkpoint, or leave amp out."
+        )
+    return maps
 
 
 def trained_as(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, tuple[int, int] | None]:

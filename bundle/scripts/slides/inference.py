@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -31,11 +30,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.errors import InputError
-from scripts.files import replacing
-from scripts.networks import MapNetwork
+from scripts.errors import InputError, first_line, lack_of
+from scripts.files import replacing, write_rows
+from scripts.networks import MapNetwork, check_finite
 from scripts.pooling import Pooling
 from scripts.processes import launched_processes
+from scripts.slides.listing import dicom_files
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.reader import Slide, SlideView
 from scripts.slides.store import AwaitedRows, TileStore
@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 OVERVIEW = 2048  # longest side in pixels, of the picture in which tissue is found
 THUMBNAIL = 1024
 FULL = 65535  # of probability 1 in the unfinished map
+ENDINGS = (".json", ".geojson", "_probability.ome.tif", "_mask.ome.tif", "_thumbnail.png")  # of a slide's results
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
 
 
@@ -62,13 +63,13 @@ def model_mpp(bundle_root: str) -> float:
 
 @dataclass(frozen=True)
 class SlideResult:
-    """A row of ``slides.csv``."""
+    """A row of ``slides.csv``. What is not known, since there is no tissue, is None, and empty in the table."""
 
     slide: str
-    probability: float
+    probability: float | None
     area_mm2: float
     tissue_mm2: float
-    fraction_of_tissue: float
+    fraction_of_tissue: float | None
     regions: int
     width: int  # of the map in pixels
     height: int
@@ -101,12 +102,13 @@ class SlideInference:
 
     Args:
         slides: by their names, see `list_slides`.
+        left_out: what is wrong with slides that are not among them, to be reported at the end.
         output_dir: folder of the results.
         network: from (1, 3, W, H) to a map (1, 1, W, H) in evaluation.
         loader: loads the network's weights, called with None before the first slide.
         mpp: micrometres per pixel at which the network sees the slides.
         mean, std: normalisation of the network's input.
-        pool: gives the probability of the whole slide.
+        pool: gives the probability of the whole slide, see `ValueCounts.pooled`.
         threshold: probability from which on a pixel counts as cancer.
         tissue: see `tissue_of`.
         slide_mpp: micrometres per pixel at level 0, instead of what the slides say.
@@ -124,6 +126,7 @@ class SlideInference:
         self,
         *,
         slides: Mapping[str, Path],
+        left_out: Sequence[str] = (),
         output_dir: str,
         network: MapNetwork,
         loader: Callable[[Any], None],
@@ -149,7 +152,7 @@ class SlideInference:
                 raise InputError(f"{name} must be micrometres per pixel, above 0; got {value!r}.")
         if not isinstance(tile_size, int) or tile_size % 16:
             raise InputError(f"tile_size must be a multiple of 16, as TIFF wants it; got {tile_size!r}.")
-        self.slides, self.output_dir = dict(slides), Path(output_dir)
+        self.slides, self.left_out, self.output_dir = dict(slides), list(left_out), Path(output_dir)
         self.network, self.loader = network, loader
         self.mpp, self.slide_mpp, self.tissue = float(mpp), slide_mpp, str(tissue)
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
@@ -171,22 +174,35 @@ class SlideInference:
         Map all slides, and write the table.
 
         Raises:
-            InputError: at the end, naming the slides that can't be used; all others are done.
+            InputError: at the end, naming the slides that can't be used; all others are done. Any other error that
+                comes of one slide is raised at the end as well; a lack of memory, or of room on a disk, at once.
         """
         self.loader(None)
         self.network.eval()
-        problems = []
+        problems: list[str] = []
+        unexpected: list[Exception] = []
         with launched_processes() as (rank, count):
+            problems += self.left_out if rank == 0 else []
             for name in self._dealt(rank, count):
+                path = self.slides[name]
                 try:
-                    self._finish(name, self.slides[name])
-                    self._write_table()
-                except InputError as error:
-                    logger.error(f"{name}: {error}")
-                    problems.append(str(error))
+                    self._finish(name, path)
+                except Exception as error:
+                    if lack_of(error) is not None:
+                        raise
+                    if isinstance(error, (InputError, OSError)):
+                        reason = str(error) if isinstance(error, InputError) else f"{first_line(error)}."
+                        logger.error(f"{name}: {reason}")
+                        problems.append(reason if str(path) in reason else f"'{path}': {reason}")
+                    else:
+                        logger.exception(f"{name}: '{path}' failed.")
+                        unexpected.append(error)
+                self._write_table()
         if rank == 0:
             self._write_table()
             logger.info(f"Written: {self.output_dir}")
+        if unexpected:
+            raise unexpected[0]
         if problems:
             others = "there are results of all others" if count == 1 else "see the other processes for theirs"
             raise InputError("\n  - ".join([f"{len(problems)} of the slides can't be used; {others}:", *problems]))
@@ -196,7 +212,7 @@ class SlideInference:
         """Tiles with their maps (H, W), float32 in 0..1, while the next ones are read in another thread."""
         with ThreadPoolExecutor(1) as reader:
             for tile, image in _ahead(reader, lambda tile: (tile, self._read(view, grid, tile)), tiles):
-                yield tile, grid.without_margin(tile, self._map(image))
+                yield tile, grid.without_margin(tile, check_finite(self._map(image), str(view.slide.path)))
 
     def _read(self, view: SlideView, grid: TileGrid, tile: Tile) -> torch.Tensor:
         """(3, W, H), as MONAI has pictures and the network has learned from them."""
@@ -217,17 +233,20 @@ class SlideInference:
             overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
             tissue = TissueMask(tissue_of(self.tissue, overview, overview_view), view.width, view.height)
             key = self._key(path, view, tissue)
+            unfinished = self.output_dir / ".unfinished" / name
             if (done := self._read_record(name)) is not None and done["key"] == key:
                 logger.info(f"{name}: is finished already")
                 return
-            self._path(name, ".json").unlink(missing_ok=True)
-            if view.scale_x < 0.99:
+            if done is None and not TileStore.is_in(unfinished):
+                self._refuse_to_replace(name)
+            if min(view.scale_x, view.scale_y) < 0.99:
                 logger.warning(
                     f"{name}: was scanned at {slide.mpp_x:g} micrometres per pixel, coarser than {self.mpp:g}"
                 )
             grid = TileGrid(view.width, view.height, self.tile_size, self.margin, self.stride)
-            store = TileStore(self.output_dir / ".unfinished" / name, key, self.tile_size, np.uint16)
+            store = TileStore(unfinished, key, self.tile_size, np.uint16)
             with closing(store):
+                self._path(name, ".json").unlink(missing_ok=True)
                 wanted = [tile for tile in grid if _tissue_in(tissue, grid, tile).any()]
                 missing = [tile for tile in wanted if (tile.row, tile.column) not in store]
                 if len(missing) < len(wanted):
@@ -319,12 +338,18 @@ class SlideInference:
         self._draw_thumbnail(name, job.overview, small)
         pixel_mm2 = view.mpp[0] * view.mpp[1] / 1e6
         area = counts.at_least(least)
+        probability = counts.pooled(self.pool) if counts.total else None
+        if counts.total and probability is None:
+            logger.warning(
+                f"{name}: its probability is left empty: {type(self.pool).__name__} takes no weights, without which "
+                "slides of so much tissue can't be pooled."
+            )
         return SlideResult(
             slide=name,
-            probability=counts.pooled(self.pool),
+            probability=probability,
             area_mm2=area * pixel_mm2,
             tissue_mm2=counts.total * pixel_mm2,
-            fraction_of_tissue=area / counts.total if counts.total else 0.0,
+            fraction_of_tissue=area / counts.total if counts.total else None,
             regions=regions,
             width=view.width,
             height=view.height,
@@ -345,7 +370,7 @@ class SlideInference:
 
     def _key(self, path: Path, view: SlideView, tissue: TissueMask) -> str:
         """All that the results of a slide depend on, as text."""
-        files = sorted(path.parent.glob("*.dcm")) if path.suffix.lower() == ".dcm" else [path]
+        files = dicom_files(path.parent) if path.suffix.lower() == ".dcm" else [path]
         weights = hashlib.sha256(repr(self.network).encode())
         for name, values in [*self.network.named_parameters(), *self.network.named_buffers()]:
             weights.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
@@ -359,7 +384,8 @@ class SlideInference:
                 "tiles": [self.tile_size, self.margin],
                 "normalisation": [self.mean.tolist(), self.std.tolist()],
                 "threshold": self.threshold,
-                "pool": vars(self.pool),
+                # by what it does: a subclass is known by more than its settings, and may be changed
+                "pool": self.pool(torch.linspace(0, 1, 101)[None, None]).tolist(),
                 "class": [self.class_name, self.class_colour],
                 "amp": self.amp,
             }
@@ -367,29 +393,51 @@ class SlideInference:
 
     def _dealt(self, rank: int, count: int) -> list[str]:
         """The names of this process's slides."""
-        by_size = sorted(self.slides, key=lambda name: (-self.slides[name].stat().st_size, name))
+
+        def size(path: Path) -> int:
+            try:
+                return path.stat().st_size
+            except OSError:  # it will be told of when it is its turn
+                return 0
+
+        by_size = sorted(self.slides, key=lambda name: (-size(self.slides[name]), name))
         mine = by_size[rank::count]
         return [name for name in self.slides if name in mine]
 
     def _path(self, name: str, ending: str) -> Path:
         return self.output_dir / f"{name}{ending}"
 
-    def _read_record(self, name: str) -> dict | None:
-        path = self._path(name, ".json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    def _read_record(self, name: str) -> dict[str, Any] | None:
+        """What ``NAME.json`` says, with the result as ``row``; None where there is none, or it is somebody else's."""
+        try:
+            record = json.loads(self._path(name, ".json").read_text(encoding="utf-8"))
+            return {"key": str(record["key"]), "row": SlideResult(**record["result"])}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def _refuse_to_replace(self, name: str) -> None:
+        """Raises InputError when a file has the name of a result and nothing says that it is one."""
+        for ending in ENDINGS:
+            path = self._path(name, ending)
+            if path.exists():
+                raise InputError(
+                    f"'{path}' would be replaced by a result, and may be yours; move it, or name another --output_dir."
+                )
 
     def _result(self, name: str) -> SlideResult | None:
         record = self._read_record(name)
-        return None if record is None else SlideResult(**record["result"])
+        return None if record is None else record["row"]
 
     def _write_table(self) -> None:
-        results = [result for name in self.slides if (result := self._result(name)) is not None]
+        columns = [field.name for field in fields(SlideResult)]
+        rows = [asdict(result) for name in self.slides if (result := self._result(name)) is not None]
         with replacing(self.output_dir / "slides.csv") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(SlideResult)])
-            writer.writeheader()
-            for result in results:
-                row = asdict(result)
-                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            cells = ([_cell(row[column]) for column in columns] for row in rows)
+            write_rows(file, [columns, *cells])
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _tissue_in(tissue: TissueMask, grid: TileGrid, tile: Tile) -> np.ndarray:

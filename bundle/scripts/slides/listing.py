@@ -91,8 +91,9 @@ def _sources(path: Path) -> list[Path]:
     if path.is_file() or dicom_files(path):
         return [path]
     inside = sorted(path.iterdir())
-    taken = [p for p in inside if p.suffix[1:].lower() in TAKEN or (p.is_dir() and _holds_dicom(p))]
-    left_out = [p.name for p in inside if p.is_file() and p not in taken]
+    named = [p for p in inside if p.suffix[1:].lower() in TAKEN]
+    taken = [p for p in inside if (_holds_dicom(p) if p.is_dir() else p in named)]
+    left_out = [p.name for p in inside if (p.is_file() or p in named) and p not in taken]
     if left_out:
         logger.warning(f"Not slides, left out: {', '.join(left_out)}")
     return taken

@@ -22,7 +22,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import openslide
@@ -36,7 +38,25 @@ BLOCK = 1024  # pixels of a level that are read at once
 CACHED_BLOCKS = 24  # 3 MiB each
 CENTIMETRE = {"centimeter": 10_000.0, "inch": 25_400.0}  # micrometres per resolution unit of TIFF
 SAME = 1.01  # a level at most so much coarser than asked for still counts as fine enough
-PLAUSIBLE_MPP = (0.01, 100.0)  # micrometres; outside, the metadata are placeholders
+# What may be true of a microscope's picture. Anything else is a placeholder, a printer's resolution, or an error.
+PLAUSIBLE_MPP = (0.08, 10.0)  # micrometres: more than a tenth of the usual 0.5, less than 2540 dots per inch
+PLAUSIBLE_CAMERA = (2.5, 40.0)  # micrometres of a camera's pixel: those of the slide times the objective's power
+LONGEST_SIDE = 250_000.0  # micrometres; the largest glasses have 203 mm
+MOST_OBLONG = 2.0
+PRINTER_DPI = 9600  # up to here a multiple of 100 dots per inch is a printer's or a desktop scanner's
+OME_UNITS = {  # in micrometres; "pixel" and "reference frame" are no lengths
+    "pm": 1e-6,
+    "\u00c5": 1e-4,
+    "nm": 1e-3,
+    "\u00b5m": 1.0,
+    "\u03bcm": 1.0,
+    "um": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "dm": 1e5,
+    "m": 1e6,
+    "in": 25_400.0,
+}
 
 
 class Slide:
@@ -48,7 +68,7 @@ class Slide:
         mpp: micrometres per pixel at level 0; read from the slide's metadata where None.
 
     Raises:
-        InputError: when the file can't be opened as a slide, or has no resolution and none is given.
+        InputError: when the file can't be opened as a slide, or none is given and it says none that can be right.
     """
 
     def __init__(self, path: str | Path, mpp: float | None = None) -> None:
@@ -57,11 +77,11 @@ class Slide:
             self.file = openslide.OpenSlide(str(path))
         except (openslide.OpenSlideError, OSError) as error:
             raise InputError(f"'{path}' can't be opened as a slide ({error}).") from error
-        found = (mpp, mpp) if mpp else _resolution(self.file.properties)
-        if found is None:
+        try:
+            self.mpp_x, self.mpp_y = (mpp, mpp) if mpp else _resolution(self.file.properties, self.file.dimensions)
+        except ValueError as error:
             self.file.close()
-            raise InputError(f"'{path}' doesn't say how large its pixels are; give micrometres by --slide_mpp.")
-        self.mpp_x, self.mpp_y = found
+            raise InputError(f"'{path}' {error}; give micrometres per pixel by --slide_mpp.") from error
         self.width, self.height = self.file.dimensions
         colour = self.file.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
         self.background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.uint8)
@@ -205,15 +225,60 @@ def _triangles(start: int, stop: int, step: float, length: int) -> tuple[int, cs
     return first, csr_matrix((weights[row, column].astype(np.float32), (row, pixels[row, column] - first)), shape)
 
 
-def _resolution(properties: dict[str, str]) -> tuple[float, float] | None:
-    """Micrometres per pixel along x and y: as OpenSlide has them, else as TIFF's resolution tags; None if unknown."""
-    values = [_number(properties.get(name)) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
-    if None in values:
-        unit = CENTIMETRE.get(properties.get("tiff.ResolutionUnit", "").lower())
-        per_unit = [_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY"]
-        values = [unit / value if unit and value else None for value in per_unit]
+def _resolution(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[float, float]:
+    """
+    Micrometres per pixel along x and y: as the OME-XML has them, else as OpenSlide, else as TIFF's resolution tags.
+
+    Args:
+        properties: OpenSlide's.
+        size: of the slide in pixels, by which its image is found in the OME-XML.
+
+    Raises:
+        ValueError: when they are missing, or can't be those of a microscope's picture.
+    """
+    found = _ome_sizes(properties.get("tiff.ImageDescription", ""), size)
+    if found is None:
+        names = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+        unit = CENTIMETRE.get(properties.get("tiff.ResolutionUnit", "").lower(), math.nan)
+        tags = tuple(unit / (_number(properties.get(f"tiff.{axis}Resolution")) or math.nan) for axis in "XY")
+        found = tuple(map(_number, map(properties.get, names)))
+        found = tags if None in found else found
+    x, y = found
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise ValueError("doesn't say how large its pixels are")
+    said = f"says that its pixels are {x:.4g} x {y:.4g} micrometres"
+    dpi = CENTIMETRE["inch"] / x if x else 0
+    if dpi and dpi <= PRINTER_DPI and abs(dpi - 100 * round(dpi / 100)) < 0.1:
+        raise ValueError(f"{said} ({dpi:.0f} dots per inch), as for a printer and not for a microscope")
     low, high = PLAUSIBLE_MPP
-    return tuple(values) if all(value and low <= value <= high for value in values) else None
+    if not (low <= x < high and low <= y < high):
+        raise ValueError(f"{said}, which no microscope has (they have {low:g} to {high:g})")
+    if max(x, y) > MOST_OBLONG * min(x, y):
+        raise ValueError(f"{said}, which can't both be right")
+    if max(x * size[0], y * size[1]) > LONGEST_SIDE:
+        raise ValueError(f"{said}, which would make it larger than any glass")
+    power = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+    low, high = PLAUSIBLE_CAMERA
+    if power is not None and math.isfinite(power) and power > 0 and not low <= x * power <= high:
+        raise ValueError(f"{said}, which does not go with its objective's power of {power:g}")
+    return x, y
+
+
+def _ome_sizes(description: str, size: tuple[int, int]) -> tuple[float, float] | None:
+    """The physical sizes of a pixel in micrometres that OME-XML has of an image of this size; None without any."""
+    if "<OME" not in description and ":OME" not in description:
+        return None
+    try:
+        root = ElementTree.fromstring(description.strip().strip("\0").encode())
+    except ElementTree.ParseError:
+        return None
+    for pixels in root.iter():
+        if pixels.tag.endswith("Pixels") and (pixels.get("SizeX"), pixels.get("SizeY")) == tuple(map(str, size)):
+            sizes = [_number(pixels.get(f"PhysicalSize{axis}")) for axis in "XY"]
+            units = [OME_UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m").strip()) for axis in "XY"]
+            if None not in sizes and None not in units:
+                return sizes[0] * units[0], sizes[1] * units[1]
+    return None
 
 
 def _number(text: str | None) -> float | None:

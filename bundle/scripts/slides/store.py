@@ -59,6 +59,11 @@ class TileStore:
         self._journal = self._lines.open("a+b")
         self._recover()
 
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether a folder has a store, of whatever key."""
+        return (folder / "key.json").is_file()
+
     def __contains__(self, place: tuple[int, int]) -> bool:
         return place in self._places
 

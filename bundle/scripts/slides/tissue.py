@@ -15,10 +15,14 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from shapely import Geometry
+from shapely import Polygon, get_coordinates
 from shapely.geometry import shape
 from skimage.color import rgb2hsv
 from skimage.draw import polygon
@@ -37,6 +41,10 @@ LEAST_SATURATION = 0.05  # less is glass, also where Otsu's method has nothing b
 MOST_SATURATION = 0.15  # more is tissue, also where there is nothing but tissue
 SMALLEST = 64  # pixels of the overview; smaller pieces and gaps are dust and pores
 GEOJSON_SUFFIXES = (".geojson", ".json")
+COLLECTIONS = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
+SINGLE = ("Point", "LineString", "Polygon")
+GEOJSON_TYPES = (*COLLECTIONS, "Feature", *SINGLE, *(f"Multi{kind}" for kind in SINGLE))
+logger = logging.getLogger(__name__)
 
 
 class TissueMask:
@@ -79,12 +87,12 @@ def find_tissue(overview: np.ndarray) -> np.ndarray:
 
 def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
     """
-    Tissue in the overview of a slide.
+    Tissue in the overview of a slide; a slide without any is warned of.
 
     Args:
         tissue: ``"auto"`` to find it, ``"all"`` to take everything; or a file: a mask of the whole slide, at any size,
             above 0 in tissue, or GeoJSON polygons in pixels of level 0; or a folder that has one of these for every
-            slide, by the slide's name.
+            slide, by the slide's name. What is no polygon in GeoJSON is left out, with a warning.
         overview: (H, W, 3) in 0..1.
         view: that the overview is.
 
@@ -94,18 +102,43 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
     Raises:
         InputError: when there is no such file, or nothing can be made of it.
     """
-    if tissue == "auto":
-        return find_tissue(overview)
     if tissue == "all":
         return np.ones(overview.shape[:2], bool)
-    path = _file_for(Path(tissue), view.slide.path)
+    slide = view.slide.path
+    if tissue == "auto":
+        found = find_tissue(overview)
+        if not found.any():
+            grey = (
+                "it is grey, and tissue is found by its colour" if not np.ptp(overview, axis=2).any() else "all is pale"
+            )
+            logger.warning(
+                f"No tissue is found on '{slide}' ({grey}): nothing is looked for on it. Give --tissue all, or a mask."
+            )
+        return found
+    path = _file_for(Path(tissue), slide)
     if path.suffix.lower() in GEOJSON_SUFFIXES:
-        return _rasterised(_read_polygons(path), view)
-    try:
-        mask = np.asarray(load_mask(path))[0].T > 0  # MONAI has (W, H)
-    except Exception as error:  # a damaged file may raise anything
-        raise InputError(f"The tissue mask '{path}' can't be read ({first_line(error)}).") from error
-    return resize(mask, overview.shape[:2], order=0, anti_aliasing=False).astype(bool)
+        polygons, left_out = _read_polygons(path)
+        if left_out:
+            logger.warning(f"Of '{path}' is left out: {', '.join(f'{n} x {what}' for what, n in left_out.items())}.")
+        crossing = sum(not polygon.is_valid for polygon in polygons)
+        if crossing:
+            logger.warning(
+                f"{crossing} x polygon of '{path}' crosses itself: what its outline goes round twice is not in it."
+            )
+        found = _rasterised(polygons, view)
+    else:
+        polygons = []
+        try:
+            mask = np.asarray(load_mask(path))[0].T > 0  # MONAI has (W, H)
+        except Exception as error:  # a damaged file may raise anything
+            raise InputError(f"The tissue mask '{path}' can't be read ({first_line(error)}).") from error
+        found = resize(mask, overview.shape[:2], order=0, anti_aliasing=False).astype(bool)
+    if not found.any():
+        why = (
+            "its polygons lie outside it, or are smaller than a pixel of the overview" if polygons else "it has no area"
+        )
+        logger.warning(f"'{path}' marks no tissue on '{slide}' ({why}): nothing is looked for on it.")
+    return found
 
 
 def _file_for(path: Path, slide: Path) -> Path:
@@ -120,23 +153,76 @@ def _file_for(path: Path, slide: Path) -> Path:
     return found[0]
 
 
-def _read_polygons(path: Path) -> list[Geometry]:
+def _read_polygons(path: Path) -> tuple[list[Polygon], Counter[str]]:
+    """The polygons of a GeoJSON file, and what else is in it, counted."""
+    polygons: list[Polygon] = []
+    left_out: Counter[str] = Counter()
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        features = content.get("features", [content]) if isinstance(content, dict) else content
-        geometries = [shape(feature.get("geometry", feature)) for feature in features]
-    except Exception as error:  # anything may be in a JSON file
+        if not isinstance(content, list) and _kind(content) is None:
+            raise ValueError("it has no 'type' of GeoJSON")
+        for geometry in _geometries(content):
+            try:
+                found = _polygon(geometry)
+            except Exception as error:  # anything may be in a JSON file
+                left_out[f"{_named(geometry)} that can't be read ({first_line(error)})"] += 1
+                continue
+            if found is None:
+                left_out[_named(geometry)] += 1
+            else:
+                polygons.append(found)
+    except Exception as error:
         raise InputError(f"'{path}' can't be read as GeoJSON ({first_line(error)}).") from error
-    parts = [part for geometry in geometries for part in getattr(geometry, "geoms", [geometry])]
-    return [part for part in parts if part.geom_type == "Polygon"]
+    return polygons, left_out
 
 
-def _rasterised(polygons: list[Geometry], view: SlideView) -> np.ndarray:
+def _geometries(content: Any) -> Iterator[Any]:
+    """What is no collection in something from a GeoJSON file: geometries, and whatever else is in their places."""
+    kind = _kind(content)
+    coordinates = content.get("coordinates") if kind == "MultiPolygon" else None
+    if kind == "Feature":
+        yield from _geometries(content.get("geometry"))
+    elif kind in COLLECTIONS or isinstance(content, list):
+        inside = content if isinstance(content, list) else content.get(COLLECTIONS[kind])
+        for part in inside if isinstance(inside, list) else []:
+            yield from _geometries(part)
+    elif isinstance(coordinates, list) and coordinates:  # so that one of them that is empty costs no other
+        yield from ({"type": "Polygon", "coordinates": rings} for rings in coordinates)
+    else:
+        yield content
+
+
+def _polygon(geometry: Any) -> Polygon | None:
+    """A geometry where it is a polygon with an area. Raises what Shapely does, or ValueError, where it is malformed."""
+    if _kind(geometry) != "Polygon" or not geometry.get("coordinates"):
+        return None
+    polygon = shape(geometry)
+    if not np.isfinite(get_coordinates(polygon)).all():
+        raise ValueError("a coordinate is no number")
+    return None if polygon.is_empty else polygon
+
+
+def _kind(content: Any) -> str | None:
+    """The type of something from a GeoJSON file, None where that is none of GeoJSON's."""
+    kind = content.get("type") if isinstance(content, dict) else None
+    return kind if kind in GEOJSON_TYPES else None
+
+
+def _named(geometry: Any) -> str:
+    if geometry is None:
+        return "null"
+    kind = _kind(geometry)
+    return "no geometry" if kind is None else kind if geometry.get("coordinates") else f"empty {kind}"
+
+
+def _rasterised(polygons: list[Polygon], view: SlideView) -> np.ndarray:
     """Pixels whose centres are in one of the polygons, which are in pixels of level 0."""
     mask = np.zeros((view.height, view.width), bool)
     for region in polygons:
         inside = np.zeros_like(mask)
         for ring, value in [(region.exterior, True), *((hole, False) for hole in region.interiors)]:
+            if ring.is_empty:
+                continue
             x, y = np.asarray(ring.coords)[:, :2].T
             rows, columns = polygon(y / view.scale_y - 0.5, x / view.scale_x - 0.5, mask.shape)
             inside[rows, columns] = value

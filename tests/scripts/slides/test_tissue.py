@@ -80,6 +80,110 @@ def test_geojson_in_pixels_of_level_0(view, tmp_path, form):
     np.testing.assert_array_equal(found, expected)
 
 
+def feature(geometry) -> dict:
+    return {"type": "Feature", "geometry": geometry, "properties": {}}
+
+
+def collection(*geometries) -> dict:
+    return {"type": "FeatureCollection", "features": [feature(geometry) for geometry in geometries]}
+
+
+def tissue_in(content, view, tmp_path) -> np.ndarray:
+    (tmp_path / "t.geojson").write_text(json.dumps(content))
+    return tissue_of(str(tmp_path / "t.geojson"), np.zeros((50, 100, 3)), view)
+
+
+POLYGON = {"type": "Polygon", "coordinates": [SQUARE]}  # 40 x 30 pixels of the overview
+LINE = {"type": "LineString", "coordinates": SQUARE}
+EMPTY = {"type": "Polygon", "coordinates": []}
+PARTLY_USABLE = {
+    "null": (collection(None, POLYGON), "1 x null"),
+    "line": (collection(LINE, LINE, POLYGON), "2 x LineString"),
+    "empty": (collection(EMPTY, POLYGON), "1 x empty Polygon"),
+    "empty in multi": (collection({"type": "MultiPolygon", "coordinates": [[], [SQUARE]]}), "1 x empty Polygon"),
+    "empty collection": (collection({"type": "GeometryCollection", "geometries": []}, LINE, POLYGON), "LineString"),
+    "two corners": (
+        collection({"type": "Polygon", "coordinates": [SQUARE[:2]]}, POLYGON),
+        "Polygon that can't be read",
+    ),
+    "text": (collection({"type": "Polygon", "coordinates": "here"}, POLYGON), "Polygon that can't be read"),
+    "nan": (
+        collection({"type": "Polygon", "coordinates": [[[0, 0], [np.nan, 1], [1, 0], [0, 0]]]}, POLYGON),
+        "no number",
+    ),
+    "other": ([5, {"type": ["Polygon"]}, {"type": "Circle"}, "a", feature(POLYGON)], "4 x no geometry"),
+}
+
+
+@pytest.mark.parametrize("case", PARTLY_USABLE)
+def test_usable_parts_of_geojson_are_used_and_the_others_named(view, tmp_path, caplog, case):
+    content, said = PARTLY_USABLE[case]
+    expected = np.zeros((50, 100), bool)
+    expected[10:40, 10:50] = True
+    np.testing.assert_array_equal(tissue_in(content, view, tmp_path), expected)
+    assert str(tmp_path / "t.geojson") in caplog.text
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("kind", ["features", "geometries", "lists"])
+def test_nested_geojson_is_read(view, tmp_path, caplog, kind, depth):
+    content = feature({"type": "MultiPolygon", "coordinates": [[SQUARE]]})
+    for _ in range(depth):
+        content = {
+            "features": {"type": "FeatureCollection", "features": [content]},
+            "geometries": feature({"type": "GeometryCollection", "geometries": [content]}),
+            "lists": [content],
+        }[kind]
+    assert tissue_in(content, view, tmp_path).sum() == 40 * 30
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        collection(),
+        collection(LINE),
+        collection(None),
+        collection(EMPTY),
+        [],
+        {"type": "FeatureCollection", "features": None},
+        {"type": "FeatureCollection"},
+        {"type": "Point", "coordinates": [30, 30]},
+        {"type": "Polygon", "coordinates": [[[5000, 5000], [5000, 6000], [6000, 6000], [5000, 5000]]]},
+    ],
+)
+def test_geojson_that_marks_nothing_is_warned_of_by_name(view, tmp_path, caplog, content):
+    assert not tissue_in(content, view, tmp_path).any()
+    assert f"'{tmp_path / 't.geojson'}' marks no tissue on '{tmp_path / 'a.tif'}'" in caplog.text
+
+
+@pytest.mark.parametrize("content", [{}, {"type": "Topology"}, 5, "Polygon", None, {"type": {}}])
+def test_json_that_is_no_geojson_is_refused_by_name(view, tmp_path, content):
+    with pytest.raises(InputError, match=r"t\.geojson' can't be read as GeoJSON \(it has no 'type'"):
+        tissue_in(content, view, tmp_path)
+
+
+def test_a_polygon_that_crosses_itself_is_filled_by_turns_and_named(view, tmp_path, caplog):
+    """Its inner square, 20 x 20 pixels of the overview, is gone round twice. A bow-tie is two wings."""
+    twice = [[0, 0], [80, 0], [80, 80], [0, 80], [0, 0], [20, 20], [60, 20], [60, 60], [20, 60], [20, 20], [0, 0]]
+    found = tissue_in({"type": "Polygon", "coordinates": [twice]}, view, tmp_path)
+    assert found.sum() == 40 * 40 - 20 * 20
+    assert "crosses itself" in caplog.text
+    bow_tie = [[0, 0], [80, 80], [80, 0], [0, 80], [0, 0]]
+    found = tissue_in({"type": "Polygon", "coordinates": [bow_tie]}, view, tmp_path)
+    assert (found[20, 2], found[20, 38], found[2, 20], found[38, 20]) == (True, True, False, False)
+
+
+def test_a_slide_without_tissue_is_warned_of_by_name(view, tmp_path, caplog):
+    assert not tissue_of("auto", np.full((50, 100, 3), 0.5), view).any()
+    assert f"No tissue is found on '{tmp_path / 'a.tif'}' (it is grey" in caplog.text
+    caplog.clear()
+    Image.fromarray(np.zeros((5, 10), np.uint8)).save(tmp_path / "empty.png")
+    assert not tissue_of(str(tmp_path / "empty.png"), np.zeros((50, 100, 3)), view).any()
+    assert f"'{tmp_path / 'empty.png'}' marks no tissue on '{tmp_path / 'a.tif'}'" in caplog.text
+
+
 def test_a_folder_has_one_for_each_slide(view, tmp_path):
     (tmp_path / "tissue").mkdir()
     with pytest.raises(InputError, match=r"a\.tif"):
