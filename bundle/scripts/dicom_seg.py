@@ -37,15 +37,12 @@ def dicom_segmentation(mask: np.ndarray, series: str | PathLike, label: str = "l
 
     Raises:
         ImportError: without highdicom, which is only needed here.
-        AttributeError, ValueError: when a segmentation can't refer to such images (no place in a patient).
+        Exception: of highdicom, when a segmentation can't refer to such images (no place in a patient).
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     datasets = sorted_datasets(series)
-    for dataset in datasets:
-        if not dataset.get("SpecificCharacterSet"):  # empty means the default one, which highdicom refuses
-            dataset.pop("SpecificCharacterSet", None)
     description = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label=label,

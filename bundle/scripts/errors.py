@@ -17,6 +17,7 @@ import errno
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from pathlib import Path
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of GPUs, of the CPU on Linux, Windows
+
+LONGEST_REASON = 400  # letters of what a library said
 
 
 class InputError(ValueError):
@@ -88,11 +91,18 @@ def _no_room(name: str | None) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of the innermost cause, which is the decoder's or library's own word."""
+    """
+    First line of the innermost cause, which is the decoder's or library's own word.
+
+    A line that ends in a colon goes on with those after it: pydicom lists there what each of its plugins said.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    reason = f"{lines[0]} {'; '.join(lines[1:])}" if lines[0].endswith(":") else lines[0]
+    return textwrap.shorten(reason, LONGEST_REASON, placeholder=" ...")
 
 
 def report_input_errors() -> None:

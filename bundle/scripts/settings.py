@@ -29,6 +29,7 @@ from scripts.processes import by_first_process
 __all__ = ["check_settings"]
 
 MIN_SIZE = 4  # pixels; less vanishes in the network's pooling
+MAX_VOXELS = 2**29  # 512 x 512 x 2048: about 8 GB of memory, since a volume is copied as it is turned and scaled
 MAX_STAGES = len(VGG16_STAGES)
 
 

@@ -39,14 +39,19 @@ __all__ = [
     "CT_WINDOWS",
     "LoadSlice",
     "LoadSliced",
+    "ScalePercentiles",
     "ct_window",
+    "cut_axis",
     "from_slices",
     "list_slices",
     "load_slice_datalist",
     "to_slices",
 ]
 
+MASK_TOLERANCE = 0.1  # voxels by which a mask may lie beside its volume, rounded as affines are
+NOTHING = 16  # pixels of a side of what stands for a slice that can't be read
 VOLUMES_IN_MEMORY = 4  # decoded, beside the slices that a data set caches
+COINCIDING = 1e-4  # of the range of a volume: percentiles that are no further apart
 # Centre and width in Hounsfield units, as radiology workstations offer them.
 CT_WINDOWS = {
     "abdomen": (40, 400),
@@ -80,6 +85,36 @@ def ct_window(window: str | Sequence[float]) -> ScaleIntensityRange:
     if not 0 < width < np.inf:
         raise InputError(f"window must be two numbers, [centre, width], the width above 0; got {window!r}.")
     return ScaleIntensityRange(centre - width / 2, centre + width / 2, 0.0, 1.0, clip=True)
+
+
+class ScalePercentiles(Transform):
+    """
+    A volume to 0..1 between two of its percentiles, clipped.
+
+    Where they (nearly) coincide, since most of the volume is one background, they are those of the other voxels.
+
+    Args:
+        lower, upper: percentiles, from 0 to 100.
+    """
+
+    def __init__(self, lower: float, upper: float) -> None:
+        numbers = [v for v in (lower, upper) if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        if len(numbers) < 2 or not 0 <= lower < upper <= 100:
+            raise InputError(
+                f"percentiles must be two numbers from 0 to 100, the lower one first; got [{lower!r}, {upper!r}]."
+            )
+        self.percentiles = (lower, upper)
+
+    def __call__(self, img: np.ndarray) -> np.ndarray:
+        """Any shape, finite, to the same. Raises ValueError when all voxels have one value."""
+        darkest, brightest = float(img.min()), float(img.max())
+        if darkest == brightest:
+            raise ValueError(f"has the value {darkest:g} in all voxels: there is nothing to see in it")
+        low, high = np.percentile(img, self.percentiles)
+        if high - low <= COINCIDING * (brightest - darkest):
+            others = np.percentile(img[(img < low) | (img > high)], self.percentiles)
+            low, high = min(low, others[0]), max(high, others[1])
+        return np.clip((img - low) / (high - low), 0, 1)
 
 
 def positive_voxels(labels: np.ndarray, positive_labels: str | Sequence[int]) -> np.ndarray:
@@ -137,13 +172,26 @@ def load_slice_datalist(
             unknown |= {split} if item_problems else set()
             if pixel_labels and split in splits and not item_problems and "mask" not in item:
                 problems.append(f"{where}{name}: has no mask, which this method learns from; add one")
-    for split in [s for s in (*SPLITS, *splits) if s in datalist and s not in unknown]:
+    for split in [s for s in dict.fromkeys((*SPLITS, *splits)) if s in datalist and s not in unknown]:
         labels = {bool(item["label"]) for item in datalist[split]}
         asked = f" (positive_labels is {positive_labels})" if positive_labels != "all" and True not in labels else ""
         problems += [problem + asked for problem in class_problems(split, labels)]
     if problems:
         raise data_error(path, problems)
     return datalist
+
+
+def cut_axis(shape: Sequence[int], axis: int) -> int:
+    """Across which axis a volume is cut: a single image, of whatever orientation, is one slice."""
+    single = [a for a, size in enumerate(shape) if size == 1]
+    return single[0] if len(single) == 1 else axis
+
+
+def _plane_problem(shape: Sequence[int], axis: int) -> str:
+    plane = [size for a, size in enumerate(shape) if a != axis]
+    if min(plane) >= MIN_SIZE:
+        return ""
+    return f"its slices are {plane[0]}x{plane[1]}, smaller than {MIN_SIZE}x{MIN_SIZE}; is slice_axis right?"
 
 
 def _check_settings(axis: int, positive_labels: str | Sequence[int]) -> None:
@@ -167,10 +215,11 @@ def _slices_of(
     volume, problem = _try_read("the volume", item["image"])
     if volume is None:
         return [], [problem]
+    axis = cut_axis(volume.array.shape, axis)
     count = volume.array.shape[axis]
-    plane = [n for a, n in enumerate(volume.array.shape) if a != axis]
-    if min(plane) < MIN_SIZE:
-        return [], [f"its slices are {plane[0]}x{plane[1]}, smaller than {MIN_SIZE}x{MIN_SIZE}; is slice_axis right?"]
+    problem = _plane_problem(volume.array.shape, axis)
+    if problem:
+        return [], [problem]
     used, problems = _used(item, count)
     areas, rows = None, None
     if item.get("mask"):
@@ -239,7 +288,7 @@ def _reason(error: Exception) -> str:
     """What our own check says, or that the file can't be read and why."""
     return (
         str(error)
-        if type(error) is ValueError and str(error).startswith(("has ", "is "))
+        if type(error) is ValueError and str(error).startswith(("has ", "is ", "can't "))
         else f"can't be read ({first_line(error)})"
     )
 
@@ -250,9 +299,18 @@ def _mask_problem(path: str, mask: Volume, volume: Volume) -> str:
         return f"the mask '{path}' has {shapes[0]} voxels, the volume {shapes[1]}; they must be the same"
     if not np.array_equal(mask.array, np.round(mask.array)) or mask.array.min() < 0:
         return f"the mask '{path}' has other values than whole numbers from 0 on; save labels, not probabilities"
-    if not np.allclose(mask.geometry.ras_affine, volume.geometry.ras_affine, atol=1e-2):
+    places = [v.geometry.ras_affine @ _corners(v.array.shape) for v in (mask, volume)]
+    apart = np.linalg.solve(volume.geometry.ras_affine, places[0] - places[1])
+    if np.abs(apart).max() > MASK_TOLERANCE:
         return f"the mask '{path}' lies elsewhere in the patient than the volume (other affine); resample it"
     return ""
+
+
+def _corners(shape: Sequence[int]) -> np.ndarray:
+    """(4, 8): homogeneous coordinates of the outermost voxels."""
+    return (
+        np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]).T * np.array([*(n - 1 for n in shape), 1])[:, None]
+    )
 
 
 def _read_table(path: object, count: int) -> tuple[dict[int, dict], list[str]]:
@@ -307,10 +365,13 @@ def list_slices(images: str | PathLike | Sequence[str], axis: int = 2) -> ImageL
     items = ImageList()
     for path in find_volumes(images):
         volume, problem = _try_read("the volume", path)
-        if volume is None:
+        if volume is not None:
+            across = cut_axis(volume.array.shape, axis)
+            count, problem = volume.array.shape[across], _plane_problem(volume.array.shape, across)
+            problem = f"the volume '{path}': {problem}" if problem else ""
+        if problem:
             items.left_out.append(problem)
         else:
-            count = volume.array.shape[axis]
             items += [{"image": path, "slice": k, "count": count} for k in range(count)]
     items.log_left_out("the volumes")
     return items
@@ -350,20 +411,42 @@ class LoadSlice(Transform):
             (C, W, H) float32 as MONAI orders pictures, the right way up for a radiologist: the patient's right, or
             front, on the left; front, or head, at the top. C is 3 equal channels without neighbours, else
             2 x neighbours + 1.
+
+        Raises:
+            InputError: when the volume can't be read or scaled.
         """
-        volume = self.scaled_volume(path)
+        volume, problem = self.scaled_volume(path)
+        if problem:
+            raise InputError(problem)
         offsets = range(-self.neighbours, self.neighbours + 1) if self.neighbours else (0, 0, 0)
         chosen = np.clip([index + offset for offset in offsets], 0, volume.shape[0] - 1)
-        image = torch.as_tensor(volume[chosen])
-        return MetaTensor(
-            image, affine=torch.eye(4, dtype=torch.float64), meta=self._meta(path, index, image.shape[1:])
-        )
+        return self._picture(volume[chosen], path, index)
 
-    def _scaled_volume(self, path: str) -> np.ndarray:
-        """(slices, W, H) float32."""
-        array = read_volume(path).array
-        array = array if self.intensity is None else np.asarray(self.intensity(array[None]))[0]
-        return np.ascontiguousarray(to_slices(array, self.axis), dtype=np.float32)
+    def nothing(self, path: str, index: int, problem: str) -> MetaTensor:
+        """In the place of a slice that can't be read, black; with ``problem`` in its metadata."""
+        channels = 2 * self.neighbours + 1 if self.neighbours else 3
+        image = self._picture(np.zeros((channels, NOTHING, NOTHING), np.float32), path, index)
+        image.meta["problem"] = problem
+        return image
+
+    def _scaled_volume(self, path: str) -> tuple[np.ndarray | None, str]:
+        """(slices, W, H) float32; or why there is none, so that it is not tried again for each slice."""
+        volume, problem = _try_read("the volume", path)
+        if volume is None:
+            return None, problem
+        array = volume.array
+        try:
+            array = array if self.intensity is None else np.asarray(self.intensity(array[None]))[0]
+            if not np.isfinite(array).all():
+                raise ValueError("has values that are not finite once it is scaled")
+        except ValueError as error:
+            return None, f"the volume '{path}' {_reason(error)}"
+        slices = to_slices(array, cut_axis(array.shape, self.axis))
+        return np.ascontiguousarray(slices, dtype=np.float32), ""
+
+    def _picture(self, picture: np.ndarray, path: str, index: int) -> MetaTensor:
+        meta = self._meta(path, index, picture.shape[1:])
+        return MetaTensor(torch.as_tensor(picture), affine=torch.eye(4, dtype=torch.float64), meta=meta)
 
     def _meta(self, path: str, index: int, shape: Sequence[int]) -> dict:
         return {
@@ -371,12 +454,16 @@ class LoadSlice(Transform):
             "filename_or_obj": str(Path(path).with_name(f"{volume_name(path)}_slice{index:03}")),
             "volume": path,
             "slice": index,
+            "problem": "",
         }
 
 
 class LoadSliced(MapTransform):
     """
     Dictionary version of `LoadSlice`, for items of `load_slice_datalist` and `list_slices`.
+
+    An item of `list_slices`, which has a ``count``, of a volume that can't be read any more is black, with what is
+    wrong as ``problem`` in its metadata: inference goes on with other volumes. Any other item raises an InputError.
 
     The slice of the mask replaces its path, (1, H, W) float32. The slice alone is kept as ``picture``, (3, H, W) in
     0..1, for whoever draws it.
@@ -409,7 +496,12 @@ class LoadSliced(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             path, index = d[key], d[self.slice_key]
-            d[key] = self.load(path, index)
+            try:
+                d[key] = self.load(path, index)
+            except InputError as error:
+                if "count" not in d:
+                    raise
+                d[key] = self.load.nothing(path, index, str(error))
             middle = d[key].shape[0] // 2
             d["picture"] = d[key][middle : middle + 1].repeat(3, 1, 1).clamp(0, 1)
             if isinstance(d.get(self.mask_key), str):
