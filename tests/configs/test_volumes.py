@@ -27,6 +27,7 @@ from monai.bundle import run
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from scripts import slices
 from scripts.dicom import DicomReader
 from scripts.errors import input_error_of
 from scripts.volumes import read_volume
@@ -375,3 +376,64 @@ def test_masks_of_volumes_train_the_supervised_network(configs, study):
     content["training"] = content["training"][:1]
     (study / "dataset.json").write_text(json.dumps(content))
     assert 0 <= run_study(configs, study, "vgg_supervised")["dice_per_volume"] <= 1
+
+
+def test_millilitres_are_right_or_not_there(configs, red_detector, tmp_path, caplog):
+    """The bright box of 3 x 5 x 2 voxels of 10 ul: in every unit of NIfTI, and of DICOM without a pixel size."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for unit, size in (("mm", 1.0), ("micron", 1e-3), ("meter", 1e3)):
+        image = nib.Nifti1Image(corner(), np.diag([1 / size, 2 / size, 5 / size, 1]))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, folder / f"{unit}.nii.gz")
+    dicom(folder / "us.dcm", np.ascontiguousarray(corner()[..., -2].T), UltrasoundImageStorage, PixelSpacing=None)
+    out = infer(configs, red_detector, folder, tmp_path / "out", spatial_size=[9, 12])
+    rows = {Path(row["image"]).name: row["millilitres"] for row in csv.DictReader((out / "predictions.csv").open())}
+    assert rows.pop("us.dcm") == ""
+    assert {name: float(value) for name, value in rows.items()} == pytest.approx(dict.fromkeys(rows, 0.3))
+    assert "us.dcm' has no PixelSpacing: no millilitres of it" in caplog.text
+    for unit in ("micron", "meter"):  # the mask is in its file's own unit, in the same place
+        mask, image = nib.load(out / f"{unit}_mask.nii.gz"), nib.load(folder / f"{unit}.nii.gz")
+        np.testing.assert_array_equal(mask.affine, image.affine)
+        assert mask.header.get_xyzt_units()[0] == unit
+
+
+def test_a_volume_lost_during_inference_undoes_no_other(configs, red_detector, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abcd":
+        nib.save(nib.Nifti1Image(corner(), np.eye(4)), folder / f"{name}.nii")
+    nib.save(nib.Nifti1Image(np.full((9, 12, 7), 3, np.int16), np.eye(4)), folder / "e.nii")  # nothing to scale
+    original = slices.list_slices
+
+    def list_and_damage(*args, **kwargs):
+        items = original(*args, **kwargs)
+        (folder / "b.nii").unlink()
+        (folder / "c.nii").write_bytes((folder / "c.nii").read_bytes()[:500])
+        return items
+
+    monkeypatch.setattr(slices, "list_slices", list_and_damage)
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, folder, tmp_path / "out", spatial_size=[9, 12])
+    message = str(input_error_of(caught.value))
+    assert "3 problems in the images; all others are done" in message
+    for name in "bce":
+        assert f"{name}.nii" in message
+    out = tmp_path / "out" / "predictions"
+    rows = [Path(row["image"]).name for row in csv.DictReader((out / "predictions.csv").open())]
+    assert rows == ["a.nii", "d.nii"]
+    assert_lies_on(out / "d_mask.nii.gz", corner(), np.eye(4))
+    assert not (out / "b_mask.nii.gz").exists()
+
+
+def test_a_single_image_across_the_patient_is_one_slice(configs, red_detector, tmp_path):
+    """Sagittal, with the axial slices of the default setting."""
+    (tmp_path / "in").mkdir()
+    plane = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    array = corner()[..., -2:-1]
+    path = tmp_path / "in" / "a.dcm"
+    dicom(path, np.ascontiguousarray(array[..., 0].T), **plane, PixelSpacing=[1, 1], SliceThickness=5)
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[9, 12])
+    # columns go to the back (RAS -y), rows to the feet (-z), the normal, back x feet, to the patient's right (+x)
+    affine = np.array([[0, 0, 5.0, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    assert_lies_on(out / "a_mask.nii.gz", array, affine)

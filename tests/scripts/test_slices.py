@@ -20,7 +20,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import ScaleIntensityRangePercentiles
 from scripts import slices as slices_module
 from scripts.data import has_masks
 from scripts.errors import InputError
@@ -28,6 +27,7 @@ from scripts.slices import (
     CT_WINDOWS,
     LoadSlice,
     LoadSliced,
+    ScalePercentiles,
     ct_window,
     from_slices,
     list_slices,
@@ -249,7 +249,62 @@ def test_percentiles_are_of_the_whole_volume(folder):
     """101 values 0, 10 ... 1000, a hundredth each: percentile p is 10 p. Slices don't get a scale each."""
     values = np.zeros((101, 4, 4), np.float32) + 10 * np.arange(101, dtype=np.float32)[:, None, None]
     save(folder / "a.nii.gz", values)
-    scale = ScaleIntensityRangePercentiles(lower=10, upper=90, b_min=0, b_max=1, clip=True)
+    scale = ScalePercentiles(10, 90)
     load_slice = LoadSlice(axis=0, intensity=scale)
     found = [float(load_slice(str(folder / "a.nii.gz"), k)[0, 0, 0]) for k in (0, 10, 30, 50, 90, 100)]
     np.testing.assert_allclose(found, [0, 0, 0.25, 0.5, 1, 1], atol=1e-6)  # 300 is a quarter of the way from 100 to 900
+
+
+@pytest.mark.parametrize("noise", [0, 1e-6])
+def test_a_mostly_empty_volume_is_scaled_by_what_is_there(noise):
+    """Of 10,000 voxels 9,949 are background; the other 51 are 100, 102 ... 200: their percentiles 10 and 90 too."""
+    volume = np.zeros(10_000, np.float32)
+    volume[:9949:2] = noise
+    volume[9949:] = np.arange(100, 201, 2)
+    scaled = ScalePercentiles(10, 90)(volume)
+    assert scaled[:9949].max() < 1e-6  # background stays black
+    np.testing.assert_allclose(scaled[9949:], np.minimum(np.arange(100, 201, 2) / 190, 1), atol=1e-5)
+
+
+def test_a_mask_like_volume_is_black_and_white():
+    volume = np.zeros((10, 10, 10), np.float32)
+    volume[4, 4, 4] = 7
+    np.testing.assert_array_equal(ScalePercentiles(1, 99)(volume), volume / 7)
+
+
+def test_a_volume_of_one_value_is_refused_by_its_name(folder):
+    save(folder / "a.nii.gz", np.full(SHAPE, 5, np.int16))
+    load_slice = LoadSlice(intensity=ScalePercentiles(1, 99))
+    with pytest.raises(InputError, match=r"a\.nii\.gz' has the value 5 in all voxels"):
+        load_slice(str(folder / "a.nii.gz"), 0)
+
+
+@pytest.mark.parametrize("percentiles", [(99, 1), (0, 101), (-1, 50), (50, 50), ("a", 3), (None, 5), (float("nan"), 9)])
+def test_percentiles_are_checked(percentiles):
+    with pytest.raises(InputError, match="percentiles must be two numbers from 0 to 100"):
+        ScalePercentiles(*percentiles)
+
+
+def test_slices_too_small_for_the_network_are_refused_in_inference_as_in_training(folder):
+    save(folder / "thin.nii.gz", np.zeros((3, 8, 4), np.int16))
+    with pytest.raises(InputError, match=r"thin\.nii\.gz': its slices are 3x8, smaller than 4x4"):
+        list_slices(str(folder / "thin.nii.gz"))
+
+
+@pytest.mark.parametrize("unit", ["mm", "micron", "meter"])
+@pytest.mark.parametrize("shift", [0, 0.5])
+def test_a_mask_lies_on_its_volume_in_any_unit(unit, shift, folder):
+    """Voxels of 5 micrometres; half a voxel beside is another place, however small the number of millimetres."""
+    size = {"mm": 0.005, "micron": 5.0, "meter": 5e-6}[unit]
+    for name, moved in (("a", 0), ("mask", shift)):
+        image = nib.load(folder / f"{name}.nii.gz")
+        affine = np.diag([size] * 3 + [1.0])
+        affine[0, 3] = moved * size
+        image = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+        image.header.set_xyzt_units(unit)
+        nib.save(image, folder / f"{name}.nii.gz")
+    if shift:
+        with pytest.raises(InputError, match="lies elsewhere in the patient"):
+            load(folder)
+    else:
+        assert len(load(folder)["training"]) == 4
