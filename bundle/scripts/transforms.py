@@ -35,6 +35,7 @@ from scripts.weak_labels import rough_area
 
 __all__ = [
     "BinaryMask",
+    "KeepPictured",
     "LabelMap",
     "LabelMapd",
     "LoadTruthd",
@@ -301,6 +302,30 @@ class LoadTruthd(MapTransform):
         return d
 
 
+class KeepPictured(MapTransform):
+    """
+    Keep a picture as it is for whoever draws it later, in a quarter of its memory: 0..1 becomes 8 bit.
+
+    Args:
+        keys: keys of the pictures, (3, W, H) in 0..1.
+        names: keys under which they are kept, uint8.
+    """
+
+    def __init__(self, keys: KeysCollection, names: KeysCollection = "picture") -> None:
+        super().__init__(keys)
+        self.names = ensure_tuple_rep(names, len(self.keys))
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key, name in self.key_iterator(d, self.names):
+            picture = convert_to_tensor(d[key], track_meta=False)
+            kept = torch.empty(picture.shape, dtype=torch.uint8)
+            for column in range(picture.shape[1]):  # one by one: the numbers in between need their memory as well
+                kept[:, column] = (picture[:, column] * 255).round()
+            d[name] = MetaTensor(kept, meta=d[key].meta) if isinstance(d[key], MetaTensor) else kept
+        return d
+
+
 class ValidRegion(Transform):
     """Ones of the size of an image: what is left of them after padding tells the image from the padding."""
 
@@ -366,20 +391,22 @@ class OutlineOverlay(Transform):
     def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> np.ndarray:
         """
         Args:
-            image: (3, H, W) in 0..1.
+            image: (3, H, W) in 0..1, or uint8.
             mask: (1, H, W), or of another size, stretched over the picture; what is above 0 is outlined.
 
         Returns:
-            (3, H, W) float32 in 0..1.
+            (3, H, W) uint8 if that was given, else float32 in 0..1.
         """
-        picture = convert_to_numpy(image).astype(np.float32)  # a copy, of a tensor on any device
+        picture = convert_to_numpy(image)  # of a tensor on any device
+        picture = picture.astype(np.uint8 if picture.dtype == np.uint8 else np.float32)  # a copy
         region = convert_to_numpy(Resize(picture.shape[1:], mode="nearest")(mask))[0] > 0
         outline = np.zeros_like(region)
         for _ in range(self.width):  # one ring of pixels at a time, from the edge inwards
             ring = find_boundaries(np.pad(region, 1), mode="inner", connectivity=2)[1:-1, 1:-1]
             outline |= ring
             region &= ~ring
-        picture[:, outline] = np.array(OUTLINE_COLOUR, dtype=np.float32)[:, None]
+        scale = 255 if picture.dtype == np.uint8 else 1
+        picture[:, outline] = np.array([scale * colour for colour in OUTLINE_COLOUR], picture.dtype)[:, None]
         return picture
 
 
@@ -388,7 +415,7 @@ class OutlineOverlayd(MapTransform):
     Dictionary version of `OutlineOverlay`: draws into the picture under each key; a volume stays as it is.
 
     Args:
-        keys: key of the picture, (3, H, W) in 0..1.
+        keys: key of the picture, (3, H, W) in 0..1 or uint8.
         mask_key: key of the mask, (1, H, W).
         width: width of the outline in pixels.
     """

@@ -26,6 +26,7 @@ from PIL import Image
 from scripts.readers import PictureReader
 from scripts.transforms import (
     BinaryMask,
+    KeepPictured,
     LabelMapd,
     LoadTruthd,
     OutlineOverlay,
@@ -201,6 +202,22 @@ MASKS = {
 def test_a_mask_is_what_a_viewer_shows_of_it(name: str, tmp_path: Path) -> None:
     MASKS[name](tmp_path / name)
     np.testing.assert_array_equal(np.asarray(load_mask(tmp_path / name))[0].T, SHAPE)
+
+
+def test_a_picture_is_kept_in_8_bit_as_it_is() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (3, 6, 5), np.uint8)
+    image = MetaTensor(torch.as_tensor(picture / np.float32(255)), meta={"filename_or_obj": "a.png"})
+    item = KeepPictured("image")({"image": image})
+    np.testing.assert_array_equal(np.asarray(item["picture"]), picture)
+    assert item["picture"].dtype == torch.uint8
+    assert item["picture"].meta["filename_or_obj"] == "a.png"
+    mask = np.zeros((1, 6, 5), np.float32)
+    mask[0, 2:5, 1:4] = 1
+    drawn = OutlineOverlay(1)(item["picture"], mask)
+    expected = picture.copy()
+    expected[:, 2:5, 1:4] = np.array([0, 255, 51], np.uint8)[:, None, None]  # green
+    expected[:, 3, 2] = picture[:, 3, 2]  # its middle is no outline
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_a_preview_is_small_and_in_its_colours(tmp_path: Path) -> None:
