@@ -112,7 +112,8 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
                 "it is grey, and tissue is found by its colour" if not np.ptp(overview, axis=2).any() else "all is pale"
             )
             logger.warning(
-                f"No tissue is found on '{slide}' ({grey}): nothing is looked for on it. Give --tissue all, or a mask."
+                f"No tissue is found on '{slide}' ({grey}): nothing is looked for on it, its probability is left out. "
+                "Give --tissue all, or a mask."
             )
         return found
     path = _file_for(Path(tissue), slide)
@@ -137,7 +138,9 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
         why = (
             "its polygons lie outside it, or are smaller than a pixel of the overview" if polygons else "it has no area"
         )
-        logger.warning(f"'{path}' marks no tissue on '{slide}' ({why}): nothing is looked for on it.")
+        logger.warning(
+            f"'{path}' marks no tissue on '{slide}' ({why}): nothing is looked for on it, its probability is left out."
+        )
     return found
 
 
