@@ -25,11 +25,20 @@ from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTraine
 from monai.utils import CommonKeys
 from torch.utils.data import DataLoader
 
-from scripts.errors import InputError, is_out_of_memory
+from scripts.data import ImageList
+from scripts.errors import InputError, first_line, input_error_of, is_out_of_memory, lack_of
 from scripts.processes import add_gradients_up, process_count, send_weights, sum_over_processes
 from scripts.sampling import Batch
 
-__all__ = ["AccumulatingTrainer", "MeanLoss", "PartialEvaluator", "half_precision", "image_losses", "per_image"]
+__all__ = [
+    "AccumulatingTrainer",
+    "ItemwiseEvaluator",
+    "MeanLoss",
+    "PartialEvaluator",
+    "half_precision",
+    "image_losses",
+    "per_image",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +241,94 @@ class PartialEvaluator(SupervisedEvaluator):
         self.state.epoch = global_epoch
         for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
             self.fire_event(event)
+
+
+class ItemwiseEvaluator(PartialEvaluator):
+    """
+    An evaluator of one image at a time for which an image that can't be read, mapped or saved is that image's failure.
+
+    It is logged as an error and kept in `left_out`, whose `report_left_out` ends the run with all of them; ``output``
+    and ``batch`` of the state are empty then. A lack of memory, or of room on a disk, ends the run at once.
+
+    Args:
+        val_data_loader: of batches of one, over a data set with a ``transform``.
+        left_out: a list to add to; its own by default.
+        enabled: False for an evaluator that a failure ends.
+        kwargs: see `SupervisedEvaluator`.
+    """
+
+    def __init__(
+        self, *, val_data_loader: DataLoader, left_out: ImageList | None = None, enabled: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(val_data_loader=val_data_loader, **kwargs)
+        self.left_out = ImageList() if left_out is None else left_out
+        self._mapped = False
+        self._enabled = enabled
+        self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
+        if enabled:
+            dataset = val_data_loader.dataset
+            dataset.transform = LoadOrTell(dataset.transform)
+
+    def report_left_out(self) -> None:
+        """See `ImageList.report_left_out`."""
+        self.left_out.report_left_out()
+
+    def _check(self) -> None:
+        self._mapped = True
+        if not bool(torch.isfinite(self.state.output[CommonKeys.PRED]).all()):
+            raise InputError("its map has values that are not finite; the network's weights are too large for it.")
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> Any:
+        if FAILURE in batchdata:
+            return self._leave_out(batchdata[CommonKeys.IMAGE][0], batchdata[FAILURE][0])
+        self._mapped = False
+        try:
+            return super()._iteration(engine, batchdata)
+        except Exception as error:  # of a writer, which may raise anything
+            if not self._enabled or not self._mapped or lack_of(error) is not None:
+                raise
+            if input_error_of(error) is None and not _is_of_files(error):
+                logger.exception("An image can't be finished.")
+            return self._leave_out(_file_of(batchdata), first_line(error))
+
+    def _leave_out(self, image: str, reason: str) -> list:
+        problem = f"'{image}': {reason}"
+        logger.error(f"Left out: {problem}")
+        self.left_out.left_out.append(problem)
+        self.state.batch = self.state.output = []
+        return []
+
+
+FAILURE = "failure"
+
+
+class LoadOrTell:
+    """A transform of an item that returns its image's path and why it can't be read, if it can't."""
+
+    def __init__(self, transform: Callable) -> None:
+        self.transform = transform
+
+    def __call__(self, item: Mapping[str, Any]) -> Any:
+        try:
+            return self.transform(item)
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            if lack_of(error) is not None:
+                raise
+            return {CommonKeys.IMAGE: str(item[CommonKeys.IMAGE]), FAILURE: f"can't be read ({first_line(error)})"}
+
+
+def _is_of_files(error: BaseException | None) -> bool:
+    """Whether a file couldn't be written; MONAI's SaveImage keeps but the text of what its writers raised."""
+    while error is not None:
+        if isinstance(error, OSError) or "suitable writer" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _file_of(batch: Mapping[str, Any]) -> str:
+    name = getattr(batch[CommonKeys.IMAGE], "meta", {}).get("filename_or_obj", "?")
+    return name[0] if isinstance(name, (list, tuple)) else str(name)
 
 
 class MeanLoss(Average):

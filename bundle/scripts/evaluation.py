@@ -65,8 +65,8 @@ class ImageScores:
 class Thresholds:
     """Decisions made on validation images, applied to others."""
 
-    image: float
-    """Image-level probability from which on an image counts as positive: the highest accuracy."""
+    image: float | None
+    """Image-level probability from which on an image counts as positive: the highest accuracy; None without any."""
     pixel: float | None
     """Probability from which on a pixel counts as positive: the highest `f_mean`; None without pixel truth."""
 
@@ -174,25 +174,28 @@ def summarise(scores: Sequence[ImageScores], thresholds: Thresholds) -> dict[str
         thresholds: chosen on validation images, by `choose_thresholds`.
 
     Returns:
-        ``auc`` and ``accuracy`` of the image-level probability; and, when the pixel truth of all images is known,
-        ``f_pos``, ``f_neg``, ``f_mean``, ``dice_pos``, ``iou_pos``; ``f_pos``, ``f_neg`` and ``f_mean`` at the
-        threshold chosen (``best_threshold_``; left out where there is none), of marking all pixels (``all_ones_``)
-        and of a centred disc (``disc_``) of the one size with the highest ``f_pos`` here.
+        ``auc`` and, where a threshold was chosen, ``accuracy`` of the image-level probability; and, when the pixel
+        truth of all images is known, ``f_pos``, ``f_neg``, ``f_mean``, ``dice_pos``, ``iou_pos``; ``f_pos``, ``f_neg``
+        and ``f_mean`` at the threshold chosen (``best_threshold_``; left out where there is none), of marking all
+        pixels (``all_ones_``) and of a centred disc (``disc_``) of the one size with the highest ``f_pos`` here.
     """
     labels = np.array([s.label for s in scores])
     probabilities = np.array([s.probability for s in scores])
     image_level = {
         "auc": float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(labels))),
-        "accuracy": float(np.mean((probabilities >= thresholds.image) == (labels == 1))),
-        "image_threshold": thresholds.image,
     }
+    if thresholds.image is not None:
+        image_level |= {
+            "accuracy": float(np.mean((probabilities >= thresholds.image) == (labels == 1))),
+            "image_threshold": thresholds.image,
+        }
     if any(s.f_measure is None for s in scores):
         return image_level
     positive = labels == 1
     discs = np.array([s.disc_f for s in scores])  # (images, fractions)
     disc = int(discs[positive].mean(axis=0).argmax())
     at_best = {}
-    if thresholds.pixel is not None:  # None: this split has masks, validation has not
+    if thresholds.pixel is not None:  # None: this split has masks, validation has not, or there is none
         values = [s.f_by_threshold[THRESHOLDS.index(thresholds.pixel)] for s in scores]
         at_best = _by_class("best_threshold_", values, positive) | {"best_threshold": thresholds.pixel}
     regions = {

@@ -75,7 +75,7 @@ def draw_examples(examples: Sequence[Example]) -> Figure:
         row[1].imshow(example.truth, cmap="gray", vmin=0, vmax=1)
         row[2].imshow(_outlined(example))
         heat = row[3].imshow(example.probability, cmap=HEAT, vmin=0, vmax=1)
-        row[0].set_ylabel(example.title, fontsize=9)
+        row[0].set_ylabel(example.title, fontsize=9, parse_math=False)  # a file's name may have a '$'
         for axes in row:
             axes.set(xticks=[], yticks=[])
     for axes, title in zip(grid[0], ("input", "truth", "predicted outline", "probability"), strict=True):
@@ -97,7 +97,7 @@ def draw_maps(rows: Mapping[str, Mapping[str, np.ndarray]], fields: Mapping[str,
     grid = figure.subplots(len(rows), len(names), squeeze=False)
     heat = None
     for row, (title, panels) in zip(grid, rows.items(), strict=True):
-        row[0].set_ylabel(title, fontsize=6)
+        row[0].set_ylabel(title, fontsize=6, parse_math=False)
         for axes, name in zip(row, names, strict=True):
             axes.set(xticks=[], yticks=[])
             if name in ("input", "truth") and name in panels:

@@ -31,7 +31,16 @@ from monai.handlers import MLFlowHandler, StatsHandler, TensorBoardHandler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from scripts.evaluation import ImageScores, baseline_table, choose_thresholds, score_image, summarise, volume_dice
+from scripts.errors import InputError, first_line
+from scripts.evaluation import (
+    ImageScores,
+    Thresholds,
+    baseline_table,
+    choose_thresholds,
+    score_image,
+    summarise,
+    volume_dice,
+)
 from scripts.figures import Example, draw_curves, draw_examples, draw_maps
 from scripts.files import replacing, write_rows
 from scripts.instances import instances_of
@@ -167,6 +176,8 @@ class MapPanels:
         self.chosen = {}
 
     def __call__(self, engine: Engine) -> None:
+        if not engine.state.output:  # an image that can't be read
+            return
         place = self.own[(engine.state.iteration - 1) % engine.state.epoch_length]
         if place in self.shown:
             item = engine.state.output[0]
@@ -236,6 +247,8 @@ class SideOutputs(MapPanels):
         self.rows[image.name] = panels
 
     def draw(self) -> None:
+        if not self.rows:
+            return
         figure = draw_maps(self.rows, self.network.receptive_fields())
         with replacing(self.path, binary=True) as file:
             figure.savefig(file, dpi=110, format="png")
@@ -336,22 +349,37 @@ class EvaluationReport(ScoreCollector):
 
     def write(self, engine: Engine) -> None:
         scores = self.all_scores()
+        if {s.label for s in scores} != {0, 1}:
+            raise InputError(f"The split '{self.split}' can't be scored: of one class, no image could be used.")
         metrics = {"split": self.split, "images": len(scores)}
-        metrics |= summarise(scores, choose_thresholds(self.calibration.all_scores()))
-        written = [self.output_dir / name for name in ("metrics.json", "metrics_per_image.csv")]
+        metrics |= summarise(scores, self._thresholds())
+        written: list[Path] = []
         volumes = volume_dice(scores)
         if volumes:
             metrics |= {"volumes": len(volumes), "dice_per_volume": mean(volumes.values())}
-        if "f_pos" in metrics:
+        known = "f_pos" in metrics
+        if known:
             metrics |= self.boundary.aggregate() | {"px_ap": float(self.pixels.aggregate())}
-            written += self._draw(scores, metrics["px_ap"])
         else:
             unknown = [s.image for s in scores if s.f_measure is None]
             logger.warning(f"No region scores: {len(unknown)} images have no mask, the first is {unknown[0]}.")
         numbers = {name: v for name, v in metrics.items() if isinstance(v, (int, float)) and not math.isnan(v)}
         engine.state.metrics.update(numbers)
+        if process_rank() == 0:
+            written += self._write_tables(scores, metrics, volumes)
+        if known:  # after the tables: a picture is the last thing that may fail
+            written += self._draw(scores, metrics["px_ap"])
         if process_rank() > 0:
             return
+        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap", "dice_per_volume")
+        rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
+        logger.info(f"{self.split}, {len(scores)} images\n{baseline_table(metrics)}\n{rest}")
+        logger.info("Written: " + ", ".join(map(str, written)))
+
+    def _write_tables(
+        self, scores: list[ImageScores], metrics: dict[str, Any], volumes: dict[str, float]
+    ) -> list[Path]:
+        written = [self.output_dir / name for name in ("metrics.json", "metrics_per_image.csv")]
         if volumes:
             written.append(self.output_dir / "metrics_per_volume.csv")
             with replacing(written[-1]) as file:
@@ -361,17 +389,27 @@ class EvaluationReport(ScoreCollector):
             write_rows(file, [columns, *([getattr(s, name) for name in columns] for s in scores)])
         with replacing(written[0]) as file:
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
-        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap", "dice_per_volume")
-        rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
-        logger.info(f"{self.split}, {len(scores)} images\n{baseline_table(metrics)}\n{rest}")
-        logger.info("Written: " + ", ".join(map(str, written)))
+        return written
+
+    def _thresholds(self) -> Thresholds:
+        """Chosen on the validation images; none where the data set has none of both classes."""
+        scores = self.calibration.all_scores()
+        if {s.label for s in scores} == {0, 1}:
+            return choose_thresholds(scores)
+        logger.warning(
+            "There are no validation images to choose thresholds on: accuracy and the scores at the best threshold are "
+            "left out."
+        )
+        return Thresholds(None, None)
 
     def _draw(self, scores: list[ImageScores], px_ap: float) -> list[Path]:
         examples = self._examples(scores)
         boundary, pixels = self.boundary.scores(), self.pixels.curve()
         if process_rank() > 0:
             return []
-        figures = {"curves": draw_curves(boundary, pixels, px_ap), "examples": draw_examples(examples)}
+        figures = {"curves": draw_curves(boundary, pixels, px_ap)}
+        if examples:
+            figures["examples"] = draw_examples(examples)
         paths = []
         for name, figure in figures.items():
             paths.append(self.output_dir / f"{name}.png")
@@ -392,12 +430,16 @@ class EvaluationReport(ScoreCollector):
             for title, position in chosen.items()
             if position in places
         }
-        examples = union(own)
-        return [examples[title] for title in chosen]
+        examples = union({title: example for title, example in own.items() if example is not None})
+        return [examples[title] for title in chosen if title in examples]
 
-    def _example(self, title: str, scores: ImageScores, place: int) -> Example:
+    def _example(self, title: str, scores: ImageScores, place: int) -> Example | None:
         maps = np.load(self._maps_file(place))
-        colours = maps["picture"] if "picture" in maps else np.asarray(ToRGB()(load_image(scores.image)))
+        try:
+            colours = maps["picture"] if "picture" in maps else np.asarray(ToRGB()(load_image(scores.image)))
+        except Exception as error:  # it could be read before, and was scored
+            logger.warning(f"'{scores.image}' can't be shown ({first_line(error)}).")
+            return None
         image, truth, probability = (
             picture.swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
             for picture in (np.moveaxis(colours, 0, -1), maps["truth"], maps["probability"])

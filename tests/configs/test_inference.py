@@ -13,10 +13,14 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
+import torch
 from monai.bundle import run
 from PIL import Image
+from scripts.data import ImageList
 from scripts.errors import InputError, input_error_of
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)
@@ -123,6 +127,53 @@ def test_a_broken_picture_is_named_at_the_end_and_the_others_are_done(configs, r
     assert "a_broken.png" in str(error)
     written = {path.name for path in (tmp_path / "out" / "predictions").iterdir() if not path.name.startswith(".")}
     assert written == {"b_mask.png", "b_probability.png", "b_overlay.png", "predictions.csv"}
+
+
+def test_images_that_change_during_inference_are_named_and_the_others_are_done(
+    configs, red_detector, tmp_path, monkeypatch
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a deleted", "b cut", "c $x", "d", "n" * 240):
+        Image.fromarray(red_corner(40, 40)).save(folder / f"{name}.png")
+    checked = ImageList.log_left_out
+
+    def then_change(found, where):
+        checked(found, where)
+        (folder / "a deleted.png").unlink()
+        (folder / "b cut.png").write_bytes((folder / "b cut.png").read_bytes()[:60])
+
+    monkeypatch.setattr(ImageList, "log_left_out", then_change)
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, folder, tmp_path / "out", spatial_size=[40, 40])
+    headline, *problems = str(input_error_of(caught.value)).split("\n  - ")
+    assert headline.startswith("3 problems in the images; all others are done")
+    assert "its name is too long" in problems[0]
+    assert [problem.split("'")[1] for problem in problems[1:]] == [
+        str(folder / name) for name in ("a deleted.png", "b cut.png")
+    ]
+    with (tmp_path / "out" / "predictions" / "predictions.csv").open() as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [str(folder / name) for name in ("c $x.png", "d.png")]
+    masks = {path.name for path in (tmp_path / "out" / "predictions").glob("*_mask.png")}
+    assert masks == {"c $x_mask.png", "d_mask.png"}
+
+
+def test_a_map_that_is_not_finite_is_no_mask(configs, red_detector, tmp_path):
+    """The weights are finite, and too large for what is between them."""
+    state = torch.load(red_detector, weights_only=True)
+    state["features.0.weight"] *= 1e38
+    state["features.2.weight"] *= -1e38
+    state["features.2.weight"][1:] = 1e38  # infinities of both signs meet
+    for name in ("features.5.weight", "sides.0.weight"):
+        state[name][:] = 1.0
+        state[name][:, ::2] = -1.0
+    torch.save(state, tmp_path / "large.pt")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((40, 40, 3), 255, np.uint8)).save(tmp_path / "in" / "a.png")
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, tmp_path / "large.pt", tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    assert "its map has values that are not finite" in str(caught.value.__cause__ or input_error_of(caught.value))
+    assert not list((tmp_path / "out" / "predictions").glob("*_mask.png"))
 
 
 def test_a_full_disk_leaves_no_half_of_a_picture(configs, red_detector, tmp_path, monkeypatch):

@@ -1,0 +1,85 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Evaluation through its shipped config, of data sets that are not whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from monai.bundle import run
+from PIL import Image
+from scripts.data import load_datalist
+from scripts.errors import input_error_of
+
+SIDE = 32
+
+
+@pytest.fixture
+def tests_alone(tmp_path):
+    """A data set of a split ``test``, with masks; the right half of positive images is red."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[:, SIDE // 2 :] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    items = []
+    for name, label in (("a $x_{", 1), ("b", 1), ("c", 0), ("d", 0)):
+        picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+        picture[..., 0] = mask * label
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        items.append({"image": f"{name}.png", "label": label} | ({"mask": "mask.png"} if label else {}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"test": items}))
+    return tmp_path
+
+
+def evaluate(configs, red_detector, folder):
+    run(
+        "evaluating",
+        config_file=[str(configs / "train.json"), str(configs / "evaluate.json")],
+        dataset_dir=str(folder),
+        output_dir=str(folder / "out"),
+        ckpt_path=str(red_detector),
+        fusion_weights=[1.0, 0.0, 0.0],
+        split="test",
+        spatial_size=[SIDE, SIDE],
+        logging_file=False,
+    )
+
+
+def test_a_test_set_alone_is_scored_without_what_validation_would_choose(configs, red_detector, tests_alone, caplog):
+    evaluate(configs, red_detector, tests_alone)
+    metrics = json.loads((tests_alone / "out" / "metrics.json").read_text())
+    assert metrics["auc"] == 1.0
+    assert metrics["f_pos"] > 0.9
+    assert metrics["f_neg"] == 1.0
+    assert not {"accuracy", "image_threshold", "best_threshold", "best_threshold_f_mean"} & set(metrics)
+    assert "no validation images to choose thresholds on" in caplog.text
+    assert (tests_alone / "out" / "examples.png").is_file()  # with a title that is no formula
+    assert (tests_alone / "out" / "side_outputs.png").is_file()
+
+
+def test_an_image_that_vanishes_is_named_and_the_others_are_scored(configs, red_detector, tests_alone, monkeypatch):
+    def then_remove(*arguments, **options):
+        found = load_datalist(*arguments, **options)
+        (tests_alone / "b.png").unlink()
+        return found
+
+    monkeypatch.setattr("scripts.data.load_datalist", then_remove)
+    with pytest.raises(RuntimeError) as caught:
+        evaluate(configs, red_detector, tests_alone)
+    assert f"'{tests_alone / 'b.png'}': can't be read" in str(input_error_of(caught.value))
+    assert json.loads((tests_alone / "out" / "metrics.json").read_text())["images"] == 3
+    with (tests_alone / "out" / "metrics_per_image.csv").open() as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [
+            str(tests_alone / name) for name in ("a $x_{.png", "c.png", "d.png")
+        ]
