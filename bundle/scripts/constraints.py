@@ -21,6 +21,7 @@ import math
 
 import torch
 
+from scripts.errors import InputError
 from scripts.pooling import masked_mean
 
 __all__ = ["AreaConstraint", "area_loss", "barrier_sharpness", "log_barrier"]
@@ -49,27 +50,27 @@ class AreaConstraint:
         sharpness: t of the log-barrier; see `set_sharpness`.
 
     Raises:
-        ValueError: for an unknown `kind` or `penalty`, a negative `tolerance`, a `sharpness` not above 0.
+        InputError: for an unknown `kind` or `penalty`, a negative `tolerance`, a `sharpness` not above 0.
     """
 
     def __init__(
         self, kind: str = "one_sided", tolerance: float = 0.05, penalty: str = "absolute", sharpness: float = 5.0
     ) -> None:
         if kind not in KINDS:
-            raise ValueError(f"constraint must be one of {', '.join(KINDS)}, got '{kind}'.")
+            raise InputError(f"constraint must be one of {', '.join(KINDS)}, got '{kind}'.")
         if penalty not in PENALTIES:
-            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, got '{penalty}'.")
+            raise InputError(f"penalty must be one of {', '.join(PENALTIES)}, got '{penalty}'.")
         if not 0 <= tolerance < math.inf:
-            raise ValueError(f"tolerance must be 0 or more and finite, got {tolerance}.")
+            raise InputError(f"tolerance must be 0 or more and finite, got {tolerance}.")
         self.kind = kind
         self.tolerance = tolerance
         self.penalty = penalty
         self.set_sharpness(sharpness)
 
     def set_sharpness(self, sharpness: float) -> None:
-        """Set t of the log-barrier, as a schedule does epoch by epoch. Raises ValueError unless it is above 0."""
+        """Set t of the log-barrier, as a schedule does epoch by epoch. Raises InputError unless it is above 0."""
         if not 0 < sharpness < math.inf:
-            raise ValueError(f"the sharpness of the log-barrier must be above 0 and finite, got {sharpness}.")
+            raise InputError(f"the sharpness of the log-barrier must be above 0 and finite, got {sharpness}.")
         self.sharpness = sharpness
 
     def __call__(self, v: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
@@ -142,9 +143,15 @@ def area_loss(
 
     Returns:
         (B, M); 0 for negative images and for images without an area.
+
+    Raises:
+        InputError: for an area of a positive image that is not above 0 and up to 1.
     """
     constraint = constraint or AreaConstraint()
     constrained = ((label > 0.5) & ~area.isnan()).view(-1, 1)
     # the NaN must go before the cost is computed, whose gradient it would get into
     known_area = torch.where(constrained, area.view(-1, 1), 1.0)
+    wrong = known_area[(known_area <= 0) | (known_area > 1)]
+    if len(wrong):
+        raise InputError(f"an area must be a fraction of the image, above 0 and up to 1; got {float(wrong[0]):g}.")
     return torch.where(constrained, constraint(masked_mean(probability, mask), known_area), 0.0)

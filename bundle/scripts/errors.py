@@ -19,8 +19,6 @@ import signal
 import sys
 import textwrap
 import threading
-import traceback
-from pathlib import Path
 from types import FrameType, TracebackType
 
 __all__ = [
@@ -46,20 +44,11 @@ class Stopped(SystemExit):
     """The run was told to stop by a signal; its exit status is 128 and the signal's number, as in a shell."""
 
 
-def input_error_of(error: BaseException | None) -> ValueError | None:
-    """
-    The error behind `error` (through ``raise ... from ...``) that the user's data or settings have caused.
-
-    That is an `InputError`, or a ValueError of one of the bundle's own checks; None when it is something else.
-    """
-    while error is not None and not isinstance(error, InputError) and not _is_own_check(error):
+def input_error_of(error: BaseException | None) -> InputError | None:
+    """The `InputError` behind `error` (through ``raise ... from ...``); None when it is something else."""
+    while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _is_own_check(error: BaseException) -> bool:
-    raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:]]
-    return isinstance(error, ValueError) and any(Path(name).is_relative_to(Path(__file__).parent) for name in raised_in)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_roc_auc
 
+from scripts.errors import InputError
 from scripts.metrics import compute_region_f_measure, intersection_over_union
 
 __all__ = [
@@ -107,7 +108,12 @@ def score_image(
         truth: boolean (H, W), or None where it is not known.
         threshold: probability from which on a pixel is predicted positive.
         volume: path of the volume of which it is a slice.
+
+    Raises:
+        InputError: for a threshold out of its range.
     """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold must be a fraction from 0 to 1; got {threshold!r}.")
     prediction = probability >= threshold
     known = {
         "image": image,

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from scripts.constraints import AreaConstraint, area_loss
+from scripts.errors import InputError
 from scripts.instances import instances_of
 from scripts.pooling import Pooling, log1mexp
 
@@ -44,7 +45,13 @@ def mil_loss(
 
     Returns:
         (B, M): -log Y^ for a positive image, -log(1 - Y^) for a negative one; finite for every p in 0..1.
+
+    Raises:
+        InputError: for a label that is neither 0 nor 1.
     """
+    wrong = label[(label != 0) & (label != 1)]
+    if len(wrong):
+        raise InputError(f"a label must be 0 or 1; got {float(wrong[0]):g}.")
     log_positive = (pool or Pooling()).log(probability, mask)
     return -torch.where(label.view(-1, 1) > 0.5, log_positive, log1mexp(log_positive))
 
@@ -63,7 +70,7 @@ class CDWSLoss(nn.Module):
             images; the mean makes the loss independent of their number.
 
     Raises:
-        ValueError: for an unknown `reduction` or a weight below 0.
+        InputError: for an unknown `reduction` or a weight below 0.
     """
 
     inputs = ("superpixels", "valid")  # of a batch, beside prediction and target
@@ -80,9 +87,9 @@ class CDWSLoss(nn.Module):
         super().__init__()
         area_weights = tuple(weight * area_weight_scale for weight in (fusion_area_weight, *side_area_weights))
         if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
+            raise InputError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
         if min(area_weights) < 0:
-            raise ValueError(f"area weights must be 0 or more, got {list(area_weights)}.")
+            raise InputError(f"area weights must be 0 or more, got {list(area_weights)}.")
         self.names = ("fusion", *(f"side{t}" for t in range(1, len(area_weights))))
         self.pool = pool or Pooling()
         self.constraint = constraint or AreaConstraint()
@@ -110,11 +117,11 @@ class CDWSLoss(nn.Module):
             ``mil`` and ``area``, each (B, M); the area's with its weights applied.
 
         Raises:
-            ValueError: when the shapes don't fit each other or the number of weights.
+            InputError: when the shapes don't fit each other or the number of weights.
         """
         maps = prediction.shape[1]
         if maps not in (1, len(self.names)):
-            raise ValueError(
+            raise InputError(
                 f"expected 1 or {len(self.names)} maps ({', '.join(self.names)}), got {maps}; "
                 "each side output needs one of side_area_weights."
             )

@@ -51,13 +51,13 @@ class PatchFeatures:
         stride: pixels between neighbouring patches.
 
     Raises:
-        ValueError: for another size or stride.
+        InputError: for another size or stride.
     """
 
     def __init__(self, patch_size: int = 64, stride: int = 4) -> None:
         for name, value, least in (("patch_size", patch_size, max(DISTANCES) + 1), ("stride", stride, 1)):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+                raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
         self.patch_size = int(patch_size)
         self.stride = int(stride)
         self.names = [f"{channel}_{statistic}" for channel in CHANNELS for statistic in ("mean", "std")]

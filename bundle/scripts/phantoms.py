@@ -27,6 +27,8 @@ import numpy as np
 from scipy import ndimage
 from skimage.color import rgb_from_hed
 
+from scripts.errors import InputError
+
 __all__ = ["AREA_RANGE", "draw_phantom", "draw_region"]
 
 AREA_RANGE = (0.05, 0.70)  # part of a positive image that is cancer
@@ -419,10 +421,10 @@ def draw_phantom(
         one solid region of 5 to 70 % of the image; lumens inside it belong to it.
 
     Raises:
-        ValueError: if a side is under 4 pixels.
+        InputError: if a side is under 4 pixels.
     """
     if min(size) < 4:
-        raise ValueError(f"a phantom needs at least 4 x 4 pixels, got size {tuple(size)}")
+        raise InputError(f"a phantom needs at least 4 x 4 pixels, got size {tuple(size)}")
     tissue, growth, camera = (np.random.default_rng(seed) for seed in rng.integers(2**63, size=3))
     scale = tissue.uniform(*SCALE_RANGE)
     stains = _benign(tissue, size, scale)

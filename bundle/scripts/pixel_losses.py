@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from monai.transforms.utils_morphological_ops import dilate, erode
 from torch import nn
 
+from scripts.errors import InputError
+
 __all__ = ["ContourLoss", "PixelLoss", "contours"]
 
 
@@ -37,7 +39,7 @@ class PixelLoss(nn.Module):
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image.
 
     Raises:
-        ValueError: for an unknown `reduction` or a weight below 0.
+        InputError: for an unknown `reduction` or a weight below 0.
     """
 
     inputs = ("truth", "valid")  # of a batch, beside prediction and target
@@ -45,9 +47,9 @@ class PixelLoss(nn.Module):
     def __init__(self, weights: Sequence[float] | None = None, reduction: str = "mean") -> None:
         super().__init__()
         if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
+            raise InputError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
         if weights is not None and min(weights) < 0:
-            raise ValueError(f"weights must be 0 or more, got {list(weights)}.")
+            raise InputError(f"weights must be 0 or more, got {list(weights)}.")
         self.weights = weights
         self.reduction = reduction
 
@@ -61,7 +63,7 @@ class PixelLoss(nn.Module):
         """Mean cross-entropy of each map, (B, M), its weight applied. Arguments and errors as `forward`."""
         batch, maps, *size = prediction.shape
         if truth is None:
-            raise ValueError("pixel labels are needed to learn from them; give every positive image a 'mask'.")
+            raise InputError("pixel labels are needed to learn from them; give every positive image a 'mask'.")
         for name, given in {"truth": truth, "valid": valid}.items():
             if given is not None and given.shape != (batch, 1, *size):
                 raise ValueError(f"expected {name} of shape {(batch, 1, *size)}, got {tuple(given.shape)}.")
@@ -93,7 +95,7 @@ class PixelLoss(nn.Module):
             A scalar for reduction ``"mean"``, (B,) for ``"none"``.
 
         Raises:
-            ValueError: when there is no truth, or the shapes or the number of weights don't fit.
+            ValueError: when the shapes or the number of weights don't fit; `InputError` when there is no truth.
         """
         total = self.terms(prediction, truth, valid).sum(dim=1)
         return total.mean() if self.reduction == "mean" else total

@@ -24,6 +24,8 @@ import math
 
 import torch
 
+from scripts.errors import InputError
+
 __all__ = [
     "Pooling",
     "generalized_mean",
@@ -195,16 +197,16 @@ class Pooling:
         top_fraction: share of the instances that the fourth averages.
 
     Raises:
-        ValueError: for an unknown `kind`, an `r` that is not above 0 and finite, a `top_fraction` outside 0..1.
+        InputError: for an unknown `kind`, an `r` that is not above 0 and finite, a `top_fraction` outside 0..1.
     """
 
     def __init__(self, kind: str = "generalized_mean", r: float = 4.0, top_fraction: float = 0.1) -> None:
         if kind not in KINDS:
-            raise ValueError(f"pooling must be one of {', '.join(KINDS)}, got '{kind}'.")
+            raise InputError(f"pooling must be one of {', '.join(KINDS)}, got '{kind}'.")
         if not 0 < r < math.inf:
-            raise ValueError(f"r must be above 0 and finite, got {r}.")
+            raise InputError(f"r must be above 0 and finite, got {r}.")
         if not 0 < top_fraction <= 1:
-            raise ValueError(f"top_fraction must be above 0 and up to 1, got {top_fraction}.")
+            raise InputError(f"top_fraction must be above 0 and up to 1, got {top_fraction}.")
         self.kind = kind
         self.r = r
         self.top_fraction = top_fraction

@@ -40,6 +40,7 @@ def check_settings(
     positive_integers: Mapping[str, Any] | None = None,
     numbers: Mapping[str, Any] | None = None,
     positive_numbers: Mapping[str, Any] | None = None,
+    fractions: Mapping[str, Any] | None = None,
     booleans: Mapping[str, Any] | None = None,
     stages: int = 3,
     per_stage: Mapping[str, Any] | None = None,
@@ -54,6 +55,7 @@ def check_settings(
         positive_integers: at least 1.
         numbers: at least 0.
         positive_numbers: above 0.
+        fractions: from 0 to 1.
         booleans: True or False. On the command line ``false`` is a text, which Python takes for true.
         stages: of the network, 1 to 5.
         per_stage: lists of as many numbers.
@@ -82,6 +84,10 @@ def check_settings(
     for name, value in (positive_numbers or {}).items():
         if not _is(Real, value) or not 0 < value < math.inf:
             problems.append(f"{name} must be a number above 0; got {value!r}")
+    for name, value in (fractions or {}).items():
+        if not _is(Real, value) or not 0 <= value <= 1:
+            hint = f"; did you mean {value / 100:g}?" if _is(Real, value) and 1 < value <= 100 else ""
+            problems.append(f"{name} must be a fraction from 0 to 1; got {value!r}{hint}")
     for name, value in (booleans or {}).items():
         if not isinstance(value, bool):
             problems.append(f"{name} must be True or False; got {value!r}")

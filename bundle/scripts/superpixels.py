@@ -35,6 +35,7 @@ from skimage.measure import label
 from skimage.segmentation import slic
 from skimage.util import regular_grid
 
+from scripts.errors import InputError
 from scripts.files import replacing
 
 __all__ = ["Superpixels", "Superpixelsd"]
@@ -62,7 +63,7 @@ class Superpixels(Transform):
             can't be read is made again; where none can be written, the transform does without.
 
     Raises:
-        ValueError: for another number of segments or compactness.
+        InputError: for another number of segments or compactness.
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class Superpixels(Transform):
     ) -> None:
         number = isinstance(n_segments, Integral) and not isinstance(n_segments, bool) and n_segments >= 1
         if n_segments != "auto" and not number:
-            raise ValueError(f"n_segments must be 'auto' or a whole number of at least 1, got {n_segments!r}")
+            raise InputError(f"n_segments must be 'auto' or a whole number of at least 1, got {n_segments!r}")
         if not isinstance(compactness, Real) or isinstance(compactness, bool) or not 0 < compactness < math.inf:
-            raise ValueError(f"compactness must be a finite number above 0, got {compactness!r}")
+            raise InputError(f"compactness must be a finite number above 0, got {compactness!r}")
         self.n_segments = n_segments
         self.compactness = float(compactness)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
@@ -87,14 +88,14 @@ class Superpixels(Transform):
             (1, H, W) int32, 0..K-1, each label one 4-connected region; for a MetaTensor one with its metadata.
 
         Raises:
-            ValueError: for another shape, or values outside the range.
+            ValueError: for another shape; `InputError` for values outside the range.
         """
         if img.ndim != 3 or img.shape[0] != 3 or 0 in img.shape:
             raise ValueError(f"expected an image of shape (3, H, W), got {tuple(img.shape)}")
         image = convert_to_numpy(img)
         low, high = float(image.min()), float(image.max())
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # NaN fails as well
-            raise ValueError(f"values must be in 0..1, this image goes from {low:g} to {high:g}")
+            raise InputError(f"values must be in 0..1, this image goes from {low:g} to {high:g}")
         picture = np.ascontiguousarray((image * 255).round().astype(np.uint8).transpose(1, 2, 0))
         labels = torch.from_numpy(self._cached(picture)[None])
         return MetaTensor(labels).copy_meta_from(img) if isinstance(img, MetaTensor) else labels

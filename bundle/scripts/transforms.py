@@ -29,6 +29,7 @@ from monai.utils.type_conversion import convert_data_type, convert_to_numpy
 from skimage.segmentation import find_boundaries
 from skimage.util import img_as_float32
 
+from scripts.errors import InputError
 from scripts.readers import PictureReader, image_size, reader_of, room_for
 from scripts.slice_inferer import is_volume
 from scripts.weak_labels import rough_area
@@ -73,19 +74,19 @@ class ToRGB(Transform):
             (3, H, W) float32 in 0..1.
 
         Raises:
-            ValueError: for another number of channels or axes, non-finite values, or values outside the range.
+            InputError: for another number of channels or axes, non-finite values, or values outside the range.
         """
         if isinstance(img, np.ndarray) and img.dtype.kind == "u":
             img = img_as_float32(img)  # MONAI would turn 16 bit into 32, after which the range is lost
         image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         if image.ndim != 3 or not 1 <= image.shape[0] <= 4:
-            raise ValueError(f"expected an image of shape (1 to 4 channels, H, W), got {tuple(image.shape)}")
+            raise InputError(f"expected an image of shape (1 to 4 channels, H, W), got {tuple(image.shape)}")
         if not image.is_floating_point():
             image = image.float() / (1 if image.dtype == torch.bool else torch.iinfo(image.dtype).max)
         image = image.float()
         low, high = _range(image, "image")
         if low < 0 or high > 1:
-            raise ValueError(
+            raise InputError(
                 f"values must be in 0..1, this one goes from {_digits(low)} to {_digits(high)}; rescale it, or save it "
                 "as 8 or 16 bit"
             )
@@ -96,13 +97,13 @@ class ToRGB(Transform):
 
 
 def _range(image: torch.Tensor, what: str) -> tuple[float, float]:
-    """Smallest and largest value. Raises ValueError when there is none, or one that is not finite."""
+    """Smallest and largest value. Raises InputError when there is none, or one that is not finite."""
     if image.numel() == 0:
-        raise ValueError(f"the {what} has no pixels")
+        raise InputError(f"the {what} has no pixels")
     values = image.detach().cpu().numpy()  # PyTorch would copy what does not lie in order
     low, high = float(values.min()), float(values.max())  # either is NaN when any value is
     if not math.isfinite(low) or not math.isfinite(high):
-        raise ValueError(f"the {what} has values that are not finite")
+        raise InputError(f"the {what} has values that are not finite")
     return low, high
 
 
@@ -122,10 +123,10 @@ class VolumeToRGB(Transform):
         self.scale = ScaleIntensityRangePercentiles(1, 99, 0.0, 1.0, clip=True)
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """(1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises ValueError for another number of channels."""
+        """(1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises InputError for another number of channels."""
         volume = convert_to_tensor(img, dtype=torch.float32, track_meta=isinstance(img, MetaTensor))
         if volume.shape[0] != 1:
-            raise ValueError(f"expected a volume of one channel, got {tuple(volume.shape)}")
+            raise InputError(f"expected a volume of one channel, got {tuple(volume.shape)}")
         return self.scale(volume).repeat(3, 1, 1, 1)
 
 
@@ -152,10 +153,10 @@ class BinaryMask(Transform):
     """
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """(C, H, W) to (1, H, W) float32. Raises ValueError for other than 1 to 4 channels, or values not finite."""
+        """(C, H, W) to (1, H, W) float32. Raises InputError for other than 1 to 4 channels, or values not finite."""
         mask = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         if mask.ndim != 3 or not 1 <= mask.shape[0] <= 4:
-            raise ValueError(f"expected a mask of shape (1 to 4 channels, H, W), got {tuple(mask.shape)}")
+            raise InputError(f"expected a mask of shape (1 to 4 channels, H, W), got {tuple(mask.shape)}")
         _range(mask, "mask")
         has_alpha = mask.shape[0] in (2, 4)
         positive = (mask[:-1] if has_alpha else mask).amax(dim=0, keepdim=True) > 0
@@ -173,7 +174,7 @@ def load_image(path: str | PathLike) -> MetaTensor:
     Read an image file of any format as it is: (C, W, H) as MONAI orders pictures.
 
     Raises:
-        OSError, ValueError: saying what is wrong with the file, see `PictureReader` and `reader_of`.
+        OSError, InputError: saying what is wrong with the file, see `PictureReader` and `reader_of`.
         Exception: whatever the format's library raises on a damaged file.
     """
     return _loader()(path, reader_of(path))

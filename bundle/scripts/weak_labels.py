@@ -18,6 +18,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from scripts.errors import InputError
+
 __all__ = ["rough_area"]
 
 
@@ -36,13 +38,13 @@ def rough_area(mask: np.ndarray, step: float = 0.1) -> float:
         step does not divide 1).
 
     Raises:
-        ValueError: if the step is not in (0, 1], or the mask has no pixels.
+        InputError: if the step is not in (0, 1], or the mask has no pixels.
     """
     if not 0 < step <= 1:
-        raise ValueError(f"the annotation step must be in (0, 1], got {step}")
+        raise InputError(f"the annotation step must be in (0, 1], got {step}")
     mask = np.asarray(mask)
     if mask.size == 0:
-        raise ValueError(f"the mask has no pixels: its shape is {mask.shape}")
+        raise InputError(f"the mask has no pixels: its shape is {mask.shape}")
     exact_step = Fraction(str(step))
     steps = math.ceil(Fraction(int(np.count_nonzero(mask)), mask.size) / exact_step)
     return float(min(steps * exact_step, 1))

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from scripts.constraints import AreaConstraint, area_loss, barrier_sharpness, log_barrier
+from scripts.errors import InputError
 
 LN2, LN5 = math.log(2), math.log(5)
 KINDS = ["one_sided", "two_sided", "log_barrier", "none"]
@@ -291,3 +292,14 @@ def test_refuses_an_impossible_sharpness_later_and_keeps_the_old_one() -> None:
     with pytest.raises(ValueError, match="must be above 0 and finite, got 0"):
         constraint.set_sharpness(0.0)
     assert constraint.sharpness == 5.0
+
+
+@pytest.mark.parametrize("area", [30.0, 1.01, 0.0, -0.2, math.inf])
+@pytest.mark.parametrize("kind", ["one_sided", "two_sided", "log_barrier", "none"])
+def test_refuses_an_area_that_is_no_fraction(kind: str, area: float) -> None:
+    maps, constraint = torch.full((2, 1, 2, 2), 0.5), AreaConstraint(kind)
+    with pytest.raises(InputError, match=f"a fraction of the image, above 0 and up to 1; got {area:g}"):
+        area_loss(maps, torch.tensor([1.0, 1.0]), torch.tensor([0.3, area]), constraint)
+    area_loss(
+        maps, torch.tensor([1.0, 0.0]), torch.tensor([1.0, area]), constraint
+    )  # of a negative one: unused

@@ -91,6 +91,17 @@ def test_any_other_error_keeps_its_traceback() -> None:
     assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
+def test_a_bug_in_the_bundle_keeps_its_traceback() -> None:
+    """Not every ValueError of its own files is the user's: only an InputError is."""
+    result = run("from scripts.volumes import read_volume\nread_volume('none')")
+    assert result.returncode == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "volumes.py" in result.stderr
+    result = run("from scripts.pooling import Pooling\nPooling('middle')")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 2)
+    assert result.stderr.startswith("\nerror: pooling must be one of")
+
+
 def test_first_line_is_that_of_the_innermost_cause() -> None:
     error = RuntimeError("cannot find a reader")
     error.__cause__ = OSError("\n  broken data stream\nat byte 7")

@@ -18,6 +18,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scripts.errors import InputError
 from scripts.evaluation import (
     DISC_FRACTIONS,
     THRESHOLDS,
@@ -275,3 +276,9 @@ def test_dice_of_a_volume_pools_the_voxels_of_its_slices() -> None:
         for volume, probability, truth in slices
     ]
     assert volume_dice(scores) == {"a": pytest.approx(2 * 1 / (4 + 2)), "b": 1.0}
+
+
+@pytest.mark.parametrize("threshold", [50, -0.5, math.nan])
+def test_refuses_a_threshold_that_is_no_probability(threshold: float) -> None:
+    with pytest.raises(InputError, match="threshold must be a fraction from 0 to 1"):
+        score_image("a", 1, 0.5, np.full((2, 2), 0.5), None, threshold)

@@ -27,6 +27,7 @@ import scripts
 import torch
 from monai.data import MetaTensor
 from scripts.constraints import AreaConstraint
+from scripts.errors import InputError
 from scripts.losses import CDWSLoss, mil_loss
 from scripts.networks import CDWSNet
 from scripts.pooling import Pooling
@@ -541,3 +542,9 @@ def test_loss_on_a_gpu_equals_that_on_the_cpu(pool: str) -> None:
         moved = [None if x is None else x.cuda() for x in (labels, inside)]
         torch.testing.assert_close(loss(maps.cuda(), target.cuda(), labels, inside).cpu(), expected)
         torch.testing.assert_close(loss(maps.cuda(), target.cuda(), *moved).cpu(), expected)
+
+
+@pytest.mark.parametrize("label", [2.0, -1.0, 0.5, math.nan])
+def test_refuses_a_label_that_is_neither_0_nor_1(label: float) -> None:
+    with pytest.raises(InputError, match="a label must be 0 or 1"):
+        mil_loss(torch.full((2, 1, 2, 2), 0.5), torch.tensor([1.0, label]))

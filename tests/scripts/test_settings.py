@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from scripts.errors import InputError
 from scripts.settings import check_settings
@@ -79,3 +81,19 @@ def test_everything_wrong_is_in_one_sentence(tmp_path):
         check_settings([2, 2], {"output_dir": tmp_path / "file"}, {"val_interval": 0}, {"learning_rate": "x"})
     for name in ("spatial_size", "output_dir", "val_interval", "learning_rate"):
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [50, -0.1, 1.01, "0.5", None, float("nan"), True])
+def test_fractions_that_are_none_are_named(value):
+    check_settings([4, 4], {}, fractions={"threshold": 0, "momentum": 1})
+    with pytest.raises(InputError, match=f"threshold must be a fraction from 0 to 1; got {value!r}") as caught:
+        check_settings([4, 4], {}, fractions={"threshold": value})
+    assert ("did you mean 0.5?" in str(caught.value)) == (value == 50)
+
+
+@pytest.mark.parametrize("config", ["train", "evaluate", "inference"])
+def test_every_run_checks_the_threshold(configs, config):
+    run = {"train": "training", "evaluate": "evaluating", "inference": "inferring"}[config]
+    steps = json.loads((configs / f"{config}.json").read_text())[run]
+    (checked,) = [step for step in steps if "check_settings" in str(step)]
+    assert checked["fractions"]["threshold"] == "@threshold"

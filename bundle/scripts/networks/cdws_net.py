@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scripts.errors import InputError
 from scripts.networks.map_network import MapNetwork
 from scripts.networks.vgg import (
     VGG16_STAGES,
@@ -42,14 +43,14 @@ class WeightedFusion(nn.Module):
         test_weights: one weight per side, non-negative, summing to 1.
 
     Raises:
-        ValueError: when `test_weights` are not weights of an average.
+        InputError: when `test_weights` are not weights of an average.
     """
 
     def __init__(self, test_weights: Sequence[float]) -> None:
         super().__init__()
         weights = torch.tensor(test_weights, dtype=torch.float32)
         if (weights < 0).any() or abs(float(weights.sum()) - 1.0) > 1e-4:
-            raise ValueError(f"fusion weights must be non-negative and sum to 1, got {list(test_weights)}.")
+            raise InputError(f"fusion weights must be non-negative and sum to 1, got {list(test_weights)}.")
         self.logits = nn.Parameter(torch.zeros(len(weights)))  # softmax of zeros: 1/T each
         # Not part of the state dict: the constructor decides, whatever weights a checkpoint was tested with.
         self.register_buffer("test_weights", weights, persistent=False)
@@ -83,7 +84,7 @@ class CDWSNet(MapNetwork):
         in_channels: of the image. Pretrained weights are fitted to others than 3, see `load_trunk_weights`.
 
     Raises:
-        ValueError: when `stages` is out of range, `fusion_weights` don't fit it, or `method` is too long.
+        InputError: when `stages` is out of range, `fusion_weights` don't fit it, or `method` is too long.
         InputError: when the pretrained weights can't be had.
     """
 
@@ -99,7 +100,7 @@ class CDWSNet(MapNetwork):
     ) -> None:
         trunk = vgg16_trunk(stages, in_channels)
         if deep_supervision and len(fusion_weights) != stages:
-            raise ValueError(f"{stages} stages need {stages} fusion weights, got {list(fusion_weights)}.")
+            raise InputError(f"{stages} stages need {stages} fusion weights, got {list(fusion_weights)}.")
         sides = [f"side {t}" for t in range(1, stages + 1)]
         super().__init__(["fusion", *sides] if deep_supervision else ["map"], method)
         self.features = trunk

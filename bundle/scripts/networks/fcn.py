@@ -48,12 +48,12 @@ class BilinearUpsampling(nn.ConvTranspose2d):
         groups: 1 for weights between all channels (zeros at first), as published; `channels` for each on its own.
 
     Raises:
-        ValueError: when `factor` is not a positive even number.
+        InputError: when `factor` is not a positive even number.
     """
 
     def __init__(self, channels: int, factor: int, groups: int = 1) -> None:
         if factor < 2 or factor % 2:
-            raise ValueError(f"factor must be a positive even number, got {factor}.")
+            raise InputError(f"factor must be a positive even number, got {factor}.")
         super().__init__(channels, channels, 2 * factor, factor, padding=factor // 2, groups=groups, bias=False)
 
     def reset_parameters(self) -> None:
@@ -93,7 +93,7 @@ class FCN(MapNetwork):
         method: name of what the network is trained as, see `MapNetwork`.
 
     Raises:
-        ValueError: when `stride` is another number or `method` is too long.
+        InputError: when `stride` is another number or `method` is too long.
         InputError: when the pretrained weights can't be had.
     """
 
@@ -106,7 +106,7 @@ class FCN(MapNetwork):
         method: str = "",
     ) -> None:
         if stride not in (8, 16, 32):
-            raise ValueError(f"stride must be 32, 16 or 8, got {stride}.")
+            raise InputError(f"stride must be 32, 16 or 8, got {stride}.")
         super().__init__(["map"] if num_classes == 1 else [f"class {c}" for c in range(num_classes)], method)
         self.stride = stride
         self.features = pooled_vgg16_trunk()

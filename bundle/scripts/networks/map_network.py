@@ -68,13 +68,13 @@ class MapNetwork(nn.Module):
             constraint, or for superpixels. An empty name neither refuses nor is refused.
 
     Raises:
-        ValueError: when `method` is too long.
+        InputError: when `method` is too long.
     """
 
     def __init__(self, map_names: Sequence[str] = ("map",), method: str = "") -> None:
         super().__init__()
         if len(method.encode()) > METHOD_BYTES:
-            raise ValueError(f"the name of a method has at most {METHOD_BYTES} bytes, got '{method}'.")
+            raise InputError(f"the name of a method has at most {METHOD_BYTES} bytes, got '{method}'.")
         self.map_names = list(map_names)
         self.method = method
         self.spatial_size: tuple[int, int] | None = None

@@ -48,10 +48,10 @@ def vgg16_trunk(stages: int, in_channels: int = 3) -> nn.Sequential:
     `load_trunk_weights` fits RGB's to another number of channels.
 
     Raises:
-        ValueError: when there are not so many stages.
+        InputError: when there are not so many stages.
     """
     if not isinstance(stages, int) or isinstance(stages, bool) or not 1 <= stages <= len(VGG16_STAGES):
-        raise ValueError(f"stages must be a whole number from 1 to {len(VGG16_STAGES)}, got {stages}.")
+        raise InputError(f"stages must be a whole number from 1 to {len(VGG16_STAGES)}, got {stages}.")
     layers: list[int | str] = [layer for stage in VGG16_STAGES[:stages] for layer in (*stage, "M")]
     trunk = make_layers(layers[:-1])
     if in_channels != 3:
