@@ -28,7 +28,8 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 
 from scripts import bundle_root
-from scripts.errors import InputError
+from scripts.errors import InputError, first_line, report_input_errors
+from scripts.files import new_folder
 
 __all__ = ["apply_overlays"]
 
@@ -45,7 +46,7 @@ def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike]) -
         overlays: config files, in the order of their application: paths, or names of files in the bundle's ``configs``.
 
     Raises:
-        InputError: when the folder exists or can't be written, or an overlay can't be read.
+        InputError: when the folder exists, lies in the bundle or can't be written, or an overlay can't be read.
     """
     configs = Path(bundle_root()) / "configs"
     files = [Path(o) if Path(o).is_file() else configs / o for o in overlays]
@@ -56,16 +57,16 @@ def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike]) -
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"The overlay '{path}' is not valid JSON: {error}.") from error
-    folder = Path(folder)
-    if folder.exists():
-        raise InputError(f"'{folder}' exists already; remove it, or name another folder.")
-    try:
-        shutil.copytree(bundle_root(), folder, ignore=LEFT_BEHIND)
-    except (OSError, shutil.Error) as error:
-        raise InputError(f"The bundle can't be copied to '{folder}' ({error}).") from error
-    for name in MERGED:
-        merged = ConfigParser.load_config_files([str(path) for path in (configs / name, *files)])
-        ConfigParser.export_config_file(merged, str(folder / "configs" / name), indent=4)
+    with new_folder(folder) as copy:
+        try:
+            shutil.copytree(bundle_root(), copy, ignore=LEFT_BEHIND, dirs_exist_ok=True)
+            for name in MERGED:
+                merged = ConfigParser.load_config_files([str(path) for path in (configs / name, *files)])
+                ConfigParser.export_config_file(merged, str(copy / "configs" / name), indent=4)
+        except shutil.Error as error:  # a list of files, each with what failed
+            raise InputError(f"The bundle can't be copied to '{folder}' ({error.args[0][0][2]}).") from error
+        except OSError as error:
+            raise InputError(f"The bundle can't be copied to '{folder}' ({first_line(error)}).") from error
 
 
 def main() -> None:
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("folder", help="of the copy")
     parser.add_argument("overlays", nargs="+", help="config files, or names of some in the bundle's configs")
     arguments = parser.parse_args()
+    report_input_errors()
     try:
         apply_overlays(arguments.folder, arguments.overlays)
     except InputError as error:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+from scripts import bundle_root
 from scripts.errors import InputError
 
 try:
@@ -31,7 +33,7 @@ try:
 except ImportError:  # Windows, where folders are not claimed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PARTIAL", "claim", "replacing", "report_written", "result_name", "write_rows"]
+__all__ = ["PARTIAL", "claim", "new_folder", "replacing", "report_written", "result_name", "write_rows"]
 
 logger = logging.getLogger(__name__)
 PARTIAL = f".{'[0-9a-f]' * 32}.part*"  # what `replacing` leaves when it is killed
@@ -103,6 +105,36 @@ def _harmless(cell: Any) -> Any:
     return cell
 
 
+@contextmanager
+def new_folder(folder: str | PathLike) -> Iterator[Path]:
+    """
+    A folder to fill that takes its name only when it is complete; nothing is left when filling it fails.
+
+    A process that is killed leaves it under a hidden name.
+
+    Args:
+        folder: of a copy of the bundle; must not exist, and not lie in the bundle.
+
+    Raises:
+        InputError: when it exists, lies in the bundle, or can't be made.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise InputError(f"'{folder}' exists already; remove it, or name another folder.")
+    if folder.resolve().is_relative_to(Path(bundle_root()).resolve()):
+        raise InputError(f"'{folder}' lies in the bundle, which can't be copied into itself; name one outside of it.")
+    temporary = folder.with_name(f".{uuid4().hex}.part")
+    try:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"'{folder}' can't be made ({error.strerror}); name another folder.") from error
+        yield temporary
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def report_written(paths: Mapping[str, str | PathLike]) -> None:
     """Log where a run has put what; what it didn't write is left out."""
     for what, path in paths.items():
@@ -112,7 +144,9 @@ def report_written(paths: Mapping[str, str | PathLike]) -> None:
 
 def claim(folders: Sequence[str | PathLike], run: str) -> None:
     """
-    Keep folders for this process until it ends, so that no second run of the kind replaces its files; tidy them up.
+    Keep folders for this process until it ends, so that no second run of the kind replaces its files.
+
+    Half files of a run that was killed are removed, unless a run of another kind, which may be writing them, is alive.
 
     The lock is the operating system's on ``.RUN.lock``, and ends with the process however that ends. The first process
     of a distributed run claims for all.
@@ -148,5 +182,16 @@ def claim(folders: Sequence[str | PathLike], run: str) -> None:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         _claimed[path] = file
-        for partial in folder.glob(PARTIAL):  # of a run that was killed as it wrote
-            partial.unlink(missing_ok=True)
+        others = [other for other in folder.glob(".*.lock") if other not in _claimed]
+        for partial in folder.glob(PARTIAL) if not any(map(_is_locked, others)) else ():
+            if not partial.is_dir():
+                partial.unlink(missing_ok=True)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # of another process, or another user
+        return True
+    return False

@@ -31,7 +31,8 @@ from monai.bundle import push_to_hf_hub
 from monai.utils import OptionalImportError
 
 from scripts import bundle_root, bundle_version
-from scripts.errors import InputError, first_line
+from scripts.errors import InputError, first_line, report_input_errors
+from scripts.files import new_folder
 from scripts.networks.weights import load_tensors, not_finite
 
 __all__ = ["assemble", "find_problems", "push"]
@@ -56,26 +57,21 @@ def assemble(folder: str | PathLike) -> list[Path]:
         The files in the copy, relative to it.
 
     Raises:
-        InputError: when the folder exists or can't be written, or what it has isn't fit for the model zoo.
+        InputError: when the folder exists, lies in the bundle or can't be written, or what it has isn't fit for the
+            model zoo.
     """
     source, folder = Path(bundle_root()), Path(folder)
-    if folder.exists():
-        raise InputError(f"'{folder}' exists already; remove it, or name another folder.")
     files = sorted(set(_submitted(source)))
-    complete = False
-    try:
-        for file in files:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, folder / file)
-        problems = find_problems(folder)
-        complete = not problems
-    except OSError as error:
-        raise InputError(f"The bundle can't be copied to '{folder}' ({error.strerror}).") from error
-    finally:  # after Ctrl-C too
-        if not complete:
-            shutil.rmtree(folder, ignore_errors=True)
-    if problems:
-        raise InputError("The bundle is not fit for the model zoo:\n  - " + "\n  - ".join(problems))
+    with new_folder(folder) as copy:
+        try:
+            for file in files:
+                (copy / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / file, copy / file)
+            problems = find_problems(copy)
+        except OSError as error:
+            raise InputError(f"The bundle can't be copied to '{folder}' ({error.strerror}).") from error
+        if problems:
+            raise InputError("The bundle is not fit for the model zoo:\n  - " + "\n  - ".join(problems))
     return files
 
 
@@ -166,6 +162,7 @@ def main() -> None:
     parser.add_argument("--push", metavar="USER/NAME", help="repository on the Hugging Face hub")
     parser.add_argument("--public", action="store_true", help="of a repository that is new (private)")
     arguments = parser.parse_args()
+    report_input_errors()
     try:
         for file in assemble(arguments.folder):
             print(f"{(arguments.folder / file).stat().st_size:>12,}  {file}")

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 from scripts.apply_overlays import apply_overlays
 from scripts.errors import InputError
+from scripts.package import assemble
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -67,3 +69,35 @@ def test_command_fails_with_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: '{tmp_path}' exists already")
+
+
+@pytest.mark.parametrize("where", ["models/copy", "copy", "runs/copy", "."])
+def test_the_bundle_is_not_copied_into_itself(monkeypatch, where: str) -> None:
+    """It would be copied on and on, until the disk is full or names are too long."""
+    before = sorted(BUNDLE.rglob("*"))
+    for folder in (BUNDLE / where, Path(os.path.relpath(BUNDLE / where))):
+        with pytest.raises(InputError, match=r"copied into itself|exists already"):
+            apply_overlays(folder, ["dws.json"])
+        with pytest.raises(InputError, match=r"copied into itself|exists already"):
+            assemble(folder)
+    assert sorted(BUNDLE.rglob("*")) == before
+
+
+def test_a_killed_copy_has_not_the_final_name(tmp_path: Path) -> None:
+    """The process ends as if by 'kill -9' after some files."""
+    code = """
+import os, shutil, sys
+from scripts.package import assemble
+copy, done = shutil.copyfile, []
+def then_die(*paths, **options):
+    done.append(copy(*paths, **options))
+    if len(done) == 5:
+        os._exit(9)
+shutil.copyfile = then_die
+assemble(sys.argv[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "copy")], cwd=BUNDLE, check=False)
+    assert done.returncode == 9
+    assert not (tmp_path / "copy").exists()
+    assemble(tmp_path / "copy")
+    assert (tmp_path / "copy" / "models" / "model.pt").is_file()

@@ -65,6 +65,17 @@ def test_a_killed_run_blocks_nothing_and_its_half_files_go(tmp_path: Path, holde
     assert mine.exists()
 
 
+def test_half_files_of_a_run_of_another_kind_that_is_alive_stay(tmp_path: Path, holder: subprocess.Popen) -> None:
+    half = tmp_path / f".{'0f' * 16}.part"
+    half.write_text("half")
+    claim([tmp_path], "inferring")
+    assert half.exists()
+    holder.kill()
+    holder.wait()
+    claim([tmp_path], "evaluating")
+    assert not half.exists()
+
+
 def test_one_process_may_run_again(tmp_path: Path) -> None:
     claim([tmp_path], "training")
     claim([tmp_path, tmp_path], "training")

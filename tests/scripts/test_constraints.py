@@ -300,6 +300,4 @@ def test_refuses_an_area_that_is_no_fraction(kind: str, area: float) -> None:
     maps, constraint = torch.full((2, 1, 2, 2), 0.5), AreaConstraint(kind)
     with pytest.raises(InputError, match=f"a fraction of the image, above 0 and up to 1; got {area:g}"):
         area_loss(maps, torch.tensor([1.0, 1.0]), torch.tensor([0.3, area]), constraint)
-    area_loss(
-        maps, torch.tensor([1.0, 0.0]), torch.tensor([1.0, area]), constraint
-    )  # of a negative one: unused
+    area_loss(maps, torch.tensor([1.0, 0.0]), torch.tensor([1.0, area]), constraint)  # of a negative one: unused

@@ -28,13 +28,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts import bundle_root
+from scripts.errors import InputError, report_input_errors
+
+if __name__ == "__main__":  # before imports that take seconds, in which a signal would be a traceback
+    report_input_errors()
+
 from fire.parser import DefaultParseValue
 
-from scripts import bundle_root
 from scripts.command_line import NAMES, PATHS
 from scripts.data import has_masks
 from scripts.demo_data import make_demo_dataset
-from scripts.errors import InputError
 from scripts.experiments.plan import (
     EXPERIMENTS,
     METHODS,

@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 
 from scripts import bundle_root
 from scripts.command_line import remember
+from scripts.errors import report_input_errors
 from scripts.files import replacing
 
 __all__ = ["BUSY", "Run", "evaluation_folder", "is_finished", "runs_of"]
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--wait", action="store_true", help="for another process that has the cell")
     arguments = parser.parse_args()
+    report_input_errors()
     specification = json.loads((arguments.cell / SPECIFICATION).read_text(encoding="utf-8"))
     try:
         # the system lets go of the lock when its process dies, however it dies

@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
@@ -38,6 +39,8 @@ from scripts.files import replacing
 __all__ = ["cell_folder", "prepare_cells", "run_cells"]
 
 LOG = "log.txt"
+_running: set[subprocess.Popen] = set()
+_stopping = threading.Event()
 IDENTITY = ("overlays", "settings", "data", "seed")
 
 
@@ -162,9 +165,21 @@ def _run_all(
                 else:
                     progress.update()
                     progress.set_postfix_str(started[future].name)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # stopped: a process left behind would go on for hours
+                _stop_all()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)  # of a failure the others needn't come after
+            _stopping.clear()
     return busy
+
+
+def _stop_all() -> None:
+    """End the cells' processes as a user would, so that they keep what they have."""
+    _stopping.set()
+    for process in list(_running):
+        process.terminate()
 
 
 def _run(folder: Path, free: SimpleQueue, jobs: int, wait: bool) -> int:
@@ -178,7 +193,12 @@ def _run(folder: Path, free: SimpleQueue, jobs: int, wait: bool) -> int:
         if jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         with (folder / LOG).open("ab") as log:
-            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            _running.add(process)
+            if _stopping.is_set():
+                process.terminate()
+            status = process.wait()
+            _running.discard(process)
     finally:
         free.put(device)
     if status not in (0, BUSY):

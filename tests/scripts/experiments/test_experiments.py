@@ -223,3 +223,43 @@ def test_supervised_methods_are_methods_and_cells_have_names_of_their_own() -> N
     names = {Cell(method, seed=seed).name for method in METHODS for seed in (0, 1)}
     assert len(names) == 2 * len(METHODS)
     assert Plan("", "", (), "").rows == ()
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from scripts.errors import report_input_errors
+from scripts.experiments import runner
+report_input_errors()
+folder = Path(sys.argv[1])
+cells = [SimpleNamespace(name=name) for name in "abc"]
+for cell in cells:
+    runner.cell_folder(folder, cell).mkdir(parents=True)
+runner._has_finished = lambda *_: False
+runner.sys = SimpleNamespace(executable=sys.argv[2])
+runner.run_cells(folder, cells, jobs=2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_parent_ends_its_children(tmp_path, number) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/$$.pid\nexec sleep 300\n")
+    program.chmod(0o755)
+    bundle = Path(__file__).resolve().parents[3] / "bundle"
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "study"), str(program)]
+    parent = subprocess.Popen(command, cwd=bundle, stderr=subprocess.PIPE, text=True)
+    while len(list(tmp_path.glob("*.pid"))) < 2:
+        assert parent.poll() is None, parent.stderr.read()
+        time.sleep(0.1)
+    children = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    parent.send_signal(number)
+    _, told = parent.communicate(timeout=60)
+    assert parent.returncode == 128 + number
+    assert "Traceback" not in told
+    assert f"stopped by {number.name}" in told
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    assert len(list(tmp_path.glob("*.pid"))) == 2  # the third is not begun
