@@ -62,18 +62,23 @@ def replacing(path: str | PathLike, binary: bool = False) -> Iterator[IO]:
         temporary.unlink(missing_ok=True)
 
 
-def result_name(path: str | PathLike) -> str:
+def result_name(path: str | PathLike, name: str | None = None) -> str:
     """
     What the results of a file, or of a folder of files, are called: its name, that of a file without the suffix.
 
     ``..`` and ``.`` have the name of the folder that they are.
 
+    Args:
+        path: of the file or folder.
+        name: to be checked instead, where a suffix is more than what comes after the last dot.
+
     Raises:
         InputError: when that can't be the name of a file that anybody sees: it is nothing but dots, begins with one, or
             is too long.
     """
-    name = os.path.basename(os.path.abspath(path))
-    name = name if Path(path).is_dir() else Path(name).stem
+    if name is None:
+        whole = os.path.basename(os.path.abspath(path))
+        name = whole if Path(path).is_dir() else Path(whole).stem
     surplus = len(os.fsencode(name)) + LONGEST_ENDING - LONGEST_NAME
     if not name.strip("."):
         raise InputError(f"'{path}' leaves its results without a name; rename it.")

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from scripts.data import SPLITS, ImageList, class_problems, data_error, read_splits
 from scripts.errors import InputError, first_line
+from scripts.files import result_name
 from scripts.processes import by_first_process
 from scripts.settings import MIN_SIZE
 from scripts.volumes import Volume, find_volumes, read_volume, volume_name
@@ -368,13 +369,21 @@ def list_slices(images: str | PathLike | Sequence[str], axis: int = 2) -> ImageL
         if volume is not None:
             across = cut_axis(volume.array.shape, axis)
             count, problem = volume.array.shape[across], _plane_problem(volume.array.shape, across)
-            problem = f"the volume '{path}': {problem}" if problem else ""
+            problem = f"the volume '{path}': {problem}" if problem else _name_problem(path)
         if problem:
             items.left_out.append(problem)
         else:
             items += [{"image": path, "slice": k, "count": count} for k in range(count)]
     items.log_left_out("the volumes")
     return items
+
+
+def _name_problem(path: str) -> str:
+    try:
+        result_name(path, volume_name(path))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def to_slices(array: np.ndarray, axis: int) -> np.ndarray:

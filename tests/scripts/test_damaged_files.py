@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scripts.data import list_images, load_datalist
 from scripts.errors import InputError, input_error_of
+from scripts.slices import list_slices
 from scripts.slide_regions import LoadImageOrRegiond
 from scripts.slides import SlideInference, list_slides
 from scripts.transforms import ToRGB, load_image, load_mask
@@ -242,6 +244,19 @@ def test_a_name_that_results_cannot_have_is_left_out(tmp_path: Path, name: str) 
     assert found == [{"image": str(tmp_path / each)} for each in ("b.BMP", "c.png")]
     (problem,) = found.left_out
     assert str(tmp_path / name) in problem
+
+
+@pytest.mark.parametrize("name", [".nii.gz", "..nii", ".a.nii", f"{'a' * 240}.nii.gz"])
+def test_a_name_that_results_of_a_volume_cannot_have_is_left_out(tmp_path: Path, name: str) -> None:
+    for each in (name, "b.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(np.ones((6, 6, 1), np.uint8), np.eye(4)), tmp_path / "saved.nii")
+        content = (tmp_path / "saved.nii").read_bytes()
+        (tmp_path / each).write_bytes(gzip.compress(content) if each.endswith("gz") else content)
+    found = list_slices([str(tmp_path / name), str(tmp_path / "b.nii.gz")])
+    assert {item["image"] for item in found} == {str(tmp_path / "b.nii.gz")}
+    (problem,) = found.left_out
+    assert str(tmp_path / name) in problem
+    assert re.search("rename it|shorten it", problem)
 
 
 def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
