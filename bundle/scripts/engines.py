@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from scripts.data import ImageList
 from scripts.errors import InputError, first_line, input_error_of, is_out_of_memory, lack_of
+from scripts.networks import check_finite
 from scripts.processes import add_gradients_up, process_count, send_weights, sum_over_processes
 from scripts.sampling import Batch
 
@@ -275,8 +276,7 @@ class ItemwiseEvaluator(PartialEvaluator):
 
     def _check(self) -> None:
         self._mapped = True
-        if not bool(torch.isfinite(self.state.output[CommonKeys.PRED]).all()):
-            raise InputError("its map has values that are not finite; the network's weights are too large for it.")
+        check_finite(self.state.output[CommonKeys.PRED], _file_of(self.state.batch))
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> Any:
         if FAILURE in batchdata:

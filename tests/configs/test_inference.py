@@ -172,7 +172,7 @@ def test_a_map_that_is_not_finite_is_no_mask(configs, red_detector, tmp_path):
     Image.fromarray(np.full((40, 40, 3), 255, np.uint8)).save(tmp_path / "in" / "a.png")
     with pytest.raises(RuntimeError) as caught:
         infer(configs, tmp_path / "large.pt", tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
-    assert "its map has values that are not finite" in str(caught.value.__cause__ or input_error_of(caught.value))
+    assert "a.png' has values that are not finite" in str(caught.value.__cause__ or input_error_of(caught.value))
     assert not list((tmp_path / "out" / "predictions").glob("*_mask.png"))
 
 
