@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from numbers import Integral, Real
 from types import ModuleType
@@ -186,6 +186,7 @@ class MILBoostNet(MapNetwork):
         if self._booster is None and len(self.ensemble):
             lightgbm = _lightgbm()
             text = _unpacked(self.ensemble, self.features.patch_size)
+            _check_trees(text, len(self.features.names))
             try:
                 booster = lightgbm.Booster(model_str=text)
                 names = booster.feature_name()
@@ -527,6 +528,38 @@ def _unpacked(packed: torch.Tensor, patch_size: int) -> str:
             f"to {int(found)}, or name another checkpoint."
         )
     return text
+
+
+def _check_trees(text: str, features: int) -> None:
+    """Raises InputError unless the indices in LightGBM's text are in range: LightGBM follows any, out of its memory."""
+    for number, block in enumerate(text.split("\nTree=")[1:]):
+        fields = dict(line.split("=", 1) for line in block.split("\n\n")[0].splitlines() if "=" in line)
+        try:
+            if not _is_sound(fields, features):
+                raise ValueError("an index is out of range")
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"tree {number} of the network's ensemble is damaged; name another checkpoint, or train again."
+            ) from error
+
+
+def _is_sound(tree: Mapping[str, str], features: int) -> bool:
+    leaves, splits = int(tree["num_leaves"]), int(tree["num_leaves"]) - 1
+    if leaves < 1 or int(tree["num_cat"]) != 0 or len(tree["leaf_value"].split()) != leaves:
+        return False
+    if splits == 0:
+        return True
+    used, left, right = (
+        [int(n) for n in tree[name].split()] for name in ("split_feature", "left_child", "right_child")
+    )
+    return (
+        len(used) == len(left) == len(right) == len(tree["threshold"].split()) == splits
+        and len(tree["decision_type"].split()) == splits
+        and all(0 <= feature < features for feature in used)
+        # below 0 a leaf; each leaf, and each split but the first, hangs once, below a split before it
+        and sorted(left + right) == [n for n in range(-leaves, splits) if n != 0]
+        and all(not 0 <= child <= parent for side in (left, right) for parent, child in enumerate(side))
+    )
 
 
 def _name(image: torch.Tensor, index: int) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 import weakref
 from itertools import pairwise
@@ -392,6 +393,32 @@ def test_refuses_an_ensemble_of_other_patches_or_features(monkeypatch) -> None:
     other.load_state_dict(network.state_dict())
     monkeypatch.setattr(other.features, "names", other.features.names[::-1])
     with pytest.raises(InputError, match="for other features of the patches"):
+        other(toy_item(0)["image"][None])
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("split_feature", lambda n: [10**6, *n[1:]]),
+        ("split_feature", lambda n: [-1, *n[1:]]),
+        ("left_child", lambda n: [10**6, *n[1:]]),
+        ("right_child", lambda n: [-(10**6), *n[1:]]),
+        ("left_child", lambda n: [0, *n[1:]]),  # round and round
+        ("right_child", lambda n: n[:-1]),
+        ("num_leaves", lambda n: [10**6]),
+        ("num_cat", lambda n: [1]),
+    ],
+)
+def test_refuses_a_tree_whose_indices_are_out_of_range(field: str, change) -> None:
+    """LightGBM would follow them, and end the process; the checksum says nothing of who has written it."""
+    network = trained(max_epochs=2)
+    text = boosting._unpacked(network.state_dict()["ensemble"], 16)
+    line = re.search(rf"^{field}=(.*)$", text, re.M)
+    numbers = change([int(number) for number in line[1].split()])
+    text = text.replace(line[0], f"{field}={' '.join(map(str, numbers))}", 1)
+    other = MILBoostNet(16, 4)
+    other.load_state_dict(network.state_dict() | {"ensemble": boosting._packed(text, 16)})
+    with pytest.raises(InputError, match="tree 0 of the network's ensemble is damaged"):
         other(toy_item(0)["image"][None])
 
 
