@@ -148,8 +148,9 @@ def test_damaged_files_are_named_with_the_reason(tmp_path: Path, name: str, capl
 def test_masks_are_refused_for_the_same_reasons(tmp_path: Path, name: str) -> None:
     content, reason = DAMAGED[name]
     (tmp_path / name).write_bytes(content)
-    Image.fromarray(PICTURE).save(tmp_path / "whole.png")
-    items = [{"image": "whole.png", "label": 1, "mask": name}, {"image": "whole.png", "label": 0}]
+    for whole in ("whole.png", "negative.png"):
+        Image.fromarray(PICTURE).save(tmp_path / whole)
+    items = [{"image": "whole.png", "label": 1, "mask": name}, {"image": "negative.png", "label": 0}]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
     with pytest.raises(InputError) as caught:
         load_datalist(tmp_path, ["training"])
