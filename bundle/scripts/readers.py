@@ -225,10 +225,12 @@ def _open(path: str | PathLike, formats: Sequence[str]) -> Iterator[Image.Image]
 
 def _read_by_pillow(path: str | PathLike, formats: Sequence[str], shrink: int = 1) -> np.ndarray:
     with _open(path, formats) as picture:
+        transparent = picture.info.get("transparency")
+        if transparent is not None and picture.mode == "RGB" and any("16" in str(tile[3]) for tile in picture.tile):
+            raise OSError("has a transparent colour of 16 bit, which is lost in 8; save it with an alpha channel")
         picture.load()
         orientation = 1 if picture.format == "TIFF" else _orientation(picture)  # that of a TIFF Pillow has followed
         mode = CONVERTED_MODES.get(picture.mode, picture.mode)
-        transparent = picture.info.get("transparency")
         if transparent is not None and mode in ("L", "RGB"):
             mode = {"L": "LA", "RGB": "RGBA"}[mode]
 

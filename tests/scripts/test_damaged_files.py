@@ -60,6 +60,17 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def transparent_colour_of_16_bit() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress((b"\0" + struct.pack(">HHH", 5000, 100, 7) * 8) * 8))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"tRNS", struct.pack(">HHH", 5000, 100, 7)) + pixels + chunk(b"IEND", b"")
+    )
+
+
 def tiff_of(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "TIFF")
@@ -120,6 +131,7 @@ DAMAGED = {
     "small.png": (tiff_of(np.zeros((3, 9), np.uint8)), "is 9x3, smaller than 4x4"),
     "long_text.png": (png_with(pnginfo=long_text()), "MAX_TEXT_CHUNK"),
     "profile.png": (png_with(icc_profile=bytes(2_000_000)), "MAX_TEXT_CHUNK"),
+    "transparent16.png": (transparent_colour_of_16_bit(), "transparent colour of 16 bit"),
     "eps.png": (EPS, "not a picture"),
     "detached.png": (DETACHED, "not a picture"),
     "attached.png": (DETACHED.replace(b"data file: other.raw\n", b"") + bytes(64), "not a picture"),

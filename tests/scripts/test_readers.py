@@ -14,7 +14,10 @@
 from __future__ import annotations
 
 import struct
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,8 @@ import tifffile
 import torch
 from monai.transforms import LoadImage
 from PIL import Image
-from scripts.readers import AnnotationReader, PictureReader
+from scripts import readers
+from scripts.readers import AnnotationReader, PictureReader, room_for
 from scripts.transforms import load_image, load_mask
 
 SIZE = (5, 7)  # height, width
@@ -451,3 +455,26 @@ def test_other_annotations_are_refused(tmp_path: Path, content: str, reason: str
     (tmp_path / "label.xml").write_text(content)
     with pytest.raises(OSError, match=reason):
         AnnotationReader().read(tmp_path / "label.xml")
+
+
+def test_threads_decode_no_more_at_once_than_the_largest_picture_has(tmp_path: Path, monkeypatch) -> None:
+    """Of pictures of 35 pixels, two fit into 80; one of 300 is decoded alone."""
+    monkeypatch.setattr(readers, "_room", readers._Room(80))
+    for number in range(6):
+        Image.fromarray(marked(0, 255, np.uint8)).save(tmp_path / f"{number}.png")
+    Image.fromarray(np.zeros((15, 20), np.uint8)).save(tmp_path / "6.png")
+    lock, inside, seen = threading.Lock(), [], []
+
+    def decode(number: int) -> None:
+        with room_for(tmp_path / f"{number}.png"):
+            with lock:
+                inside.append(number)
+                seen.append(sorted(inside))
+            time.sleep(0.02)
+            with lock:
+                inside.remove(number)
+
+    with ThreadPoolExecutor(7) as pool:
+        list(pool.map(decode, range(7)))
+    assert max(len(together) for together in seen) == 2
+    assert [together for together in seen if 6 in together] == [[6]]
