@@ -26,6 +26,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
@@ -34,7 +35,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scripts.data import list_images, load_datalist
 from scripts.errors import InputError, input_error_of
-from scripts.slices import list_slices
+from scripts.slices import LoadSlice, list_slices
 from scripts.slide_regions import LoadImageOrRegiond
 from scripts.slides import SlideInference, list_slides
 from scripts.transforms import ToRGB, load_image, load_mask
@@ -352,6 +353,89 @@ def slide_of(**options) -> bytes:
 
 
 SLIDE = slide_of()
+VOXELS = np.arange(6 * 5 * 4, dtype="<i2").reshape(6, 5, 4)
+
+
+def nifti() -> bytes:
+    image = nibabel.Nifti1Image(VOXELS, np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    return image.to_bytes()
+
+
+def nrrd(encoding: str) -> bytes:
+    head = ["NRRD0005", "type: int16", "dimension: 3", "sizes: 6 5 4", f"encoding: {encoding}", "endian: little"]
+    head += ["space: LPS", "space directions: (1,0,0) (0,2,0) (0,0,3)", "", ""]
+    voxels = VOXELS.tobytes(order="F")
+    return "\n".join(head).encode() + (gzip.compress(voxels) if encoding == "gzip" else voxels)
+
+
+def dicom() -> bytes:
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.CTImageStorage, "1.2.3"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 5, 6, 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.PixelSpacing, dataset.SliceThickness, dataset.RescaleSlope = [2, 1], 3, 1
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+    dataset.PixelData = VOXELS[..., 0].tobytes(order="F")
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+WHOLE_VOLUMES = {
+    "a.nii": nifti(),
+    "a.nii.gz": gzip.compress(nifti()),
+    "raw.nrrd": nrrd("raw"),
+    "gz.nrrd": nrrd("gzip"),
+    "a.dcm": dicom(),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_VOLUMES)
+def test_the_whole_volumes_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(WHOLE_VOLUMES[name])
+    geometry = read_volume(tmp_path / name).geometry
+    assert geometry.shape == ((6, 5, 1) if name == "a.dcm" else (6, 5, 4))
+    assert geometry.millilitres == pytest.approx(0.006)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(sorted(WHOLE_VOLUMES)),
+    at=st.floats(0, 1),
+    noise=st.binary(min_size=1, max_size=12),
+    keep=st.floats(0, 1),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_any_damage_gives_a_volume_or_an_error_with_a_name(tmp_path, name, at, noise, keep) -> None:
+    data = WHOLE_VOLUMES[name]
+    start = int(at * len(data))
+    path = tmp_path / name
+    path.write_bytes((data[:start] + noise + data[start + len(noise) :])[: int((0.5 + keep) * len(data))])
+    items, error = [], ""
+    try:
+        items = list_slices(str(path))
+    except InputError as refusal:
+        error = str(refusal)
+    assert bool(items) != (str(path) in error)
+    if items:
+        picture = LoadSlice()(items[0]["image"], items[0]["slice"])
+        assert bool(np.isfinite(np.asarray(picture)).all())
+
+
+@pytest.mark.parametrize("name", WHOLE_VOLUMES)
+def test_a_volume_cut_short_is_named(tmp_path: Path, name: str) -> None:
+    """At every length, but for the checksum after a NRRD's voxels, which pynrrd does not miss."""
+    data = WHOLE_VOLUMES[name]
+    for length in range(0, len(data) - 9, 7):
+        (tmp_path / name).write_bytes(data[:length])
+        with pytest.raises(InputError, match=name):
+            list_slices(str(tmp_path / name))
+
+
 DAMAGED_SLIDES = {
     "zero_bytes.svs": b"",
     "text.tif": b"not a slide",
