@@ -364,26 +364,32 @@ def list_slices(images: str | PathLike | Sequence[str], axis: int = 2) -> ImageL
     """
     _check_settings(axis, "all")
     items = ImageList()
+    seen: dict[str, str] = {}
     for path in find_volumes(images):
         volume, problem = _try_read("the volume", path)
         if volume is not None:
             across = cut_axis(volume.array.shape, axis)
             count, problem = volume.array.shape[across], _plane_problem(volume.array.shape, across)
-            problem = f"the volume '{path}': {problem}" if problem else _name_problem(path)
+            problem = f"the volume '{path}': {problem}" if problem else _name_problem(path, seen)
         if problem:
             items.left_out.append(problem)
         else:
+            seen[volume_name(path)] = path
             items += [{"image": path, "slice": k, "count": count} for k in range(count)]
     items.log_left_out("the volumes")
     return items
 
 
-def _name_problem(path: str) -> str:
+def _name_problem(path: str, seen: Mapping[str, str]) -> str:
+    """Why the results of a volume can't have its name, beside those of volumes by theirs."""
+    name = volume_name(path)
     try:
-        result_name(path, volume_name(path))
+        result_name(path, name)
     except InputError as error:
         return str(error)
-    return ""
+    return (
+        f"the volume '{path}': its results would have the same name as those of '{seen[name]}'" if name in seen else ""
+    )
 
 
 def to_slices(array: np.ndarray, axis: int) -> np.ndarray:
@@ -460,7 +466,7 @@ class LoadSlice(Transform):
     def _meta(self, path: str, index: int, shape: Sequence[int]) -> dict:
         return {
             MetaKeys.SPATIAL_SHAPE: np.asarray(shape),
-            "filename_or_obj": str(Path(path).with_name(f"{volume_name(path)}_slice{index:03}")),
+            "filename_or_obj": str(Path(path).parent / f"{volume_name(path)}_slice{index:03}"),
             "volume": path,
             "slice": index,
             "problem": "",

@@ -135,7 +135,7 @@ def find_volumes(images: str | PathLike | Sequence[str]) -> list[str]:
             together are slices of one volume or images of their own, see `group_files`.
 
     Raises:
-        InputError: when there is nothing, or two results would have one name.
+        InputError: when there is nothing.
     """
     if not isinstance(images, (str, PathLike)):
         found = [Path(image) for image in images]
@@ -143,15 +143,10 @@ def find_volumes(images: str | PathLike | Sequence[str]) -> list[str]:
         found = _volumes_in(Path(images))
     else:
         found = [Path(images)]
-    missing = [f"'{path}'" for path in found if not path.exists()]
-    if missing:
-        raise InputError(f"There is no volume {', '.join(missing)}; name a file or a folder with --dataset_dir.")
+    if isinstance(images, (str, PathLike)) and not Path(images).exists():
+        raise InputError(f"There is no volume '{images}'; name a file or a folder with --dataset_dir.")
     if not found:
         raise InputError(f"There is no volume ({', '.join(SUFFIXES)} or DICOM) in '{images}'.")
-    names = [volume_name(path) for path in found]
-    twice = [f"'{path}'" for path, name in zip(found, names, strict=True) if names.count(name) > 1]
-    if twice:
-        raise InputError(f"The results of {', '.join(twice)} would have one name; rename the volumes.")
     return [str(path) for path in found]
 
 

@@ -308,3 +308,10 @@ def test_what_a_decoder_says_is_in_the_message(name, reason, capfd):
         read_volume(path)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_working_folder_is_a_series(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_series(tmp_path / "scan"))
+    items = list_slices(".")
+    assert len(items) == 3
+    assert Path(LoadSlice()(".", 1).meta["filename_or_obj"]).name == "scan_slice001"

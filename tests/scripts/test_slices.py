@@ -308,3 +308,32 @@ def test_a_mask_lies_on_its_volume_in_any_unit(unit, shift, folder):
             load(folder)
     else:
         assert len(load(folder)["training"]) == 4
+
+
+def test_volumes_that_leave_no_name_to_their_results_are_left_out_and_others_are_done(folder):
+    (folder / "b").mkdir()
+    whole = (folder / "b.nii.gz").read_bytes()
+    long = "x" * 240
+    for name in (f"{long}.nii.gz", "...nii.gz", "b/a.nii.gz", ".hidden.nii.gz"):
+        (folder / name).write_bytes(whole)
+    paths = [folder / name for name in ("a.nii.gz", f"{long}.nii.gz", "...nii.gz", "b/a.nii.gz", ".hidden.nii.gz")]
+    items = list_slices([str(path) for path in [*paths, folder / "missing.nii"]])
+    assert {item["image"] for item in items} == {str(paths[0])}
+    problems = [
+        "too long a name",
+        "leaves its results without a name",
+        f"would have the same name as those of '{paths[0]}'",
+        "begins with a dot",
+        "there is no such file",
+    ]
+    assert len(items.left_out) == len(problems)
+    for problem in problems:
+        assert any(problem in text for text in items.left_out), problem
+    with pytest.raises(InputError, match="5 problems"):
+        items.report_left_out()
+
+
+def test_a_volume_whose_name_begins_with_a_dot_is_learned_from(folder):
+    (folder / ".a.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes())
+    item = LoadSliced()(load(folder, A | {"image": ".a.nii.gz"})["training"][1])
+    assert item["image"].shape == (3, 5, 8)
