@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.phantoms import draw_phantom
-from scripts.transforms import OutlineOverlay
-from scripts.weak_labels import rough_area
+from scripts.data.rough_area import rough_area
+from scripts.demo.phantoms import draw_phantom
+from scripts.images.loading import OutlineOverlay
 
 SHOWN = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7)
 SIZE = (224, 224)

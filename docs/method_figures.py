@@ -37,14 +37,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.constraints import AreaConstraint, barrier_sharpness
-from scripts.instances import SuperpixelMean
-from scripts.losses import CDWSLoss
+from scripts.data.rough_area import rough_area
+from scripts.data.superpixels import Superpixels
+from scripts.demo.phantoms import draw_phantom
+from scripts.losses.cdws import CDWSLoss
+from scripts.losses.constraints import AreaConstraint, barrier_sharpness
+from scripts.losses.instances import SuperpixelMean
+from scripts.losses.pooling import Pooling
 from scripts.networks import CDWSNet
-from scripts.phantoms import draw_phantom
-from scripts.pooling import Pooling
-from scripts.superpixels import Superpixels
-from scripts.weak_labels import rough_area
 
 IMAGES = Path(__file__).resolve().parent / "images"
 # Okabe and Ito's colours, which the colour-blind can tell apart

@@ -30,7 +30,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scripts.demo_data import make_demo_dataset
+from scripts.demo.dataset import make_demo_dataset
 from scripts.labelling.journal import Answer, Journal
 from scripts.networks import CDWSNet
 

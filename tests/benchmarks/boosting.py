@@ -31,7 +31,7 @@ from monai.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.boosting import BoostingTrainer, MILBoostNet
+from scripts.boosting.trainer import BoostingTrainer, MILBoostNet
 
 GROWTH = 0.15  # of the red in the square that makes an image positive
 

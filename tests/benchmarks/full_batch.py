@@ -32,7 +32,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.losses import CDWSLoss
+from scripts.losses.cdws import CDWSLoss
 from scripts.networks import CDWSNet
 
 PEAK = 989.4e12  # operations a second, bf16, dense

@@ -30,12 +30,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.constraints import AreaConstraint
-from scripts.losses import CDWSLoss
+from scripts.data.superpixels import Superpixels
+from scripts.demo.phantoms import draw_phantom
+from scripts.losses.cdws import CDWSLoss
+from scripts.losses.constraints import AreaConstraint
+from scripts.losses.pooling import Pooling
 from scripts.networks import CDWSNet
-from scripts.phantoms import draw_phantom
-from scripts.pooling import Pooling
-from scripts.superpixels import Superpixels
 
 
 def seconds(step: Callable[[], torch.Tensor], repeats: int, device: torch.device) -> float:

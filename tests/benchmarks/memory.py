@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.losses import CDWSLoss
+from scripts.losses.cdws import CDWSLoss
 from scripts.networks import CDWSNet
 
 MEGABYTE = 2**20

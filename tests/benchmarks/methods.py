@@ -38,7 +38,7 @@ from monai.bundle import ConfigParser
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
 from scripts import bundle_root
-from scripts.demo_data import make_demo_dataset
+from scripts.demo.dataset import make_demo_dataset
 
 BUNDLE = Path(bundle_root())
 METHODS = [

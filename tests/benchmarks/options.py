@@ -48,8 +48,8 @@ from torch.utils.checkpoint import checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
 from scripts import bundle_root
-from scripts.demo_data import make_demo_dataset
-from scripts.losses import CDWSLoss
+from scripts.demo.dataset import make_demo_dataset
+from scripts.losses.cdws import CDWSLoss
 from scripts.networks import CDWSNet
 
 BUNDLE = Path(bundle_root())

@@ -40,8 +40,8 @@ from monai.bundle import ConfigParser
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
 from scripts import bundle_root
+from scripts.demo.phantoms import draw_phantom
 from scripts.networks import CDWSNet
-from scripts.phantoms import draw_phantom
 from scripts.slides import SlideInference
 from scripts.slides.tiling import TileGrid, exact_margin
 

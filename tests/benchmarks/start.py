@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     sys.path.insert(0, str(BUNDLE))
-    from scripts.demo_data import make_demo_dataset
+    from scripts.demo.dataset import make_demo_dataset
 
     with tempfile.TemporaryDirectory() as folder:
         data = make_demo_dataset(folder + "/data", counts={"training": 4, "validation": 2}, size=(224, 224)).parent

@@ -37,7 +37,7 @@ from skimage.segmentation import find_boundaries, slic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.superpixels import AUTO_DENSITY, Superpixels
+from scripts.data.superpixels import AUTO_DENSITY, Superpixels
 
 try:
     from cv2 import COLOR_RGB2LAB, cvtColor, setNumThreads, ximgproc

@@ -22,13 +22,13 @@ import pytest
 import torch
 from monai.bundle import run
 from PIL import Image
-from scripts.errors import input_error_of
 from scripts.metrics import (
     compute_boundary_counts,
     compute_boundary_scores,
     compute_pixel_average_precision,
     compute_pixel_counts,
 )
+from scripts.runtime.errors import input_error_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from monai.bundle import run
 from PIL import Image
-from scripts.data import load_datalist
-from scripts.errors import input_error_of
+from scripts.data.datalist import load_datalist
+from scripts.runtime.errors import input_error_of
 
 SIDE = 32
 
@@ -74,7 +74,7 @@ def test_an_image_that_vanishes_is_named_and_the_others_are_scored(configs, red_
         (tests_alone / "b.png").unlink()
         return found
 
-    monkeypatch.setattr("scripts.data.load_datalist", then_remove)
+    monkeypatch.setattr("scripts.data.datalist.load_datalist", then_remove)
     with pytest.raises(RuntimeError) as caught:
         evaluate(configs, red_detector, tests_alone)
     assert f"'{tests_alone / 'b.png'}': can't be read" in str(input_error_of(caught.value))

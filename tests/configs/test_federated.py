@@ -24,7 +24,7 @@ from monai.bundle import run
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
-from scripts.demo_data import make_demo_dataset
+from scripts.demo.dataset import make_demo_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COUNTS = {"north": 5, "south": 2}  # training images

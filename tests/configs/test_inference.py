@@ -20,8 +20,8 @@ import pytest
 import torch
 from monai.bundle import run
 from PIL import Image
-from scripts.data import ImageList
-from scripts.errors import InputError, input_error_of
+from scripts.data.datalist import ImageList
+from scripts.runtime.errors import InputError, input_error_of
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)
 

@@ -22,8 +22,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, run
 from PIL import Image
-from scripts.errors import InputError, input_error_of
-from scripts.superpixels import Superpixels
+from scripts.data.superpixels import Superpixels
+from scripts.runtime.errors import InputError, input_error_of
 
 METHODS = ("baseline", "baseline_ac", "dws", "cdws")
 MAPS = {"baseline": 1, "baseline_ac": 1, "dws": 4, "cdws": 4}
@@ -197,7 +197,7 @@ def test_superpixels_are_kept_across_runs(study, runs, monkeypatch) -> None:
     def no_slic(*_: object, **__: object) -> None:
         raise AssertionError("superpixels were computed again")
 
-    monkeypatch.setattr("scripts.superpixels.slic", no_slic)
+    monkeypatch.setattr("scripts.data.superpixels.slic", no_slic)
     study.train("again", "dws", "superpixels")
     with pytest.raises(RuntimeError, match="SeededDataset"):  # where they are computed
         study.train("other", "dws", "superpixels", n_segments=7)
@@ -253,8 +253,8 @@ def test_impossible_settings_are_named(study, changes, message) -> None:
 
 def test_the_barrier_gets_sharper_from_epoch_to_epoch(study, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr("scripts.constraints.AreaConstraint.set_sharpness", lambda self, t: seen.append(t))
-    monkeypatch.setattr("scripts.constraints.AreaConstraint.sharpness", 5.0, raising=False)
+    monkeypatch.setattr("scripts.losses.constraints.AreaConstraint.set_sharpness", lambda self, t: seen.append(t))
+    monkeypatch.setattr("scripts.losses.constraints.AreaConstraint.sharpness", 5.0, raising=False)
     study.train(
         "barrier", constraint="log_barrier", max_epochs=4, barrier={"start": 2.0, "growth": 1.5, "maximum": 4.0}
     )

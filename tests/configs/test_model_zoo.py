@@ -29,8 +29,8 @@ import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from PIL import Image
 from scripts import bundle_version
-from scripts.errors import InputError
-from scripts.package import assemble, find_problems, push
+from scripts.model_zoo import assemble, find_problems, push
+from scripts.runtime.errors import InputError
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 SCHEMA = Path(__file__).parent / "metadata_schema.json"
@@ -133,7 +133,7 @@ def test_a_large_model_is_linked_and_left_out(assembled, tmp_path, monkeypatch) 
     with (tmp_path / "bundle" / "models" / "model.pt").open("ab") as model:
         model.truncate(26 * 2**20)
     (tmp_path / "bundle" / "large_files.yml").write_text(LINK)
-    monkeypatch.setattr("scripts.package.bundle_root", lambda: str(tmp_path / "bundle"))
+    monkeypatch.setattr("scripts.model_zoo.bundle_root", lambda: str(tmp_path / "bundle"))
     files = assemble(tmp_path / "zoo")
     assert Path("large_files.yml") in files
     assert not (tmp_path / "zoo" / "models" / "model.pt").exists()
@@ -146,7 +146,7 @@ def test_a_large_model_is_linked_and_left_out(assembled, tmp_path, monkeypatch) 
 def test_links_that_cannot_be_read_are_one_sentence(assembled, tmp_path, monkeypatch, content) -> None:
     shutil.copytree(assembled, tmp_path / "bundle")
     (tmp_path / "bundle" / "large_files.yml").write_text(content)
-    monkeypatch.setattr("scripts.package.bundle_root", lambda: str(tmp_path / "bundle"))
+    monkeypatch.setattr("scripts.model_zoo.bundle_root", lambda: str(tmp_path / "bundle"))
     with pytest.raises(InputError, match=r"large_files.yml must have a list 'large_files'.*"):
         assemble(tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()

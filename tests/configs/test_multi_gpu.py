@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from monai.bundle import run
-from scripts.demo_data import make_demo_dataset
+from scripts.demo.dataset import make_demo_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COUNTS = {"training": 7, "validation": 2, "test": 5}  # uneven shares, and a process without a validation image

@@ -38,8 +38,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, generate_uid
-from scripts.errors import input_error_of
 from scripts.networks import CDWSNet
+from scripts.runtime.errors import input_error_of
 
 RED, DARK = (230, 60, 120), (70, 20, 120)
 SETTINGS = {"mpp": 1.0, "fusion_weights": [1.0, 0.0, 0.0], "tile_size": 64, "logging_file": False}

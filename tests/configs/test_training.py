@@ -22,8 +22,8 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, run
 from PIL import Image
-from scripts.errors import input_error_of
 from scripts.networks import CDWSNet
+from scripts.runtime.errors import input_error_of
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ from monai.bundle import run
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
-from scripts import slices
-from scripts.dicom import DicomReader
-from scripts.errors import input_error_of
-from scripts.volumes import read_volume
+from scripts.images.dicom import DicomReader
+from scripts.runtime.errors import input_error_of
+from scripts.volumes import datalist as slices
+from scripts.volumes.reading import read_volume
 
 DARK, BRIGHT = 10, 200
 OBLIQUE = np.array([[0.0, 1.9, 0.5, -20], [-0.8, 0.2, 1.0, 7], [0.1, -0.6, 2.8, 31], [0, 0, 0, 1]])

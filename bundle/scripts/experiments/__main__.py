@@ -29,16 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from scripts import bundle_root
-from scripts.errors import InputError, report_input_errors
+from scripts.runtime.errors import InputError, report_input_errors
 
 if __name__ == "__main__":  # before imports that take seconds, in which a signal would be a traceback
     report_input_errors()
 
 from fire.parser import DefaultParseValue
 
-from scripts.command_line import NAMES, PATHS
-from scripts.data import has_masks
-from scripts.demo_data import make_demo_dataset
+from scripts.data.datalist import has_masks
+from scripts.demo.dataset import make_demo_dataset
 from scripts.experiments.plan import (
     EXPERIMENTS,
     METHODS,
@@ -51,6 +50,7 @@ from scripts.experiments.plan import (
 from scripts.experiments.report import make_section, write_report
 from scripts.experiments.runner import prepare_cells, run_cells
 from scripts.experiments.variants import load_base
+from scripts.runtime.command_line import NAMES, PATHS
 
 DEMO_COUNTS = {"training": 64, "validation": 16, "test": 32}
 DEMO_SIZE = [64, 64]

@@ -35,9 +35,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from scripts import bundle_root
-from scripts.command_line import remember
-from scripts.errors import report_input_errors
-from scripts.files import replacing
+from scripts.runtime.command_line import remember
+from scripts.runtime.errors import report_input_errors
+from scripts.runtime.files import replacing
 
 __all__ = ["BUSY", "Run", "evaluation_folder", "is_finished", "runs_of"]
 

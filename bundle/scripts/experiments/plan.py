@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scripts.errors import InputError
 from scripts.experiments.variants import forget_areas, make_folds, noisy_areas, stepped_areas, take_subset
+from scripts.runtime.errors import InputError
 
 __all__ = ["EXPERIMENTS", "METHODS", "SUPERVISED", "Cell", "Plan", "Row", "Study", "area_candidates"]
 

@@ -24,7 +24,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
-from scripts.files import replacing
+from scripts.runtime.files import replacing
 
 __all__ = ["InferenceTime", "MapWriter", "TrainingTime", "read_maps"]
 

@@ -27,13 +27,7 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
-from scripts.experiments.figures import (
-    draw_curves,
-    draw_fusion,
-    draw_side_by_side,
-    draw_size_errors,
-    draw_spread,
-)
+from scripts.experiments.figures import draw_curves, draw_fusion, draw_side_by_side, draw_size_errors, draw_spread
 from scripts.experiments.plan import SUPERVISED, Plan, Study
 from scripts.experiments.results import (
     RowResults,
@@ -44,7 +38,7 @@ from scripts.experiments.results import (
     simplex,
 )
 from scripts.experiments.statistics import holm, mean_and_spread, mean_by_group, paired_p
-from scripts.files import replacing, write_rows
+from scripts.runtime.files import replacing, write_rows
 
 __all__ = ["Section", "make_section", "ratios", "results_table", "write_report"]
 

@@ -30,11 +30,11 @@ from typing import Any
 from tqdm import tqdm
 
 from scripts import bundle_root
-from scripts.errors import InputError
 from scripts.experiments.cell import BUSY, SPECIFICATION, is_finished
 from scripts.experiments.plan import METHODS, Cell, Study
 from scripts.experiments.variants import write_variant
-from scripts.files import replacing
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import replacing
 
 __all__ = ["cell_folder", "prepare_cells", "run_cells"]
 

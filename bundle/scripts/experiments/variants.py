@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.data import load_datalist
-from scripts.errors import InputError
-from scripts.files import replacing
-from scripts.transforms import load_mask
-from scripts.weak_labels import rough_area
+from scripts.data.datalist import load_datalist
+from scripts.data.rough_area import rough_area
+from scripts.images.loading import load_mask
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import replacing
 
 __all__ = ["forget_areas", "load_base", "make_folds", "noisy_areas", "stepped_areas", "take_subset", "write_variant"]
 

@@ -35,14 +35,14 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
-from scripts.errors import InputError, first_line
-from scripts.files import claim, replacing
+from scripts.images.loading import load_mask
+from scripts.images.reading import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, write_dataset
 from scripts.labelling.journal import Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
 from scripts.labelling.server import make_app
-from scripts.readers import SUFFIXES
-from scripts.transforms import load_mask
+from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.files import claim, replacing
 
 logger = logging.getLogger("scripts.labelling")
 UNDECIDED = "undecided.json"

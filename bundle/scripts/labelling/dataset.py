@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
-from scripts.errors import InputError, first_line
-from scripts.files import replacing
 from scripts.labelling.journal import Answer
+from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.files import replacing
 
 __all__ = ["check_replaceable", "split_by_group", "write_dataset"]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 __all__ = ["Answer", "Journal", "read_answers"]
 

@@ -26,9 +26,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from scripts.errors import InputError, first_line
+from scripts.images.loading import load_preview
 from scripts.labelling.journal import Answer, Journal
-from scripts.transforms import load_preview
+from scripts.runtime.errors import InputError, first_line
 
 __all__ = ["make_app"]
 

@@ -19,15 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scripts.errors import InputError
 from scripts.networks.map_network import MapNetwork
-from scripts.networks.vgg import (
-    VGG16_STAGES,
-    initialise_convolutions,
-    load_trunk_weights,
-    stage_ends,
-    vgg16_trunk,
-)
+from scripts.networks.vgg import VGG16_STAGES, initialise_convolutions, load_trunk_weights, stage_ends, vgg16_trunk
+from scripts.runtime.errors import InputError
 
 __all__ = ["CDWSNet", "WeightedFusion"]
 

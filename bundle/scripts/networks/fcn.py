@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scripts.errors import InputError
 from scripts.networks.map_network import MapNetwork
 from scripts.networks.vgg import (
     VGG16_STAGES,
@@ -29,6 +28,7 @@ from scripts.networks.vgg import (
     pooled_vgg16_trunk,
     stage_ends,
 )
+from scripts.runtime.errors import InputError
 
 __all__ = ["FCN", "BilinearUpsampling", "load_head_weights"]
 

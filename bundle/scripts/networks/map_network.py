@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from scripts.errors import InputError
 from scripts.networks.weights import not_finite
+from scripts.runtime.errors import InputError
 
 __all__ = ["MapNetwork", "check_finite", "trained_as"]
 

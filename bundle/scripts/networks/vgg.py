@@ -21,8 +21,8 @@ from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import make_layers
 
-from scripts.errors import InputError, first_line
 from scripts.networks.weights import load_tensors, not_finite
+from scripts.runtime.errors import InputError, first_line
 
 __all__ = [
     "VGG16_STAGES",

@@ -30,20 +30,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.errors import InputError, first_line, lack_of
-from scripts.files import replacing, write_rows
+from scripts.images.loading import OutlineOverlay
+from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
-from scripts.pooling import Pooling
-from scripts.processes import launched_processes
+from scripts.runtime.errors import InputError, first_line, lack_of
+from scripts.runtime.files import replacing, write_rows
+from scripts.runtime.processes import launched_processes
 from scripts.slides.listing import dicom_files
 from scripts.slides.polygons import trace, write_geojson
-from scripts.slides.reader import Slide, SlideView
+from scripts.slides.pyramid import write_pyramid
 from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
 from scripts.slides.value_counts import ValueCounts
-from scripts.slides.writer import write_pyramid
-from scripts.transforms import OutlineOverlay
+from scripts.slides.view import Slide, SlideView
 
 __all__ = ["SlideInference", "SlideResult", "model_mpp"]
 

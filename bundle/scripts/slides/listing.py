@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pydicom
 
-from scripts.errors import InputError
-from scripts.files import result_name
-from scripts.readers import SLIDE_SUFFIXES
+from scripts.images.reading import SLIDE_SUFFIXES
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import result_name
 
 __all__ = ["SlideList", "dicom_files", "list_slides"]
 

@@ -28,7 +28,7 @@ from uuid import NAMESPACE_OID, uuid5
 import numpy as np
 from shapely import Polygon, to_geojson
 
-from scripts.files import replacing
+from scripts.runtime.files import replacing
 
 __all__ = ["OutlineTracer", "trace", "write_geojson"]
 

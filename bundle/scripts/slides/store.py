@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.files import PARTIAL, replacing
+from scripts.runtime.files import PARTIAL, replacing
 
 __all__ = ["AwaitedRows", "TileStore"]
 

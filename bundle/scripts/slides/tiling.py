@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
-from scripts.errors import InputError
 from scripts.networks import CDWSNet, MapNetwork
+from scripts.runtime.errors import InputError
 
 __all__ = ["Tile", "TileGrid", "exact_margin"]
 

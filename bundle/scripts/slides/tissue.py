@@ -30,10 +30,10 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import resize
 
-from scripts.errors import InputError, first_line
-from scripts.readers import SUFFIXES
-from scripts.slides.reader import SlideView
-from scripts.transforms import load_mask
+from scripts.images.loading import load_mask
+from scripts.images.reading import SUFFIXES
+from scripts.runtime.errors import InputError, first_line
+from scripts.slides.view import SlideView
 
 __all__ = ["TissueMask", "find_tissue", "tissue_of"]
 

@@ -19,7 +19,7 @@ from inspect import signature
 import numpy as np
 import torch
 
-from scripts.pooling import Pooling
+from scripts.losses.pooling import Pooling
 
 __all__ = ["ValueCounts"]
 

@@ -27,7 +27,6 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from scripts.errors import InputError
 from scripts.experiments.__main__ import run
 from scripts.experiments.plan import METHODS, SUPERVISED, Cell, Plan, Row
 from scripts.experiments.report import ratios
@@ -39,6 +38,7 @@ from scripts.experiments.results import (
     fusion_scores,
     simplex,
 )
+from scripts.runtime.errors import InputError
 
 SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1", "--val_interval", "1"]
 SETTINGS += ["--side_learning_rate", "0.05"]  # at a hundredth of the trunk's, the maps of two steps are constant
@@ -229,7 +229,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from scripts.errors import report_input_errors
+from scripts.runtime.errors import report_input_errors
 from scripts.experiments import runner
 report_input_errors()
 folder = Path(sys.argv[1])

@@ -17,8 +17,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.errors import InputError
 from scripts.experiments.variants import forget_areas, make_folds, noisy_areas, stepped_areas, take_subset
+from scripts.runtime.errors import InputError
 
 
 @pytest.fixture

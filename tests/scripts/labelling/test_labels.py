@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.data import load_datalist
-from scripts.errors import InputError
+from scripts.data.datalist import load_datalist
 from scripts.labelling.__main__ import find_images, groups_of, main
 from scripts.labelling.dataset import split_by_group, write_dataset
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
+from scripts.runtime.errors import InputError
 
 ALL = ("a.png", "b.png", "c.png")
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"

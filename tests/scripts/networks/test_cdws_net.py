@@ -20,10 +20,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks import copy_model_state
-from scripts.errors import InputError
-from scripts.losses import CDWSLoss
+from scripts.losses.cdws import CDWSLoss
 from scripts.networks import CDWSNet, WeightedFusion, load_trunk_weights
 from scripts.networks.map_network import trained_as
+from scripts.runtime.errors import InputError
 from torch import nn
 from torchvision.models import vgg16
 

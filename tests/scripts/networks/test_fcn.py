@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from scripts.errors import InputError
 from scripts.networks import FCN
 from scripts.networks.fcn import BilinearUpsampling, load_head_weights
+from scripts.runtime.errors import InputError
 from torch import nn
 from torchvision.models import vgg16
 

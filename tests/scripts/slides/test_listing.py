@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 from scripts.slides import list_slides
 
 

@@ -19,9 +19,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.errors import InputError
-from scripts.slides.reader import Slide
+from scripts.runtime.errors import InputError
 from scripts.slides.tissue import TissueMask, find_tissue, tissue_of
+from scripts.slides.view import Slide
 
 
 def eosin(height: int, width: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scripts.pooling import KINDS, Pooling
+from scripts.losses.pooling import KINDS, Pooling
 from scripts.slides.value_counts import ValueCounts
 
 

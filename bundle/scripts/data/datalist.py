@@ -1,0 +1,520 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The data contract: what a user's data set must be, checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from scripts.images.limits import MIN_SIZE
+from scripts.images.loading import ToRGB, load_image, load_mask
+from scripts.images.reading import SLIDE_SUFFIXES, SUFFIXES, room_for
+from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.files import result_name
+from scripts.runtime.processes import by_first_process
+
+__all__ = [
+    "SPLITS",
+    "ImageList",
+    "class_problems",
+    "data_error",
+    "has_masks",
+    "list_images",
+    "load_datalist",
+    "read_splits",
+]
+
+SPLITS = ("training", "validation", "test")
+logger = logging.getLogger(__name__)
+QUOTED = ("0", "1")  # labels written as text
+KEYS = ("image", "label", "area", "mask", "group")
+SHOWN = 20  # problems, or names, in one message
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
+
+
+@by_first_process
+def load_datalist(
+    dataset_dir: str | PathLike,
+    splits: Sequence[str] = ("training", "validation"),
+    pixel_labels: bool = False,
+    allow_outside: bool = False,
+) -> dict[str, list]:
+    """
+    Read and check ``dataset.json``, a MONAI datalist.
+
+    Args:
+        dataset_dir: folder of ``dataset.json``, to which its paths are relative; or that file itself.
+        splits: the splits that must be there. Those of `SPLITS` that are there as well are checked with them.
+        pixel_labels: whether every positive image of these splits must have a mask.
+        allow_outside: whether paths may lead out of the folder, by ``..``, an absolute path or a symbolic link. A data
+            set from somebody else could read what it should not otherwise.
+
+    Returns:
+        For each split found a list of items with absolute paths. ``label`` is 0 or 1, or the path of a mask.
+
+    Raises:
+        InputError: naming every item that breaks the contract, with what is wrong with it.
+    """
+    path, datalist, problems = read_splits(dataset_dir, splits, allow_outside)
+    entries = [(split, f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
+    classes: dict[str, set] = {split: set() for split in datalist}
+    with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
+        checks = pool.map(lambda entry: _check_item(*entry[1:]), entries)
+        progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False)
+        for (split, _, _), (found_problems, label) in zip(entries, progress, strict=True):
+            problems += found_problems
+            classes[split].add(label)
+    problems += [problem for split, labels in classes.items() for problem in class_problems(split, labels)]
+    if pixel_labels:
+        problems += [
+            f"{where} '{item['image']}': has no mask, which this method learns from; add one, or take a weak method"
+            for split, where, item in entries
+            if split in splits and _is_positive_without_mask(item)
+        ]
+    if problems:
+        raise data_error(path, problems)
+    return datalist
+
+
+def read_splits(
+    dataset_dir: str | PathLike,
+    splits: Sequence[str],
+    allow_outside: bool = False,
+    paths: Sequence[str] = ("image", "mask", "label"),
+) -> tuple[Path, dict[str, list], list[str]]:
+    """
+    Read ``dataset.json``, and check it as far as no file that it names must be opened.
+
+    Args:
+        dataset_dir: folder of ``dataset.json``, or that file.
+        splits: the splits that must be there. Those of `SPLITS` that are there as well are read with them.
+        allow_outside: see `load_datalist`.
+        paths: keys of an item that are paths, relative to the file.
+
+    Returns:
+        The file, the items of each split found with absolute paths, and what is wrong.
+
+    Raises:
+        InputError: when the file is missing or isn't an object in JSON, or a path leads out of its folder.
+    """
+    path = Path(dataset_dir)
+    path = path / "dataset.json" if path.suffix != ".json" or os.path.isdir(path) else path
+    content = _read_json(path)
+    splits = list(dict.fromkeys(splits))
+    present = {s: content[s] for s in dict.fromkeys((*SPLITS, *splits)) if isinstance(content.get(s), list)}
+    found = ", ".join(present) or "none"
+    missing = [split for split in splits if content.get(split) is None]
+    problems = [f"there is no split '{split}' (found: {found}); add it, or ask for another" for split in missing]
+    no_lists = [s for s in dict.fromkeys((*SPLITS, *splits)) if content.get(s) is not None and s not in present]
+    problems += [f"the split '{split}' must be a list of items" for split in no_lists]
+    known = dict.fromkeys((*KEYS, *paths, *(("range",) if "slices" in paths else ())))
+    problems += _unknown_keys(content, present, list(known))
+    groups = {s: [(i.get("group"),) * 2 for i in items if isinstance(i, dict)] for s, items in present.items()}
+    problems += _shared("group", groups)
+    datalist = {split: [_absolute(item, path.parent, paths) for item in items] for split, items in present.items()}
+    files = {split: _files(items, path.parent) for split, items in datalist.items()}
+    problems += [problem for split, named in files.items() for problem in _contradictions(split, named)]
+    for leak in _shared("image", {split: [(file, name) for file, name, _ in named] for split, named in files.items()}):
+        logger.warning(f"{leak}, or results on it say nothing of new images")
+    if not allow_outside:
+        outside = _outside(datalist, path.parent, paths)
+        if outside:
+            raise data_error(path, outside)
+    return path, datalist, problems
+
+
+def has_masks(items: Iterable[dict]) -> bool:
+    """Whether the pixel truth of all items is known: by a mask, by a label that is one, or by a negative label."""
+    return all(item.get("mask") or isinstance(item["label"], str) or item["label"] == 0 for item in items)
+
+
+def _is_positive_without_mask(item: object) -> bool:
+    return (
+        isinstance(item, dict)
+        and item.get("label") == 1
+        and isinstance(item.get("image"), str)
+        and not has_masks([item])
+    )
+
+
+def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
+    """
+    The images to infer on.
+
+    Args:
+        images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files.
+
+    Returns:
+        One item ``{"image": path}`` each, sorted by name for a folder. What is missing, can't be read, or would
+        overwrite another's results is logged as an error and left out: see `ImageList.report_left_out`.
+
+    Raises:
+        InputError: when there is no image left, naming everything that was left out.
+    """
+    if isinstance(images, (str, PathLike)):
+        folder = Path(images)
+        problem = _file_problem(folder)
+        if problem and not os.path.isdir(folder):
+            raise InputError(
+                f"There is no folder or image '{images}'; name one with --dataset_dir."
+                if problem.startswith("there is no")
+                else f"'{images}' {problem}; name another with --dataset_dir."
+            )
+        try:
+            files = sorted(p for p in folder.iterdir() if os.path.isfile(p)) if problem else [folder]
+        except OSError as error:
+            raise InputError(f"The folder '{images}' can't be read ({error.strerror}).") from error
+        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if problem else files
+        skipped = sorted({p.name for p in files} - {p.name for p in paths})
+        if skipped:
+            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {_first(skipped)}")
+    else:
+        files = paths = [Path(image) for image in images]
+    slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
+    if slides:
+        raise InputError(
+            f"Whole slides ({', '.join(slides)}) need their overlay: add 'bundle/configs/slides.json' after "
+            "'bundle/configs/inference.json' in --config_file."
+        )
+    if not paths:
+        raise InputError(
+            f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'; for volumes add the overlay slices.json."
+        )
+    found = ImageList()
+    seen: dict[str, Path] = {}
+    for path in paths:
+        problems = [f"'{path}': {problem}" for problem in _read_image(path)[1]] or _name_problems(path, seen)
+        if problems:
+            found.left_out += problems
+        else:
+            seen[result_name(path)] = path
+            found.append({"image": str(path)})
+    found.log_left_out("the images")
+    return found
+
+
+def _name_problems(path: Path, seen: Mapping[str, Path]) -> list[str]:
+    """Why the results of an image can't have its name, beside those of images by theirs."""
+    try:
+        name = result_name(path)
+    except InputError as error:
+        return [str(error)]
+    return [f"'{path}': its results would have the same name as those of '{seen[name]}'"] if name in seen else []
+
+
+class ImageList(list):
+    """Items of images, and in ``left_out`` what is wrong with those that are not in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: list[str] = []
+
+    def log_left_out(self, where: str) -> None:
+        """Log it as errors. Raises InputError naming all of it when nothing else is in the list."""
+        if not self:
+            raise data_error(where, self.left_out)
+        for problem in self.left_out[:SHOWN]:
+            logger.error(f"Left out: {problem}")
+        if len(self.left_out) > SHOWN:
+            logger.error(f"Left out: {len(self.left_out) - SHOWN} more.")
+
+    def report_left_out(self) -> None:
+        """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""
+        if self.left_out:
+            raise data_error("the images; all others are done", self.left_out)
+
+
+def _read_json(path: Path) -> dict:
+    problem = _file_problem(path)
+    if problem and problem.startswith(("there is no", "is a folder")):
+        raise InputError(f"There is no data set at '{path}'; give the folder of a dataset.json with --dataset_dir.")
+    if problem:
+        raise InputError(f"The data set '{path}' {problem}.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object; Python's own keeps the last of values that are given under one key."""
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            where = f" of {_repr.repr(found['image'])}" if "image" in found else ""
+            raise InputError(f"'{path}' has the key {_repr.repr(twice)}{where} twice; keep one.")
+        return found
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"The data set '{path}' can't be read ({error.strerror}).") from error
+    except RecursionError as error:
+        raise InputError(f"'{path}' is nested too deeply for a list of items.") from error
+    except ValueError as error:  # of the syntax, the encoding, or a number of thousands of digits
+        raise InputError(f"'{path}' is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' must hold an object with the lists 'training', 'validation' and 'test'.")
+    return content
+
+
+def _absolute(item: object, folder: Path, keys: Sequence[str]) -> object:
+    """The item with its paths made absolute; what is not an item is left for the check to name."""
+    if not isinstance(item, dict):
+        return item
+    paths = {k: str(folder / v) for k, v in item.items() if k in keys and isinstance(v, str)}
+    if item.get("label") in QUOTED and "label" in paths:
+        del paths["label"]  # a number in quotes
+    # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does
+    absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v))}
+    return {k: v for k, v in (item | paths).items() if k not in absent}
+
+
+def _outside(datalist: dict[str, list], folder: Path, paths: Sequence[str]) -> list[str]:
+    """The items whose files are not in the folder, before any is opened."""
+    root = os.path.realpath(folder)
+    values = [
+        (f"{split}[{i}]", item.get(key))
+        for split, items in datalist.items()
+        for i, item in enumerate(items)
+        if isinstance(item, dict)
+        for key in paths
+    ]
+    return [
+        f"{where} '{value}': lies outside the folder of dataset.json; move it there, or give "
+        "--allow_outside True if you trust the data set"
+        for where, value in values
+        if isinstance(value, str) and value not in QUOTED and not _is_inside(value, root)
+    ]
+
+
+def _is_inside(path: str, root: str) -> bool:
+    try:
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
+    except ValueError:  # no name of a file, which the check of the item says
+        return True
+
+
+def _unknown_keys(content: dict, splits: dict[str, list], known: Sequence[str]) -> list[str]:
+    """
+    Keys that are likely misspelt, each with the nearest known one. Others are anybody's notes, and warned of once.
+    """
+    problems, notes = [], {}
+    for split, items in splits.items():
+        for i, item in enumerate(items):
+            for key in item if isinstance(item, dict) else ():
+                if key not in known:
+                    near = _nearest(key, known)
+                    if near is None:
+                        notes.setdefault(key, f"{split}[{i}]")
+                    else:
+                        problems.append(f"{split}[{i}] '{item.get('image')}': unknown key '{key}'; write '{near}'")
+    for key, value in content.items():
+        near = _nearest(key, SPLITS) if key not in splits and isinstance(value, list) else None
+        if near is not None and near not in splits:
+            problems.append(f"unknown split '{key}'; write '{near}'")
+        elif near is not None:
+            logger.warning(f"The list '{key}' is not used (did you mean '{near}'?).")
+    if notes:
+        named = _first([f"'{key}' (first in {where})" for key, where in notes.items()])
+        logger.warning(f"Keys that mean nothing here, of {', '.join(known)}: {named}.")
+    return problems
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    exact = [name for name in known if name == key.strip().lower()]
+    return next(iter(exact or get_close_matches(key.strip().lower()[:40], known, n=1, cutoff=0.75)), None)
+
+
+def _files(items: Sequence[object], folder: Path) -> list[tuple[object, str, object]]:
+    """Of each image the file, however its name is written; the name as it is in the list; and the label."""
+    named = []
+    for item in items:
+        if isinstance(item, dict) and isinstance(item.get("image"), str):
+            try:
+                status = os.stat(item["image"])
+                file: object = (status.st_dev, status.st_ino)
+            except (OSError, ValueError):
+                file = os.path.normpath(item["image"])
+            shown = item["image"].removeprefix(f"{folder}{os.sep}")
+            named.append((file, shown, item.get("label")))
+    return named
+
+
+def _contradictions(split: str, named: Sequence[tuple[object, str, object]]) -> list[str]:
+    """Images that are listed as positive and as negative in one split."""
+    first: dict[object, tuple[str, object]] = {}
+    problems = []
+    for file, name, label in named:
+        if label in (0, 1):
+            other, before = first.setdefault(file, (name, label))
+            if before != label:
+                same = "" if name == other else f" (as '{other}')"
+                problems.append(f"image '{name}' has label {before}{same} and label {label} in '{split}'; keep one")
+    return problems
+
+
+def _file_problem(path: str | PathLike) -> str | None:
+    """Why a path is not that of a file that can be read; None if it is."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            Path(path).open("rb").close()
+            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file" + ("; write '/' for '\\'" if "\\" in os.fspath(path) else "")
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    except ValueError as error:  # a null byte, or half a character
+        return f"is no name of a file ({first_line(error)})"
+    return "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+
+
+def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
+    """What breaks the contract in one item, each problem beginning with its place; and its label, None if unknown."""
+    if not isinstance(item, dict) or not isinstance(item.get("image"), str):
+        return [f"{where}: must be an object with an 'image'"], None
+    label, label_problems = _read_label(item)
+    with room_for(*(path for path in (item["image"], _mask_path(item)) if isinstance(path, str))):
+        size, problems = _read_image(Path(item["image"]))
+        mask, mask_problems = _read_mask(item)
+    problems += label_problems + mask_problems + _area_problems(item)
+    if mask is not None and size is not None and mask.shape[1:] != size:
+        sizes = "{}x{}, the image {}x{}".format(*mask.shape[1:], *size)
+        problems.append(f"the mask '{_mask_path(item)}' is {sizes}; they must be of one size")
+    if mask is not None and isinstance(item["label"], str):
+        label = bool(mask.any())
+    elif mask is not None and label is not None and bool(mask.any()) != label:
+        found = "has positive pixels" if mask.any() else "is empty"
+        problems.append(f"label is {item['label']}, but the mask '{item['mask']}' {found}")
+    return [f"{where} '{item['image']}': {problem}" for problem in problems], label
+
+
+def _read_label(item: dict) -> tuple[bool | None, list[str]]:
+    label = item.get("label")
+    if isinstance(label, str):
+        quoted = f"label is the text '{label}'; write the number {label}, without quotes"
+        if label not in QUOTED and not Path(label).suffix and not os.path.exists(label):
+            return None, [f"label is '{Path(label).name}', must be 0 or 1 (or the path of a mask)"]
+        return None, [quoted] if label in QUOTED else []
+    if label not in (0, 1):
+        return None, [f"label is {_repr.repr(label)}, must be 0 or 1 (or the path of a mask)"]
+    return bool(label), []
+
+
+def _area_problems(item: dict) -> list[str]:
+    label, area = item.get("label"), item.get("area")
+    if area is None or (label == 0 and area == 0):
+        return []
+    if label == 0:
+        return [f"label is 0, but an area of {_repr.repr(area)} is given; remove one"]
+    if not isinstance(area, (int, float)) or isinstance(area, bool) or not 0 < area <= 1:
+        hint = f"; did you mean {area / 100:g}?" if isinstance(area, (int, float)) and 2 <= area <= 100 else ""
+        return [f"area is {_repr.repr(area)}, must be a fraction of the image above 0 and up to 1{hint}"]
+    return []
+
+
+def _read_image(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
+    """Width and height of an image, None where it can't be read; and what is wrong with it."""
+    problem = _file_problem(path)
+    if problem:
+        return None, [problem]
+    try:
+        if path.stat().st_size == 0:
+            return None, ["can't be read as an image (it is empty)"]
+        image = load_image(path)
+        ToRGB()(image)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        return None, [f"can't be read as an image ({first_line(error)})"]
+    width, height = image.shape[1:]  # MONAI's pictures are (C, W, H)
+    small = f"is {width}x{height}, smaller than {MIN_SIZE}x{MIN_SIZE}"
+    return (width, height), [small] if min(width, height) < MIN_SIZE else []
+
+
+def _mask_path(item: dict) -> Any:
+    label = item.get("label")
+    return label if isinstance(label, str) and label not in QUOTED else item.get("mask")
+
+
+def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
+    """The mask of an item, (1, W, H), None where there is none to be had; and what is wrong with it."""
+    path = _mask_path(item)
+    if path is None:
+        return None, []
+    if not isinstance(path, str):
+        return None, [f"mask is {_repr.repr(path)}, must be the path of a mask"]
+    problem = _file_problem(path)
+    if problem and item.get("label") == path and not Path(path).suffix:
+        return None, []  # the label says it
+    if problem:
+        missing = problem.startswith("there is no such file")
+        return None, [problem.replace("such file", f"mask '{path}'") if missing else f"the mask '{path}' {problem}"]
+    try:
+        return np.asarray(load_mask(path)), []
+    except Exception as error:
+        return None, [f"the mask '{path}' can't be read ({first_line(error)})"]
+
+
+def class_problems(split: str, labels: set) -> list[str]:
+    """Of the labels found in a split, None for those that could not be read, which are problems of their own."""
+    if None in labels or labels == {False, True}:
+        return []
+    found = f"has only {'positive' if True in labels else 'negative'} images" if labels else "is empty"
+    return [f"the split '{split}' {found}; it needs positive and negative ones"]
+
+
+def _shared(key: str, splits: dict[str, list[tuple]]) -> list[str]:
+    """
+    A patient, slide or image in two splits makes the results on one of them worthless.
+
+    Args:
+        key: of which the values are.
+        splits: of each split what identifies the values, and their names.
+    """
+    first: dict = {}
+    problems = []
+    for split, values in splits.items():
+        named = {str(value): name for value, name in values if value is not None}
+        for value, name in named.items():
+            if value in first:
+                other, there = first[value]
+                problems.append(
+                    f"{key} '{name}' is in '{other}'{'' if name == there else f' (as {there!r})'} and in '{split}'; "
+                    "keep it in one"
+                )
+        first = {value: (split, name) for value, name in named.items()} | first
+    return problems
+
+
+def data_error(where: str | PathLike, problems: list[str]) -> InputError:
+    """One error that names all that is wrong with the data."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return InputError("\n  - ".join([f"{count} in {where}; correct it and start again:", *problems[:SHOWN], *rest]))
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of many names, and their number."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,157 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Area constraints: what a map's mean probability v costs when it disagrees with the rough area a.
+
+Everything works on v (B, M) of M maps of B images and on a (B,), both fractions of the image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from scripts.losses.pooling import masked_mean
+from scripts.runtime.errors import InputError
+
+__all__ = ["AreaConstraint", "area_loss", "barrier_sharpness", "log_barrier"]
+
+KINDS = ("one_sided", "two_sided", "log_barrier", "none")
+PENALTIES = ("absolute", "relative")
+
+
+class AreaConstraint:
+    """
+    Cost of a map whose mean probability v is not the area a.
+
+    - ``"one_sided"``, equation (8) of Jia et al. 2017: (v - a)^2 where v > a. It never asks for more, and once a map
+      is small the MIL loss asks for little, so that large regions come out too small.
+    - ``"two_sided"``: squared distance of v from [a - tolerance, a + tolerance], as the size penalty of Kervadec et
+      al., Medical Image Analysis 2019.
+    - ``"log_barrier"``: extended log-barrier of both ends of that interval (Kervadec et al., arXiv 1904.04205): it
+      holds v inside, and the harder the larger its sharpness t, which a schedule lets grow.
+    - ``"none"``: costs nothing.
+
+    Args:
+        kind: one of these.
+        tolerance: half the width of both intervals, a fraction of the image; by default half a step of the annotation.
+        penalty: ``"absolute"`` measures excess as a fraction of the image; ``"relative"`` as one of the area, so that
+            small lesions count as much as large ones.
+        sharpness: t of the log-barrier; see `set_sharpness`.
+
+    Raises:
+        InputError: for an unknown `kind` or `penalty`, a negative `tolerance`, a `sharpness` not above 0.
+    """
+
+    def __init__(
+        self, kind: str = "one_sided", tolerance: float = 0.05, penalty: str = "absolute", sharpness: float = 5.0
+    ) -> None:
+        if kind not in KINDS:
+            raise InputError(f"constraint must be one of {', '.join(KINDS)}, got '{kind}'.")
+        if penalty not in PENALTIES:
+            raise InputError(f"penalty must be one of {', '.join(PENALTIES)}, got '{penalty}'.")
+        if not 0 <= tolerance < math.inf:
+            raise InputError(f"tolerance must be 0 or more and finite, got {tolerance}.")
+        self.kind = kind
+        self.tolerance = tolerance
+        self.penalty = penalty
+        self.set_sharpness(sharpness)
+
+    def set_sharpness(self, sharpness: float) -> None:
+        """Set t of the log-barrier, as a schedule does epoch by epoch. Raises InputError unless it is above 0."""
+        if not 0 < sharpness < math.inf:
+            raise InputError(f"the sharpness of the log-barrier must be above 0 and finite, got {sharpness}.")
+        self.sharpness = sharpness
+
+    def __call__(self, v: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            v: (B, M) in 0..1.
+            area: (B, 1), above 0; known for all.
+
+        Returns:
+            (B, M) cost; of the log-barrier below 0 well inside the interval.
+        """
+        scale = area if self.penalty == "relative" else torch.ones_like(area)
+        if self.kind == "none":
+            return torch.zeros_like(v)
+        if self.kind == "one_sided":
+            return ((v - area) / scale).clamp(min=0).square()
+        if self.kind == "two_sided":
+            return (((v - area).abs() - self.tolerance) / scale).clamp(min=0).square()
+        above, below = (v - area - self.tolerance) / scale, (area - self.tolerance - v) / scale
+        return log_barrier(above, self.sharpness) + log_barrier(below, self.sharpness)
+
+
+def log_barrier(z: torch.Tensor, sharpness: float) -> torch.Tensor:
+    """
+    Extended log-barrier of the constraint z <= 0 (Kervadec et al., arXiv 1904.04205).
+
+    -log(-z) / t up to z = -1/t^2, from there on the tangent t z + (2 log t + 1) / t: finite, and of finite slope,
+    however much the constraint is violated, so that no feasible start is needed.
+
+    Args:
+        z: any shape, below 0 where the constraint holds.
+        sharpness: t > 0.
+    """
+    t = sharpness
+    inside = z <= -1 / t**2
+    # the logarithm sees a harmless argument where the tangent is taken, or its NaN would get into the gradient
+    barrier = -torch.log(-torch.where(inside, z, -1.0)) / t
+    return torch.where(inside, barrier, t * z + (2 * math.log(t) + 1) / t)
+
+
+def barrier_sharpness(current_step: int, start: float, growth: float, maximum: float) -> float:
+    """
+    Schedule of the log-barrier's t: `start` in the first epoch, `growth` times as much in each that follows.
+
+    A `maximum` keeps long trainings from being all constraint: outside of the interval the slope is t.
+
+    Args:
+        current_step: epoch, from 1.
+    """
+    exponent = (current_step - 1) * math.log(growth)
+    return maximum if exponent > math.log(maximum / start) else start * math.exp(exponent)  # which can't overflow
+
+
+def area_loss(
+    probability: torch.Tensor,
+    label: torch.Tensor,
+    area: torch.Tensor,
+    constraint: AreaConstraint | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Area constraint on the mean probability v of each positive image's maps, equations (7) and (8).
+
+    Args:
+        probability: (B, M, ...) in 0..1.
+        label: (B,), 0 or 1.
+        area: (B,), rough area of the positive region as a fraction of the image; NaN where it is not known.
+        constraint: what a disagreement costs; the paper's by default.
+        mask: (B, ...), which instances count.
+
+    Returns:
+        (B, M); 0 for negative images and for images without an area.
+
+    Raises:
+        InputError: for an area of a positive image that is not above 0 and up to 1.
+    """
+    constraint = constraint or AreaConstraint()
+    constrained = ((label > 0.5) & ~area.isnan()).view(-1, 1)
+    # the NaN must go before the cost is computed, whose gradient it would get into
+    known_area = torch.where(constrained, area.view(-1, 1), 1.0)
+    wrong = known_area[(known_area <= 0) | (known_area > 1)]
+    if len(wrong):
+        raise InputError(f"an area must be a fraction of the image, above 0 and up to 1; got {float(wrong[0]):g}.")
+    return torch.where(constrained, constraint(masked_mean(probability, mask), known_area), 0.0)

@@ -1,0 +1,103 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What was typed: a path means the file of exactly that name.
+
+Fire reads ``2024`` as a number and cuts ``set#2`` at its comment; MONAI's parser replaces ``#`` by ``::``, and takes
+what begins with ``@`` or ``$`` for a reference or for Python. So values of settings that are paths or names are taken
+from the command line itself.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from ast import literal_eval
+from collections.abc import Mapping, MutableMapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from scripts.runtime.errors import InputError
+
+__all__ = ["NAMES", "PATHS", "is_rewritten", "keep_typed", "remember", "typed_options"]
+
+PATHS = ("dataset_dir", "images", "output_dir", "prediction_dir", "ckpt_dir", "ckpt_path", "superpixel_cache")
+PATHS += ("demo_dir", "pretrained", "tissue")
+NAMES = ("class_name", "segment_label", "split")
+OPTION = re.compile(r"--|-[a-zA-Z]")  # as Fire has it
+_given: dict[str, Any] = {}
+_exact: set[str] = set()
+
+
+def remember(settings: Mapping[str, Any]) -> None:
+    """Take paths and names from here instead of the command line: for programs that start MONAI's workflows."""
+    _given.clear()
+    _given.update(settings)
+
+
+def keep_typed(resolved: MutableMapping[str, Any]) -> None:
+    """
+    Give settings that are paths or names the values that were typed, whatever has been made of them on the way.
+
+    Args:
+        resolved: what MONAI's parser has resolved so far, and doesn't resolve again; ``$__local_refs`` in a config.
+
+    Raises:
+        InputError: when one of them has no value.
+    """
+    options = _given or (typed_options(sys.argv[1:]) if _is_monai_bundle(sys.argv[0]) else {})
+    _exact.clear()
+    for name in (*PATHS, *NAMES):
+        if name in options:
+            value = _value(name, options[name])
+            _exact.update(value if isinstance(value, list) else [value])
+            resolved[name] = value
+
+
+def is_rewritten(path: str | PathLike) -> bool:
+    """Whether a path has '::' that MONAI's parser, not the user, has put there in the place of '#'."""
+    text = fspath(path)
+    return "::" in text and not any(exact in text for exact in _exact if "::" in exact)
+
+
+def typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
+    """Options of a command line and their values as typed, by Fire's rules; None for one without a value."""
+    options: dict[str, str | None] = {}
+    position = 0
+    while position < len(arguments) and arguments[position] != "--":
+        argument = arguments[position]
+        position += 1
+        if OPTION.match(argument):
+            name, equals, value = argument.lstrip("-").partition("=")
+            follows = position < len(arguments) and not OPTION.match(arguments[position])
+            options[name.replace("-", "_")] = value if equals else arguments[position] if follows else None
+            position += not equals and follows
+    return options
+
+
+def _is_monai_bundle(program: str) -> bool:
+    return Path(program).parts[-3:] == ("monai", "bundle", "__main__.py")
+
+
+def _value(name: str, typed: Any) -> Any:
+    if not typed:
+        raise InputError(f"--{name} has no value; give one, and write './-x' for a path that begins with '-'.")
+    if name != "images":
+        return fspath(typed) if isinstance(typed, PathLike) else str(typed)
+    if isinstance(typed, str):
+        try:
+            listed = literal_eval(typed)
+        except (SyntaxError, ValueError):
+            return typed
+        files = isinstance(listed, (list, tuple)) and all(isinstance(path, str) for path in listed)
+        return list(listed) if files and not Path(typed).exists() else typed
+    return typed

@@ -1,0 +1,202 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Writing files so that an interrupted run leaves no half of one, and what results may be called."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from scripts import bundle_root
+from scripts.runtime.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not claimed
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["PARTIAL", "claim", "new_folder", "replacing", "report_written", "result_name", "write_rows"]
+
+logger = logging.getLogger(__name__)
+PARTIAL = f".{'[0-9a-f]' * 32}.part*"  # what `replacing` leaves when it is killed
+LONGEST_NAME = 255  # bytes, of the usual file systems
+LONGEST_ENDING = len("_probability.ome.tif")
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a formula begins with, also in full width
+_claimed: dict[Path, IO] = {}
+
+
+@contextmanager
+def replacing(path: str | PathLike, binary: bool = False) -> Iterator[IO]:
+    """
+    Open a file for writing that takes its name, or the place of an older one, only when it is complete.
+
+    Any number of threads, processes and machines may write one path at a time: the last that is complete stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid4().hex}.part")
+    text = {} if binary else {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    try:
+        with temporary.open("wb" if binary else "w", **text) as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def result_name(path: str | PathLike, name: str | None = None) -> str:
+    """
+    What the results of a file, or of a folder of files, are called: its name, that of a file without the suffix.
+
+    ``..`` and ``.`` have the name of the folder that they are.
+
+    Args:
+        path: of the file or folder.
+        name: to be checked instead, where a suffix is more than what comes after the last dot.
+
+    Raises:
+        InputError: when that can't be the name of a file that anybody sees: it is nothing but dots, begins with one, or
+            is too long.
+    """
+    if name is None:
+        whole = os.path.basename(os.path.abspath(path))
+        name = whole if Path(path).is_dir() else Path(whole).stem
+    surplus = len(os.fsencode(name)) + LONGEST_ENDING - LONGEST_NAME
+    if not name.strip("."):
+        raise InputError(f"'{path}' leaves its results without a name; rename it.")
+    if name.startswith("."):
+        raise InputError(f"'{path}' begins with a dot, and so would its results, which hides them; rename it.")
+    if surplus > 0:
+        raise InputError(f"'{path}' has too long a name for those of its results, by {surplus} bytes; shorten it.")
+    return name
+
+
+def write_rows(file: IO, rows: Iterable[Sequence[Any]]) -> None:
+    """
+    Write rows of CSV in which a spreadsheet finds no formula: text that would be one begins with an apostrophe.
+
+    Args:
+        file: open for writing text, with ``newline=""``.
+        rows: of cells. Numbers, also as text, stay what they are.
+    """
+    csv.writer(file).writerows([_harmless(cell) for cell in row] for row in rows)
+
+
+def _harmless(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+@contextmanager
+def new_folder(folder: str | PathLike) -> Iterator[Path]:
+    """
+    A folder to fill that takes its name only when it is complete; nothing is left when filling it fails.
+
+    A process that is killed leaves it under a hidden name.
+
+    Args:
+        folder: of a copy of the bundle; must not exist, and not lie in the bundle.
+
+    Raises:
+        InputError: when it exists, lies in the bundle, or can't be made.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise InputError(f"'{folder}' exists already; remove it, or name another folder.")
+    if folder.resolve().is_relative_to(Path(bundle_root()).resolve()):
+        raise InputError(f"'{folder}' lies in the bundle, which can't be copied into itself; name one outside of it.")
+    temporary = folder.with_name(f".{uuid4().hex}.part")
+    try:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"'{folder}' can't be made ({error.strerror}); name another folder.") from error
+        yield temporary
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def report_written(paths: Mapping[str, str | PathLike]) -> None:
+    """Log where a run has put what; what it didn't write is left out."""
+    for what, path in paths.items():
+        if Path(path).exists():
+            logger.info(f"{what}: {path}")
+
+
+def claim(folders: Sequence[str | PathLike], run: str) -> None:
+    """
+    Keep folders for this process until it ends, so that no second run of the kind replaces its files.
+
+    Half files of a run that was killed are removed, unless a run of another kind, which may be writing them, is alive.
+
+    The lock is the operating system's on ``.RUN.lock``, and ends with the process however that ends. The first process
+    of a distributed run claims for all.
+
+    Args:
+        folders: exist already.
+        run: kind of the run: ``"training"``, ``"evaluating"`` or ``"inferring"``.
+
+    Raises:
+        InputError: naming a folder that another run has, with its process.
+    """
+    if fcntl is None or os.environ.get("RANK", "0") != "0":
+        return
+    for folder in {Path(folder).resolve() for folder in folders}:
+        path = folder / f".{run}.lock"
+        if path in _claimed:
+            continue
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise InputError(
+                f"Another {run} ({owner}) is writing into '{folder}'; wait until it ends, or name another folder."
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            file.close()
+            logger.warning(f"'{folder}' can't be locked ({error.strerror}): start no second {run} there.")
+            continue
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        _claimed[path] = file
+        others = [other for other in folder.glob(".*.lock") if other not in _claimed]
+        for partial in folder.glob(PARTIAL) if not any(map(_is_locked, others)) else ():
+            if not partial.is_dir():
+                partial.unlink(missing_ok=True)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # of another process, or another user
+        return True
+    return False

@@ -1,0 +1,209 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Checkpoints: the best, the last, and where a network's weights come from. Files are complete, or not there."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import CheckpointLoader
+
+from scripts.networks.map_network import trained_as
+from scripts.networks.weights import load_tensors, not_finite
+from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.files import replacing
+
+__all__ = [
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "NetworkLoader",
+    "initial_weights",
+    "is_finite",
+    "trained_size",
+    "write_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def initial_weights(pretrained: str, first_handler: str) -> str:
+    """
+    The weights that a network to be trained is made with: none from elsewhere when a checkpoint replaces them anyway.
+
+    MONAI Label goes on from the bundle's ``model.pt``: it puts MONAI's `CheckpointLoader` before the trainer's
+    handlers. So it neither waits for a download nor needs the internet.
+
+    Args:
+        pretrained: what was asked for, see `CDWSNet`.
+        first_handler: ``_target_`` of the trainer's first handler.
+    """
+    return "random" if first_handler == CheckpointLoader.__name__ else pretrained
+
+
+def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:
+    """
+    The size [H, W] of images in pixels that the network of a checkpoint was trained on.
+
+    Args:
+        path: of the file.
+        default: where it doesn't say, or can't be read, which `NetworkLoader` reports.
+    """
+    try:
+        size = trained_as(_weights(torch.load(path, weights_only=True, map_location="cpu", mmap=True)))[1]
+    except Exception:  # torch.load raises nearly anything on a damaged file
+        size = None
+    return list(size or default)
+
+
+def _weights(content: Any) -> Any:
+    """The state dict of a file that is one, or that has one under ``"model"``."""
+    return content["model"] if isinstance(content, dict) and "model" in content else content
+
+
+class NetworkLoader:
+    """
+    Loads a trained network when an engine starts.
+
+    MONAI's `CheckpointLoader` says the same of a damaged file and of another network: a traceback.
+
+    Args:
+        network: takes the weights.
+        path: file of a state dict, or of a checkpoint that has one under ``"model"``.
+        map_location: see `torch.load`.
+
+    Raises:
+        InputError: when the file is missing, damaged, of another method, of another network, or has weights that are
+            not finite.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str, map_location: str | torch.device | None = None) -> None:
+        self.network = network
+        self.path = path
+        self.map_location = map_location
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if not Path(self.path).is_file():
+            raise InputError(f"There is no checkpoint '{self.path}'; train first, or name one with --ckpt_path PATH.")
+        try:
+            content = load_tensors(self.path, self.map_location)
+        except Exception as error:  # it raises nearly anything on a damaged file
+            raise InputError(
+                f"'{self.path}' is damaged, or not a checkpoint that PyTorch reads ({first_line(error)}); name another "
+                "by --ckpt_path."
+            ) from error
+        try:
+            self.network.load_state_dict(_weights(content))
+        except InputError as error:
+            raise InputError(f"The checkpoint '{self.path}' can't be used here: {error}") from error
+        except (RuntimeError, TypeError) as error:
+            # load_state_dict gives a headline, then a line for each kind of difference
+            difference = str(error).splitlines()[-1].strip()[:200]
+            raise InputError(
+                f"The checkpoint '{self.path}' is of another network ({difference}); "
+                "name one that was trained with the same network settings."
+            ) from error
+
+
+class BestCheckpoint:
+    """
+    Writes the network whenever an evaluator's key metric is the best so far.
+
+    MONAI's `CheckpointSaver` removes the file of the last best before it writes, and forgets the metric over a restart.
+
+    Args:
+        network: of which the state dict is written.
+        path: of the file.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | PathLike) -> None:
+        self.network = network
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            write_checkpoint(self.network.state_dict(), self.path)
+
+
+class LastCheckpoint:
+    """
+    Writes what is trained at the end of a run, also of one that fails, unless its weights have become useless.
+
+    Attach it before the handlers that end a failing run.
+
+    Args:
+        saved: names and objects with a ``state_dict``; of a single one the state dict is written alone.
+        path: of the file.
+    """
+
+    def __init__(self, saved: Mapping[str, Any], path: str | PathLike) -> None:
+        self.saved = saved
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.write())
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
+
+    def write(self) -> None:
+        if not all(is_finite(part) for part in self.saved.values() if isinstance(part, torch.nn.Module)):
+            logger.warning(f"'{self.path}' is not written: the weights are not finite.")
+            return
+        states = {name: part.state_dict() for name, part in self.saved.items()}
+        write_checkpoint(states if len(states) > 1 else next(iter(states.values())), self.path)
+
+    def exception_raised(self, engine: Engine, error: BaseException) -> None:
+        try:
+            self.write()
+        except InputError as failure:  # what ended the run is the news
+            logger.warning(str(failure))
+        raise error
+
+
+def is_finite(network: torch.nn.Module) -> bool:
+    """Whether no weight is NaN or infinite."""
+    return not_finite(network.state_dict()) is None
+
+
+def write_checkpoint(content: Any, path: str | PathLike) -> None:
+    """
+    Write what `torch.load` reads with ``weights_only``, in the first process of a run alone.
+
+    Raises:
+        InputError: when it can't be written, as on a full disk; an older file is still there then.
+    """
+    if idist.get_rank() != 0:
+        return
+    buffer = io.BytesIO()  # PyTorch, writing to a full disk itself, may end the process
+    torch.save(content, buffer)
+    try:
+        with replacing(path, binary=True) as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(
+            f"'{path}' can't be written ({error.strerror or error}); make room, and give the same command again."
+        ) from error

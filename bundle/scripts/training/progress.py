@@ -1,0 +1,97 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a run shows while it lasts, and logs at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler, StatsHandler, TensorBoardHandler
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from scripts.runtime.processes import process_rank
+
+__all__ = ["HyperParameters", "ProgressBar", "handlers_of_process"]
+
+
+def handlers_of_process(handlers: Sequence) -> list:
+    """
+    All handlers in the first of many processes; in the others those that don't write or show what is the same in all.
+
+    Args:
+        handlers: as a trainer or an evaluator takes them.
+    """
+    shown = (StatsHandler, TensorBoardHandler, MLFlowHandler, ProgressBar, HyperParameters)
+    return [handler for handler in handlers if process_rank() == 0 or not isinstance(handler, shown)]
+
+
+class ProgressBar:
+    """
+    One bar over a whole run, all epochs, with the time left; Ignite's begins anew in each epoch.
+
+    Args:
+        desc: what is going on.
+        shown: attributes of the engine's state to show beside the bar.
+    """
+
+    def __init__(self, desc: str, shown: Sequence[str] = ()) -> None:
+        self.desc = desc
+        self.shown = list(shown)
+        self.bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
+
+    def start(self, engine: Engine) -> None:
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.desc, mininterval=0.5)
+
+    def __call__(self, engine: Engine) -> None:
+        self.bar.set_postfix({name: getattr(engine.state, name) for name in self.shown}, refresh=False)
+        self.bar.update()
+
+
+class HyperParameters:
+    """
+    Logs what a training was made with beside the best metrics it reached, for TensorBoard's HPARAMS page.
+
+    Args:
+        hyper_parameters: by the names that a user knows; what is no number, text or truth value is logged as its text.
+        summary_writer: of the training's log.
+        evaluator: of the training's validation, whose best metric is logged if it has run.
+    """
+
+    def __init__(self, hyper_parameters: Mapping[str, Any], summary_writer: SummaryWriter, evaluator: Engine) -> None:
+        self.hyper_parameters = hyper_parameters
+        self.summary_writer = summary_writer
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in self.hyper_parameters.items()
+        }
+        best = {
+            f"best/{run.state.key_metric_name}": run.state.best_metric
+            for run in (engine, self.evaluator)
+            if run.state.best_metric_epoch > 0
+        }
+        # the default run name makes a folder of its own, which TensorBoard takes for another run
+        self.summary_writer.add_hparams(plain, best, run_name=".")

@@ -1,0 +1,280 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Training that goes on where it was stopped, to the same weights bit for bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from monai.transforms import Randomizable, Transform
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.networks.weights import load_tensors
+from scripts.runtime.errors import InputError, first_line
+from scripts.training.checkpoints import is_finite, write_checkpoint
+
+__all__ = ["TrainingState", "describe_items", "fit"]
+
+logger = logging.getLogger(__name__)
+RESUME = (True, False, "changed")
+FILES = ("state_0.pt", "state_1.pt")  # of even and of odd epochs: while one is written, the other is whole
+FORMAT = 1
+
+
+def fit(
+    trainer: Trainer,
+    ckpt_dir: str | PathLike,
+    evaluator: Engine,
+    settings: Mapping[str, Any],
+    items: Mapping[str, Sequence[dict]] | None = None,
+    resume: bool | str = True,
+    summary_writer: SummaryWriter | None = None,
+) -> None:
+    """
+    Run a trainer, from the last complete epoch of an earlier run with the same settings if there is one.
+
+    Args:
+        trainer: with ``network`` and ``optimizer``.
+        ckpt_dir: folder of the state's two files.
+        evaluator: whose best metric so far is kept.
+        settings: what the result depends on, by the names that a user knows. Values must fit into JSON, or are kept by
+            their text.
+        items: data that it depends on as well, by split.
+        resume: True: go on; with other settings an earlier training is replaced if it is complete, and else an error;
+            ``"changed"``: go on with other settings; False: train anew, and leave no way back to the earlier run.
+        summary_writer: of TensorBoard; what a stopped run logged after its last complete epoch is hidden.
+
+    Raises:
+        InputError: for another value of `resume`, when settings of an unfinished training have changed, when no file of
+            the state can be read, when it is of another network, and when the weights are no longer finite.
+    """
+    if resume not in RESUME:
+        raise InputError(f"resume must be True, False or 'changed'; got {resume!r}.")
+    data = {f"{split} images": describe_items(listed) for split, listed in (items or {}).items()}
+    state = TrainingState(trainer, ckpt_dir, evaluator, {**settings, **data}, resume, summary_writer)
+    state.attach(trainer)
+    trainer.run()
+
+
+class TrainingState:
+    """
+    Handler that keeps the state of a training at the end of each epoch, and puts it back at the start of a run.
+
+    Network, optimiser, gradient scaler, epoch, best metrics, and the random states of Python, NumPy, PyTorch and the
+    training data's transforms. Attach it after all other handlers, so that nothing follows that it would miss.
+
+    Args: see `fit`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        ckpt_dir: str | PathLike,
+        evaluator: Engine,
+        settings: Mapping[str, Any],
+        resume: bool | str = True,
+        summary_writer: SummaryWriter | None = None,
+    ) -> None:
+        self.trainer = trainer
+        self.folder = Path(ckpt_dir)
+        self.evaluator = evaluator
+        self.settings = {name: _plain(value) for name, value in settings.items()}
+        self.resume = resume
+        self.summary_writer = summary_writer
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def start(self, engine: Engine) -> None:
+        """Put the newest state back; or, of a new training, remove what an earlier one left."""
+        found = self._newest() if self.resume else None
+        changes = _changes(json.loads(found["settings"]), self.settings) if found else []
+        if changes and self.resume != "changed":
+            if not found["complete"]:
+                raise InputError(
+                    f"The training in '{self.folder}' was started with other settings: {'; '.join(changes)}. Give the "
+                    "same ones to go on, --resume changed to go on with the new ones, --resume False to train anew "
+                    "(which replaces the checkpoints), or another folder."
+                )
+            logger.warning(f"A complete training in '{self.folder}' is replaced: {'; '.join(changes)}.")
+            found = None
+        if found is None:
+            if idist.get_rank() == 0:
+                for name in FILES:
+                    (self.folder / name).unlink(missing_ok=True)
+        else:
+            self._restore(found, new_options=bool(changes))
+        if self.summary_writer is not None:
+            _purge(self.summary_writer, engine.state.epoch + 1)
+
+    def save(self, engine: Engine) -> None:
+        """Keep the state after an epoch. Raises InputError when weights are not finite: the last state stays."""
+        if not is_finite(self.trainer.network):
+            raise InputError(
+                f"The weights are not finite after epoch {engine.state.epoch}: the training has diverged. The state of "
+                "the epoch before is kept; train anew with a smaller --learning_rate and --resume False."
+            )
+        scaler = getattr(self.trainer, "scaler", None)
+        content = {
+            "format": FORMAT,
+            "epoch": engine.state.epoch,
+            "complete": engine.state.epoch >= engine.state.max_epochs,
+            "settings": json.dumps(self.settings),
+            "model": self.trainer.network.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "best": [_best(run) for run in (self.trainer, self.evaluator)],
+            "random": _random_states(self._transforms()),
+        }
+        write_checkpoint(content, self.folder / FILES[engine.state.epoch % 2])
+
+    def _newest(self) -> dict | None:
+        """The newest state that can be read; None if there is none at all."""
+        states, damaged = [], []
+        for path in (self.folder / name for name in FILES):
+            if not path.exists():
+                continue
+            try:
+                content = load_tensors(path)
+                if content["format"] != FORMAT:
+                    raise ValueError(f"format {content['format']!r}")
+                states.append(content)
+            except Exception as error:  # the bytes may be anything
+                damaged.append(f"'{path}' ({first_line(error)})")
+        if damaged and not states:
+            raise InputError(
+                f"The training can't go on: {' and '.join(damaged)} can't be read; train anew with --resume False."
+            )
+        newest = max(states, key=lambda content: content["epoch"], default=None)
+        if damaged:
+            logger.warning(f"{damaged[0]} can't be read; going on from epoch {newest['epoch']} instead.")
+        return newest
+
+    def _restore(self, content: dict, new_options: bool) -> None:
+        trainer, epoch = self.trainer, content["epoch"]
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
+        try:
+            trainer.network.load_state_dict(content["model"])
+            trainer.optimizer.load_state_dict(content["optimizer"])
+        except InputError as error:
+            raise InputError(f"The training in '{self.folder}' can't go on: {error}") from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"The training in '{self.folder}' is of another network ({first_line(error)}); "
+                "train anew with --resume False, or in another folder."
+            ) from error
+        if new_options:
+            for group, options in zip(trainer.optimizer.param_groups, chosen, strict=True):
+                group.update(options)
+        if content["scaler"] is not None and getattr(trainer, "scaler", None) is not None:
+            trainer.scaler.load_state_dict(content["scaler"])
+        trainer.state.epoch = epoch
+        trainer.state.iteration = epoch * trainer.state.epoch_length
+        for run, (metric, best_epoch) in zip((trainer, self.evaluator), content["best"], strict=True):
+            run.state.best_metric, run.state.best_metric_epoch = metric, best_epoch
+        if idist.get_rank() == 0:  # other processes have drawn other numbers
+            _set_random_states(content["random"], self._transforms())
+        if epoch >= trainer.state.max_epochs:
+            logger.warning(
+                f"The training in '{self.folder}' is complete ({epoch} epochs) and is not repeated. "
+                f"--max_epochs {2 * epoch} trains longer, --resume False anew."
+            )
+        else:
+            logger.warning(f"Going on after epoch {epoch} of {trainer.state.max_epochs}, from '{self.folder}'.")
+
+    def _transforms(self) -> list[Randomizable]:
+        return list(_randomizables(getattr(self.trainer.data_loader.dataset, "transform", None), set()))
+
+
+def describe_items(items: Sequence[dict]) -> str:
+    """What a training depends on of its items: number, and a checksum of file names, labels and areas."""
+    known = [
+        {key: Path(value).name if isinstance(value, str) else value for key, value in sorted(item.items())}
+        for item in items
+    ]
+    return f"{len(items)} ({sha256(json.dumps(known, default=str).encode()).hexdigest()[:12]})"
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
+
+
+def _best(run: Engine) -> tuple[float, int]:
+    return float(run.state.best_metric), int(run.state.best_metric_epoch)
+
+
+def _purge(writer: SummaryWriter, epoch: int) -> None:
+    """Let TensorBoard hide what an earlier run has logged from this epoch on."""
+    writer.close()  # the next file that it opens begins with the mark
+    writer.purge_step = epoch
+
+
+def _randomizables(thing: Any, seen: set[int]) -> Iterator[Randomizable]:
+    """Random transforms in a transform, itself included, in an order that is the same in every run."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Randomizable):
+        yield thing
+    if isinstance(thing, (list, tuple)):
+        parts: Any = thing
+    elif isinstance(thing, Mapping):
+        parts = thing.values()
+    else:
+        parts = vars(thing).values() if isinstance(thing, (Transform, Randomizable)) else ()
+    for part in parts:
+        yield from _randomizables(part, seen)
+
+
+def _random_states(transforms: Sequence[Randomizable]) -> dict[str, Any]:
+    """As lists and tensors, which load without pickle."""
+    return {
+        "python": random.getstate(),
+        "numpy": _listed(np.random.get_state()),  # noqa: NPY002  the state that other libraries draw from
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "transforms": [_listed(transform.R.get_state()) for transform in transforms],
+    }
+
+
+def _set_random_states(states: dict[str, Any], transforms: Sequence[Randomizable]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if len(states["transforms"]) == len(transforms):
+        for transform, state in zip(transforms, states["transforms"], strict=True):
+            transform.R.set_state(state)
+
+
+def _listed(state: tuple) -> tuple:
+    kind, keys, *rest = state
+    return (kind, keys.tolist(), *rest)

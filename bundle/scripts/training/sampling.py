@@ -1,0 +1,154 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+What an epoch makes of the images: order, steps, shares of the processes, and random changes.
+
+All of it follows from the seed, the epoch and the image alone: not from the number of processes or of loader workers,
+nor from what was drawn before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from torch.utils.data import Sampler
+
+from scripts.runtime.errors import InputError
+from scripts.runtime.processes import agreed_seed, process_count, process_rank
+
+__all__ = ["Batch", "SeededDataset", "StepSampler"]
+
+
+MICRO_BATCH_ON_CPU, MICRO_BATCH_ELSEWHERE = 4, 32
+
+
+class Batch(NamedTuple):
+    """A batch of a `StepSampler` in its place."""
+
+    indices: list[int]
+    counted: int
+    """How many of its images count: all, or none in a process that has no share in a step."""
+    images_in_step: int
+    """Of all processes together."""
+    ends_step: bool
+
+
+class StepSampler(Sampler[list[int]]):
+    """
+    Batch sampler of the images of each optimiser step: shared out among the processes, in batches that fit into memory.
+
+    A step takes `batch_size` images of all processes together, the last one of an epoch what is left. Every process
+    has its share of every step, in one batch or more; shares differ by one image at most. No image is left out or taken
+    twice. A process that has no share in a step, which has fewer images than there are processes, gets the step's first
+    image as one that does not count, since it must run its network to take part.
+
+    With ``"all"`` the images keep their order and each process its own images, which it alone has to load. Otherwise
+    they are shuffled in every epoch.
+
+    Args:
+        dataset: whose images are sampled.
+        batch_size: images per optimiser step, or ``"all"`` for the whole training set, as the paper does.
+        micro_batch_size: images of one batch, at most. ``"auto"`` is 4 on the CPU, where more is no faster, and 32 on
+            others, where `AccumulatingTrainer` finds out how many of them fit into memory.
+        seed: of the shuffling; None for a random one.
+        rank: of this process; that in `torch.distributed` by default.
+        processes: their number; that in `torch.distributed` by default.
+        device: on which the network is trained.
+
+    Raises:
+        InputError: when `batch_size` or `micro_batch_size` is neither a number of images nor the word.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int | str = "all",
+        micro_batch_size: int | str = "auto",
+        seed: int | None = None,
+        rank: int | None = None,
+        processes: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        whole = batch_size == "all"
+        if not whole and not _is_count(batch_size):
+            raise InputError(f"batch_size must be 'all' or an integer of 1 or more; got {batch_size!r}.")
+        if micro_batch_size == "auto":
+            micro_batch_size = MICRO_BATCH_ON_CPU if torch.device(device).type == "cpu" else MICRO_BATCH_ELSEWHERE
+        if not _is_count(micro_batch_size):
+            raise InputError(f"micro_batch_size must be 'auto' or an integer of 1 or more; got {micro_batch_size!r}.")
+        self.images = len(dataset)
+        self.shuffled = not whole
+        self.step_size = self.images if whole else batch_size
+        self.micro_batch_size = micro_batch_size
+        self.seed = agreed_seed(seed)
+        self.rank = process_rank() if rank is None else rank
+        self.processes = process_count() if processes is None else processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number of the epoch that is sampled next."""
+        self.epoch = epoch
+
+    def plan(self) -> list[Batch]:
+        """The batches of this process in the epoch. But for the indices they are the same in every epoch."""
+        order = np.arange(self.images)
+        if self.shuffled:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        steps = (order[start : start + self.step_size].tolist() for start in range(0, self.images, self.step_size))
+        return [batch for step in steps for batch in self._batches(step)]
+
+    def _batches(self, step: Sequence[int]) -> list[Batch]:
+        own = step[self.rank :: self.processes]
+        chunks = [own[start : start + self.micro_batch_size] for start in range(0, len(own), self.micro_batch_size)]
+        batches = [Batch(chunk, len(chunk), len(step), False) for chunk in chunks] or [
+            Batch([step[0]], 0, len(step), False)
+        ]
+        return [*batches[:-1], batches[-1]._replace(ends_step=True)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.indices for batch in self.plan())
+
+    def __len__(self) -> int:
+        return len(self.plan())
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class SeededDataset(CacheDataset):
+    """
+    `CacheDataset` whose random transforms draw the same for an image in an epoch, whoever asks for it and when.
+
+    Args:
+        seed: of the random transforms; None leaves them to their own random state.
+        kwargs: see `CacheDataset`; the transform must be a `Compose`.
+    """
+
+    def __init__(self, *, seed: int | None = None, **kwargs: Any) -> None:
+        self.seed = seed
+        self.epoch = 0
+        super().__init__(**kwargs)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number of the epoch whose images are asked for next."""
+        self.epoch = epoch
+
+    def _transform(self, index: int) -> Any:
+        if self.seed is not None:
+            drawn = np.random.SeedSequence([self.seed, self.epoch, index % len(self)]).generate_state(1)
+            self.transform.set_random_state(seed=int(drawn[0]))
+        return super()._transform(index)

@@ -1,0 +1,346 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Training whose every step is the exact gradient over many images, however few fit into memory at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from ignite.metrics import Average
+from monai.data import MetaTensor
+from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
+from monai.utils import CommonKeys
+from torch.utils.data import DataLoader
+
+from scripts.data.datalist import ImageList
+from scripts.networks import check_finite
+from scripts.runtime.errors import InputError, first_line, input_error_of, is_out_of_memory, lack_of
+from scripts.runtime.processes import add_gradients_up, process_count, send_weights, sum_over_processes
+from scripts.training.sampling import Batch
+
+__all__ = [
+    "AccumulatingTrainer",
+    "ItemwiseEvaluator",
+    "MeanLoss",
+    "PartialEvaluator",
+    "half_precision",
+    "image_losses",
+    "per_image",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class AccumulatingTrainer(SupervisedTrainer):
+    """
+    `SupervisedTrainer` that steps once per step of a `StepSampler`, gathered from its smaller batches and processes.
+
+    The gradient is that of the mean loss over the step's images in all processes, a short last batch included, and a
+    short last step as well. (`SupervisedTrainer` alone averages the means of the small batches, and
+    `DistributedDataParallel` the means of the processes, both of which weigh images of a short one more.) All processes
+    start from the weights of the first one.
+
+    A batch that does not fit into memory goes through the network in halves, or halves of these, from then on; the
+    gradient is the same, but for a network that normalises over the batch, or draws numbers (dropout). The iteration's
+    events are fired when all of the batch has been through.
+
+    With ``amp`` the network computes in half precision, forth and back, see `half_precision`, on a CPU too; weights,
+    losses and steps stay float32.
+
+    What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names.
+
+    Leaves in ``state.output`` an item for each image, as MONAI does when it decollates: ``image``, ``label``, ``pred``,
+    its own ``image_loss``, and ``loss``, the mean of the batch. ``state.mean_loss`` is that mean; of many processes
+    that over the last step's images in all of them.
+
+    Args:
+        train_data_loader: a `DataLoader` with a `StepSampler` as its ``batch_sampler``.
+        loss_function: returns one loss per image, (B,). What it takes beside prediction and target, it may name in
+            ``inputs``.
+        kwargs: see `SupervisedTrainer`; ``decollate`` is not needed.
+
+    Raises:
+        InputError: when a single image does not fit into memory.
+    """
+
+    def __init__(self, *, train_data_loader: DataLoader, **kwargs: Any) -> None:
+        sampler = train_data_loader.batch_sampler
+        self._batches = sampler.plan()
+        amp, half = kwargs.get("amp", False), half_precision(torch.device(kwargs["device"]))
+        # MONAI's amp is the one with a scaled loss
+        kwargs |= {"decollate": False, "amp": amp and half == torch.float16}
+        super().__init__(train_data_loader=train_data_loader, **kwargs)
+        self._autocast = {"enabled": amp, "dtype": half} | self.amp_kwargs
+        self._step_loss = 0.0
+        self._fitting: int | None = None  # images that go through the network at once; None: all of a batch
+        for source in (sampler, train_data_loader.dataset):
+            if hasattr(source, "set_epoch"):
+                self.add_event_handler(Events.EPOCH_STARTED, lambda _, to=source: to.set_epoch(self.state.epoch))
+        self.add_event_handler(Events.STARTED, lambda _: send_weights(self.network))
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+        index = (self.state.iteration - 1) % self.state.epoch_length
+        batch = self._batches[index]
+        image, label, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        names = getattr(self.loss_function, "inputs", ())
+        extra = {name: _plain(batchdata[name]) for name in names if name in batchdata}
+
+        self.network.train()
+        if index == 0 or self._batches[index - 1].ends_step:
+            self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+        prediction, losses = self._accumulate(_plain(image), _plain(label), extra, batch)
+        if process_count() == 1 or not hasattr(self.state, "mean_loss"):
+            self.state.mean_loss = losses.mean().item()
+        items = {CommonKeys.IMAGE: image, CommonKeys.LABEL: label, CommonKeys.PRED: prediction}
+        self.state.output = per_image(losses, items)
+        for event in ("FORWARD_COMPLETED", "LOSS_COMPLETED", "BACKWARD_COMPLETED"):
+            self.fire_event(IterationEvents[event])
+        if process_count() > 1:
+            self._join_processes(losses, batch)
+        if batch.ends_step:
+            self._step()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return self.state.output
+
+    def _accumulate(
+        self, image: torch.Tensor, label: torch.Tensor, extra: Mapping[str, Any], batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradient of a batch to that of its step; predictions (B, ...), and losses of images that count."""
+        done: list[tuple[torch.Tensor, torch.Tensor]] = []
+        start = 0
+        while start < len(image):
+            part = slice(start, start + (self._fitting or len(image)))
+            some = {name: value[part] for name, value in extra.items()}
+            counted = max(0, min(batch.counted - start, len(image[part])))
+            result = self._forward_and_backward(image[part], label[part], some, counted, batch.images_in_step)
+            if result is None:  # no frame of the failed attempt is alive here, nor are its tensors
+                self._make_room(image[part])
+            else:
+                done.append(result)
+                start = part.stop
+        predictions, losses = zip(*done, strict=True)
+        return torch.cat(predictions), torch.cat(losses)
+
+    def _forward_and_backward(
+        self, image: torch.Tensor, label: torch.Tensor, extra: Mapping[str, Any], counted: int, images_in_step: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """None when they don't fit into memory: then the gradient is what it was."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        before = [p.grad for p in parameters]
+        for p in parameters:  # so that a backward pass that fails half-way leaves nothing behind
+            p.grad = None
+        try:
+            with torch.autocast(image.device.type, **self._autocast):
+                prediction = self.inferer(image, self.network)
+                losses = self.loss_function(prediction, label, **extra)[:counted]
+                loss = losses.sum() / images_in_step
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        except (RuntimeError, MemoryError) as error:
+            for p, gradient in zip(parameters, before, strict=True):
+                p.grad = gradient
+            if not is_out_of_memory(error):
+                raise
+            return None
+        for p, gradient in zip(parameters, before, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else gradient.add_(p.grad)
+        return prediction.detach(), losses.detach()
+
+    def _make_room(self, image: torch.Tensor) -> None:
+        """Halve what goes through the network at once."""
+        count, size = len(image), "x".join(map(str, image.shape[2:]))
+        if count == 1:
+            raise InputError(
+                f"A single image of {size} pixels does not fit into the memory of {image.device} in training; give a "
+                "smaller --spatial_size, --amp True, or another --device, and see that nothing else uses it."
+            )
+        self._fitting = count // 2
+        logger.warning(
+            f"{count} images of {size} pixels do not fit into the memory of {image.device}: going on with "
+            f"{self._fitting} at once; the steps stay the same (--micro_batch_size {self._fitting} saves the attempt)."
+        )
+        if image.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _step(self) -> None:
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _join_processes(self, losses: torch.Tensor, batch: Batch) -> None:
+        """Once a step: gradients are added up, and so are the losses."""
+        self._step_loss = self._step_loss + losses.sum()
+        if batch.ends_step:
+            add_gradients_up(self.network)
+            self.state.mean_loss = sum_over_processes(self._step_loss).item() / batch.images_in_step
+            self._step_loss = 0.0
+
+
+def half_precision(device: torch.device) -> torch.dtype:
+    """
+    What a device computes in with mixed precision.
+
+    Returns:
+        bfloat16, which has the range of float32: no gradient vanishes, no loss need be scaled. float16 for a GPU
+        without it, which is one before NVIDIA's Ampere.
+    """
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def per_image(
+    losses: torch.Tensor, items: Mapping[str, Sequence[torch.Tensor]] | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """
+    A trainer's output as MONAI's handlers take it: a dictionary for each image.
+
+    Args:
+        losses: (B,).
+        items: what else is known of each image, by its name.
+    """
+    mean = losses.mean()
+    return [
+        {CommonKeys.LOSS: mean, "image_loss": loss, **{name: value[i] for name, value in (items or {}).items()}}
+        for i, loss in enumerate(losses)
+    ]
+
+
+def image_losses(output: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+    """The losses (B,) of the images in a trainer's output."""
+    return torch.stack([item["image_loss"] for item in output]) if output else torch.zeros(0)
+
+
+def _plain(value: Any) -> Any:
+    """Without MONAI's record of where it is from, which networks and losses have no use for."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
+
+
+class PartialEvaluator(SupervisedEvaluator):
+    """`SupervisedEvaluator` of one process's share of the images, which takes part in the metrics even with none."""
+
+    def run(self, global_epoch: int = 1) -> None:
+        """See `SupervisedEvaluator.run`."""
+        if self.state.epoch_length:
+            super().run(global_epoch)
+            return
+        self.state.epoch = global_epoch
+        for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+            self.fire_event(event)
+
+
+class ItemwiseEvaluator(PartialEvaluator):
+    """
+    An evaluator of one image at a time for which an image that can't be read, mapped or saved is that image's failure.
+
+    It is logged as an error and kept in `left_out`, whose `report_left_out` ends the run with all of them; ``output``
+    and ``batch`` of the state are empty then. A lack of memory, or of room on a disk, ends the run at once.
+
+    Args:
+        val_data_loader: of batches of one, over a data set with a ``transform``.
+        left_out: a list to add to; its own by default.
+        enabled: False for an evaluator that a failure ends.
+        kwargs: see `SupervisedEvaluator`.
+    """
+
+    def __init__(
+        self, *, val_data_loader: DataLoader, left_out: ImageList | None = None, enabled: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(val_data_loader=val_data_loader, **kwargs)
+        self.left_out = ImageList() if left_out is None else left_out
+        self._mapped = False
+        self._enabled = enabled
+        self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
+        if enabled:
+            dataset = val_data_loader.dataset
+            dataset.transform = LoadOrTell(dataset.transform)
+
+    def report_left_out(self) -> None:
+        """See `ImageList.report_left_out`."""
+        self.left_out.report_left_out()
+
+    def _check(self) -> None:
+        self._mapped = True
+        check_finite(self.state.output[CommonKeys.PRED], _file_of(self.state.batch))
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> Any:
+        if FAILURE in batchdata:
+            return self._leave_out(batchdata[CommonKeys.IMAGE][0], batchdata[FAILURE][0])
+        self._mapped = False
+        try:
+            return super()._iteration(engine, batchdata)
+        except Exception as error:  # of a writer, which may raise anything
+            if not self._enabled or not self._mapped or lack_of(error) is not None:
+                raise
+            if input_error_of(error) is None and not _is_of_files(error):
+                logger.exception("An image can't be finished.")
+            return self._leave_out(_file_of(batchdata), first_line(error))
+
+    def _leave_out(self, image: str, reason: str) -> list:
+        problem = f"'{image}': {reason}"
+        logger.error(f"Left out: {problem}")
+        self.left_out.left_out.append(problem)
+        self.state.batch = self.state.output = []
+        return []
+
+
+FAILURE = "failure"
+
+
+class LoadOrTell:
+    """A transform of an item that returns its image's path and why it can't be read, if it can't."""
+
+    def __init__(self, transform: Callable) -> None:
+        self.transform = transform
+
+    def __call__(self, item: Mapping[str, Any]) -> Any:
+        try:
+            return self.transform(item)
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            if lack_of(error) is not None:
+                raise
+            return {CommonKeys.IMAGE: str(item[CommonKeys.IMAGE]), FAILURE: f"can't be read ({first_line(error)})"}
+
+
+def _is_of_files(error: BaseException | None) -> bool:
+    """Whether a file couldn't be written; MONAI's SaveImage keeps but the text of what its writers raised."""
+    while error is not None:
+        if isinstance(error, OSError) or "suitable writer" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _file_of(batch: Mapping[str, Any]) -> str:
+    name = getattr(batch[CommonKeys.IMAGE], "meta", {}).get("filename_or_obj", "?")
+    return name[0] if isinstance(name, (list, tuple)) else str(name)
+
+
+class MeanLoss(Average):
+    """
+    Mean loss over the images of an epoch, whatever the sizes of its batches; NaN when that of an image is.
+
+    Args:
+        losses: from an engine's output to the losses of its images, (B,); an `AccumulatingTrainer`'s by default.
+    """
+
+    def __init__(self, losses: Callable[[Any], torch.Tensor] = image_losses) -> None:
+        super().__init__(output_transform=lambda output: losses(output).unsqueeze(1))
+
+    def compute(self) -> float:
+        return float(super().compute())

@@ -1,0 +1,70 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""DICOM segmentation objects (DICOM-SEG) of masks, beside the series that they were made on."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from scripts import bundle_version
+from scripts.images.dicom import sorted_datasets
+
+__all__ = ["dicom_segmentation"]
+
+
+def dicom_segmentation(mask: np.ndarray, series: str | PathLike, label: str = "lesion") -> Any:
+    """
+    The mask as a DICOM segmentation, which refers to its source images and lies where they lie in the patient.
+
+    Args:
+        mask: boolean (columns, rows, slices), on the voxels that `DicomReader` gives of `series`.
+        series: DICOM file, or folder of the one series.
+        label: name of the segment.
+
+    Returns:
+        A `highdicom.seg.Segmentation`, to be saved by ``save_as``. An empty mask has frames without a voxel.
+
+    Raises:
+        ImportError: without highdicom, which is only needed here.
+        Exception: of highdicom, when a segmentation can't refer to such images (no place in a patient).
+    """
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    datasets = sorted_datasets(series)
+    description = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label=label,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Lesion,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="CDWS-MIL", version=bundle_version(), family=codes.DCM.ArtificialIntelligence
+        ),
+    )
+    return hd.seg.Segmentation(
+        source_images=datasets,  # one frame of the mask for each, in this order
+        pixel_array=mask.astype(np.uint8).transpose(2, 1, 0),
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[description],
+        series_instance_uid=hd.UID(),
+        series_number=100,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="CDWS-MIL contributors",
+        manufacturer_model_name="CDWS-MIL",
+        software_versions=bundle_version(),
+        device_serial_number="none",
+        omit_empty_frames=bool(mask.any()),
+    )

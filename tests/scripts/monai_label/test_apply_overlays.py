@@ -1,0 +1,103 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A bundle made of the bundle and an overlay."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripts.model_zoo import assemble
+from scripts.monai_label.apply_overlays import apply_overlays
+from scripts.runtime.errors import InputError
+
+BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
+
+
+def config(folder: Path, name: str) -> dict:
+    return json.loads((folder / "configs" / name).read_text())
+
+
+def test_overlays_are_in_the_copys_configs_and_not_in_the_bundles(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"spatial_size": [64, 48], "network_def#stages": 2}))
+    apply_overlays(tmp_path / "copy", ["superpixels.json", mine])
+    for name in ("train.json", "inference.json"):
+        merged, original = config(tmp_path / "copy", name), config(BUNDLE, name)
+        assert merged["superpixels"] is True
+        assert merged["spatial_size"] == [64, 48]
+        assert merged["network_def"]["stages"] == 2
+        assert merged["network_def"]["_target_"] == original["network_def"]["_target_"]
+        assert original["superpixels"] is False
+        assert set(original) <= set(merged)
+    assert (tmp_path / "copy" / "scripts" / "networks" / "cdws_net.py").is_file()
+
+
+def test_later_overlays_win(tmp_path: Path) -> None:
+    for name, value in (("first", 8), ("second", 16)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"spatial_size": [value, value]}))
+    apply_overlays(tmp_path / "copy", [tmp_path / "first.json", tmp_path / "second.json"])
+    assert config(tmp_path / "copy", "inference.json")["spatial_size"] == [16, 16]
+
+
+def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InputError, match="no overlay 'none"):
+        apply_overlays(tmp_path / "copy", ["none.json"])
+    with pytest.raises(InputError, match="not valid JSON"):
+        apply_overlays(tmp_path / "copy", [tmp_path / "broken.json"])
+    assert not (tmp_path / "copy").exists()
+    with pytest.raises(InputError, match="exists already"):
+        apply_overlays(tmp_path, ["dws.json"])
+
+
+def test_command_fails_with_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.monai_label.apply_overlays", str(tmp_path), "dws.json"]
+    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: '{tmp_path}' exists already")
+
+
+@pytest.mark.parametrize("where", ["models/copy", "copy", "runs/copy", "."])
+def test_the_bundle_is_not_copied_into_itself(monkeypatch, where: str) -> None:
+    """It would be copied on and on, until the disk is full or names are too long."""
+    before = sorted(BUNDLE.rglob("*"))
+    for folder in (BUNDLE / where, Path(os.path.relpath(BUNDLE / where))):
+        with pytest.raises(InputError, match=r"copied into itself|exists already"):
+            apply_overlays(folder, ["dws.json"])
+        with pytest.raises(InputError, match=r"copied into itself|exists already"):
+            assemble(folder)
+    assert sorted(BUNDLE.rglob("*")) == before
+
+
+def test_a_killed_copy_has_not_the_final_name(tmp_path: Path) -> None:
+    """The process ends as if by 'kill -9' after some files."""
+    code = """
+import os, shutil, sys
+from scripts.model_zoo import assemble
+copy, done = shutil.copyfile, []
+def then_die(*paths, **options):
+    done.append(copy(*paths, **options))
+    if len(done) == 5:
+        os._exit(9)
+shutil.copyfile = then_die
+assemble(sys.argv[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "copy")], cwd=BUNDLE, check=False)
+    assert done.returncode == 9
+    assert not (tmp_path / "copy").exists()
+    assemble(tmp_path / "copy")
+    assert (tmp_path / "copy" / "models" / "model.pt").is_file()

@@ -1,0 +1,85 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Weights whose bytes have changed, or that are not finite, are refused wherever they are loaded."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from scripts.networks import DCAN, FCN, CDWSNet, MapNetwork, UNet
+from scripts.networks.weights import load_tensors
+from scripts.runtime.errors import InputError
+from scripts.training.checkpoints import NetworkLoader
+
+
+def with_one_bit_changed(path: Path, tensor: torch.Tensor) -> Path:
+    """The file with the lowest bit of the tensor's first number turned: a value that nobody would notice."""
+    content = path.read_bytes()
+    number = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    assert content.count(number) == 1
+    at = content.index(number)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    return path
+
+
+def saved(network: torch.nn.Module, path: Path) -> Path:
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def network() -> CDWSNet:
+    torch.manual_seed(0)
+    return CDWSNet()
+
+
+def test_one_changed_bit_is_found_by_the_archives_checksum(network, tmp_path: Path) -> None:
+    path = with_one_bit_changed(saved(network, tmp_path / "model.pt"), network.features[2].weight.detach())
+    assert torch.load(path, weights_only=True)  # PyTorch itself notices nothing
+    with pytest.raises(InputError, match=r"model\.pt' is damaged.* have changed since they were written"):
+        NetworkLoader(CDWSNet(), str(path))(None)
+    with pytest.raises(InputError, match=r"model\.pt' is not a state dict .* have changed since they were written"):
+        CDWSNet(pretrained=str(path))
+
+
+def test_weights_from_before_archives_are_read(network, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_tensors(tmp_path / "old.pt")["features.0.weight"], network.features[0].weight)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_bias_that_is_not_finite_is_refused(network, tmp_path: Path, value: float) -> None:
+    with torch.no_grad():
+        network.sides[1].bias[0] = value
+        network.features[0].bias[3] = value
+    path = saved(network, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"model\.pt' can't be used here: its 'features\.0\.bias' has .* not finite"):
+        NetworkLoader(CDWSNet(), str(path))(None)
+    with pytest.raises(InputError, match=r"model\.pt' have values in 'features\.0\.bias' that are not finite"):
+        CDWSNet(pretrained=str(path))
+    torch.save({"model": network.state_dict()}, path)
+    with pytest.raises(InputError, match="not finite"):
+        NetworkLoader(CDWSNet(), str(path))(None)
+
+
+@pytest.mark.parametrize(
+    "network", [CDWSNet(), FCN(8, head_channels=8), DCAN(), UNet([4, 4, 4, 4, 4, 4])], ids=lambda n: type(n).__name__
+)
+def test_every_network_refuses_them_whoever_loads_them(network: MapNetwork) -> None:
+    """MONAI's export and MONAI Label's handler call `load_state_dict` themselves."""
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    last = [name for name, value in state.items() if value.is_floating_point()][-1]
+    state[last].view(-1)[-1] = math.nan
+    with pytest.raises(InputError, match="not finite"):
+        network.load_state_dict(state)

@@ -1,0 +1,281 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Accumulated steps against one-shot gradients and a training loop written by hand, in double precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader, Dataset
+from monai.handlers import from_engine
+from scripts.losses.cdws import CDWSLoss
+from scripts.networks import CDWSNet
+from scripts.runtime.errors import InputError
+from scripts.training.sampling import StepSampler
+from scripts.training.trainer import AccumulatingTrainer, MeanLoss, half_precision, image_losses
+from torch import nn
+
+
+class Polynomial(nn.Module):
+    """w0 + w1 x of images of one pixel: small enough to follow by hand, and its gradient depends on the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -0.25], dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.w[0] + self.w[1] * x
+
+
+def squares(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(B,): the loss of each image, unequal enough that a wrong weight shows."""
+    return (prediction - target).square().flatten(1).sum(1)
+
+
+def points(count: int) -> list[dict[str, torch.Tensor]]:
+    x = torch.linspace(-1, 2, count, dtype=torch.float64)
+    return [{"image": value.view(1), "label": 3 * value.view(1) ** 2} for value in x]
+
+
+def trainer_of(
+    items: Sequence[dict], micro: int, batch: int | str, network: nn.Module, lr: float = 0.1, **options: Any
+) -> AccumulatingTrainer:
+    options = {"loss_function": squares, "max_epochs": 1, "decollate": False} | options
+    dataset = Dataset(items)
+    return AccumulatingTrainer(
+        device="cpu",
+        train_data_loader=DataLoader(dataset, batch_sampler=StepSampler(dataset, batch, micro, seed=0)),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=lr, momentum=options.pop("momentum", 0.0)),
+        **options,
+    )
+
+
+def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("micro", [1, 4, 7, 18])
+def test_accumulated_gradient_equals_the_one_shot_gradient(micro: int) -> None:
+    """CDWSNet with its loss on 18 images of both labels, some without area; SGD of lr 1 shows the gradient."""
+    torch.manual_seed(0)
+    network = CDWSNet().double()
+    with torch.no_grad():
+        for side in network.sides:
+            side.weight.normal_(std=0.05)
+        network.fusion.logits.normal_()
+    areas = [0.1, 0.3, math.nan]
+    targets = [[1.0, areas[i % 3]] if i % 2 else [0.0, math.nan] for i in range(18)]
+    items = [{"image": torch.randn(3, 8, 8, dtype=torch.float64), "label": torch.tensor(t)} for t in targets]
+    before = flat(list(network.parameters()))
+
+    one_shot = copy.deepcopy(network).train()
+    prediction = one_shot(torch.stack([item["image"] for item in items]))
+    CDWSLoss(reduction="mean")(prediction, torch.tensor(targets)).backward()
+    expected = flat([p.grad for p in one_shot.parameters()])
+
+    trainer = trainer_of(items, micro, "all", network, lr=1.0, loss_function=CDWSLoss(reduction="none"))
+    trainer.run()
+    gradient = before - flat(list(network.parameters()))
+    assert (gradient - expected).norm() <= 1e-6 * expected.norm()
+    for name, parameter in one_shot.named_parameters():  # small parameters as well as the whole
+        accumulated = dict(network.named_parameters())[name].grad
+        assert (accumulated - parameter.grad).norm() <= 1e-6 * parameter.grad.norm(), name
+
+
+def test_mixed_precision_is_bfloat16s_gradient_in_float32s_weights() -> None:
+    """Numbers of 8 bits, through as many convolutions: more than a thousandth off, less than a twentieth."""
+    torch.manual_seed(0)
+    network = CDWSNet()
+    with torch.no_grad():
+        for side in network.sides:
+            side.weight.normal_(std=0.05)
+    items = [{"image": torch.randn(3, 16, 16), "label": torch.tensor([i % 2, 0.3])} for i in range(6)]
+    gradients = {}
+    for amp in (False, True):
+        trained = copy.deepcopy(network)
+        features = []
+        trained.features[2].register_forward_hook(lambda _, __, output, seen=features: seen.append(output.dtype))
+        trainer = trainer_of(items, 4, "all", trained, loss_function=CDWSLoss(reduction="none"), amp=amp)
+        trainer.run()
+        assert set(features) == {torch.bfloat16 if amp else torch.float32}
+        assert {p.dtype for p in trained.parameters()} == {image_losses(trainer.state.output).dtype} == {torch.float32}
+        gradients[amp] = flat([p.grad for p in trained.parameters()])
+    difference = (gradients[True] - gradients[False]).norm() / gradients[False].norm()
+    assert 1e-3 < difference < 0.05
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_half_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation
+    )
+    assert half_precision(torch.device("cuda")) == (torch.bfloat16 if supported else torch.float16)
+
+
+def weights_after_steps(items: Sequence[dict], batches: Sequence[Sequence[int]], lr: float) -> list[torch.Tensor]:
+    """Heavy-ball descent written out: the weights after a step on the mean loss of each batch of indices."""
+    w = Polynomial().w.detach().clone()
+    velocity = torch.zeros(2, dtype=torch.float64)
+    history = []
+    for batch in batches:
+        x, y = (torch.cat([items[i][key] for i in batch]) for key in ("image", "label"))
+        residual = w[0] + w[1] * x - y
+        gradient = 2 * torch.stack([residual.mean(), (residual * x).mean()])
+        velocity = 0.9 * velocity + gradient
+        w = w - lr * velocity
+        history.append(w)
+    return history
+
+
+@pytest.mark.parametrize(
+    ("count", "micro", "batch", "sizes"),
+    [
+        (18, 4, 8, [8, 8, 2]),  # the last step has 2 images
+        (18, 4, 4, [4, 4, 4, 4, 2]),
+        (16, 4, 8, [8, 8]),
+        (18, 4, 12, [12, 6]),  # 4 and 2 images in the last step
+        (18, 4, 40, [18]),  # larger than the data set
+        (18, 7, "all", [18]),
+    ],
+)
+def test_steps_equal_a_loop_written_by_hand(count: int, micro: int, batch: int | str, sizes: list[int]) -> None:
+    items = points(count)
+    network = Polynomial()
+    trainer = trainer_of(items, micro, batch, network, momentum=0.9, lr=0.05, max_epochs=3)
+    seen = [network.w.detach().clone()]
+    order: list[float] = []
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def record() -> None:
+        order.extend(trainer.state.batch["image"].flatten().tolist())
+        if not torch.equal(network.w, seen[-1]):
+            seen.append(network.w.detach().clone())
+
+    trainer.run()
+    indices = [next(i for i, item in enumerate(items) if item["image"].item() == x) for x in order]
+    for epoch in range(3):
+        assert sorted(indices[epoch * count : (epoch + 1) * count]) == list(range(count))
+    remaining = iter(indices)
+    steps = [[next(remaining) for _ in range(size)] for size in sizes * 3]
+    expected = weights_after_steps(items, steps, lr=0.05)
+    torch.testing.assert_close(torch.stack(seen[1:]), torch.stack(expected), rtol=1e-12, atol=0)
+
+
+def test_losses_of_the_images_and_their_mean_are_left_in_the_state() -> None:
+    items = points(5)
+    trainer = trainer_of(items, 2, "all", Polynomial())
+    trainer.run()
+    x = items[4]["image"].item()  # the last batch of the loader holds the fifth image alone
+    expected = (0.5 - 0.25 * x - 3 * x**2) ** 2
+    (image,) = trainer.state.output
+    assert image["image_loss"].item() == image["loss"].item() == pytest.approx(expected)
+    assert image["image"].item() == x
+    assert image["pred"].item() == pytest.approx(0.5 - 0.25 * x)
+    assert from_engine(["loss"], first=True)(trainer.state.output).item() == pytest.approx(expected)
+    assert trainer.state.mean_loss == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 5])
+def test_mean_loss_weighs_the_images_and_not_the_batches(micro: int) -> None:
+    items = points(5)
+    trainer = trainer_of(items, micro, "all", Polynomial(), lr=0.0, key_train_metric={"train_loss": MeanLoss()})
+    trainer.run()
+    expected = sum((0.5 - 0.25 * x - 3 * x**2) ** 2 for x in (-1, -0.25, 0.5, 1.25, 2)) / 5
+    assert trainer.state.metrics["train_loss"] == pytest.approx(expected, rel=1e-6)
+    assert isinstance(trainer.state.metrics["train_loss"], float)
+
+
+class LittleMemory(torch.autograd.Function):
+    """The identity, for which there is memory for so many images; it runs out on the way forth or on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, images: int, forth: bool) -> torch.Tensor:
+        ctx.images, ctx.forth = images, forth
+        if forth and len(x) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        if not ctx.forth and len(gradient) > ctx.images:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes.")
+        return gradient, None, None
+
+
+class Cramped(Polynomial):
+    """Its second weight gets its gradient before memory runs out, on the way back, and its first one after."""
+
+    def __init__(self, images: int, forth: bool) -> None:
+        super().__init__()
+        self.late = nn.Parameter(torch.tensor(0.75, dtype=torch.float64))
+        self.images, self.forth = images, forth
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return LittleMemory.apply(super().forward(x), self.images, self.forth) * self.late
+
+
+def losses_in(trainer: AccumulatingTrainer) -> list[float]:
+    """Losses of the images in the order in which a run sees them."""
+    losses: list[float] = []
+    event = Events.ITERATION_COMPLETED
+    trainer.add_event_handler(event, lambda engine: losses.extend(image_losses(engine.state.output).tolist()))
+    trainer.run()
+    return losses
+
+
+@pytest.mark.parametrize("forth", [True, False])
+@pytest.mark.parametrize(("fits", "warnings"), [(16, 0), (4, 1), (3, 2), (1, 3)])
+def test_what_does_not_fit_into_memory_goes_through_in_parts(
+    fits: int, warnings: int, forth: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ample, cramped = Cramped(100, forth), Cramped(fits, forth)
+    orders = [losses_in(trainer_of(points(19), 8, "all", n, max_epochs=3, momentum=0.9)) for n in (ample, cramped)]
+    torch.testing.assert_close(flat(list(cramped.parameters())), flat(list(ample.parameters())), rtol=1e-12, atol=0)
+    assert orders[1] == pytest.approx(orders[0], rel=1e-12)
+    assert len(orders[0]) == 3 * 19
+    assert caplog.text.count("do not fit into the memory") == warnings  # once for each size that is too large
+
+
+def test_a_single_image_that_does_not_fit_is_an_error_with_remedies() -> None:
+    with pytest.raises(InputError, match=r"does not fit into the memory of cpu.*--spatial_size"):
+        trainer_of(points(5), 4, "all", Cramped(0, forth=True)).run()
+
+
+def test_another_error_of_the_network_is_not_taken_for_want_of_memory() -> None:
+    class Broken(Polynomial):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        trainer_of(points(5), 4, "all", Broken()).run()
+
+
+def test_mean_loss_of_other_outputs_and_of_nan() -> None:
+    metric = MeanLoss(lambda output: output["a"] - output["b"])
+    for a, b in (([1.0, 2.0, 6.0], 1.0), ([5.0], 0.0)):
+        metric.iteration_completed(_engine_with({"a": torch.tensor(a), "b": b}))
+    assert metric.compute() == 2.75  # (0 + 1 + 5 + 5) / 4
+    metric.iteration_completed(_engine_with({"a": torch.tensor([math.nan]), "b": 0.0}))
+    assert math.isnan(metric.compute())
+
+
+def _engine_with(output: dict) -> Any:
+    trainer = trainer_of(points(1), 1, "all", Polynomial())
+    trainer.state.output = output
+    return trainer
