@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
 from scripts.data.rough_area import rough_area
 from scripts.demo.phantoms import draw_phantom
-from scripts.images.loading import OutlineOverlay
+from scripts.images.outline import OutlineOverlay
 
 SHOWN = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7)
 SIZE = (224, 224)

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from scripts.images.colours import ToRGB
 from scripts.images.limits import MIN_SIZE
-from scripts.images.loading import ToRGB, load_image, load_mask
+from scripts.images.loading import load_image, load_mask
 from scripts.images.reading import SLIDE_SUFFIXES, SUFFIXES, room_for
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import result_name

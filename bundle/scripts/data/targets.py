@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the loss is told of an image: label and rough area, and the pixel truth where it is known."""
+"""What the loss is told of an image: label and rough area, pixel truth, and which pixels are the image's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from monai.utils.enums import MetaKeys
 from scripts.data.rough_area import rough_area
 from scripts.images.loading import load_mask
 
-__all__ = ["LoadTruthd", "WeakTarget", "WeakTargetd"]
+__all__ = ["LoadTruthd", "ValidRegion", "ValidRegiond", "WeakTarget", "WeakTargetd"]
 
 
 class WeakTarget(Transform):
@@ -120,4 +120,33 @@ class LoadTruthd(MapTransform):
                 d[name] = load_mask(d[key]) if isinstance(d[key], (str, PathLike)) else d[key]
             elif d[self.label_key][0] == 0:
                 d[name] = torch.zeros(1, *(int(size) for size in d[self.image_key].meta[MetaKeys.SPATIAL_SHAPE]))
+        return d
+
+
+class ValidRegion(Transform):
+    """Ones of the size of an image: what is left of them after padding tells the image from the padding."""
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """(C, H, W) to (1, H, W) float32."""
+        return torch.ones(1, *img.shape[1:])
+
+
+class ValidRegiond(MapTransform):
+    """
+    Dictionary version of `ValidRegion`.
+
+    Args:
+        keys: keys of the images.
+        names: keys of the regions, one for each image.
+    """
+
+    def __init__(self, keys: KeysCollection, names: KeysCollection = "valid", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.names = ensure_tuple_rep(names, len(self.keys))
+        self.region = ValidRegion()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        d = dict(data)
+        for key, name in self.key_iterator(d, self.names):
+            d[name] = self.region(d[key])
         return d

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from scripts.images.loading import OutlineOverlay
+from scripts.images.outline import OutlineOverlay
 from scripts.metrics import BoundaryScores, PixelCurve
 
 __all__ = ["Example", "draw_curves", "draw_examples", "draw_maps"]

@@ -39,7 +39,8 @@ from scripts.evaluation.scores import (
     summarise,
     volume_dice,
 )
-from scripts.images.loading import ToRGB, load_image
+from scripts.images.colours import ToRGB
+from scripts.images.loading import load_image
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
 from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from scripts.experiments.records import read_maps
 from scripts.experiments.results import RowResults
 from scripts.experiments.statistics import mean_and_spread
-from scripts.images.loading import ToRGB, load_image
+from scripts.images.colours import ToRGB
+from scripts.images.loading import load_image
 
 __all__ = ["draw_curves", "draw_fusion", "draw_side_by_side", "draw_size_errors", "draw_spread"]
 

@@ -26,7 +26,7 @@ from monai.transforms import Resize, Resized
 from monai.utils import convert_to_tensor
 from scipy.sparse import csr_array
 
-from scripts.images.loading import is_volume
+from scripts.images.colours import is_volume
 
 __all__ = ["PictureOrSliceInferer", "ResizePictured", "SmoothResize"]
 

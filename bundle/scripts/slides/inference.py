@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.images.loading import OutlineOverlay
+from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.errors import InputError, first_line, lack_of

@@ -25,7 +25,7 @@ from skimage.util import montage
 
 from scripts.data.datalist import ImageList
 from scripts.evaluation.report import PredictionTable, image_probability
-from scripts.images.loading import OutlineOverlay
+from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
 from scripts.runtime.errors import first_line
 from scripts.runtime.files import replacing

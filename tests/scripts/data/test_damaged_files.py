@@ -34,7 +34,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scripts.data.datalist import list_images, load_datalist
-from scripts.images.loading import ToRGB, load_image, load_mask
+from scripts.images.colours import ToRGB
+from scripts.images.loading import load_image, load_mask
 from scripts.monai_label.regions import LoadImageOrRegiond
 from scripts.runtime.errors import InputError, input_error_of
 from scripts.slides import SlideInference, list_slides

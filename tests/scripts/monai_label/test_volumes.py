@@ -19,7 +19,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Resize, Resized
-from scripts.images.loading import ToRGBd
+from scripts.images.colours import ToRGBd
 from scripts.monai_label.volumes import PictureOrSliceInferer, ResizePictured, SmoothResize
 
 
