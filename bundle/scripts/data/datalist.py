@@ -32,7 +32,8 @@ from tqdm import tqdm
 from scripts.images.colours import ToRGB
 from scripts.images.limits import MIN_SIZE
 from scripts.images.loading import load_image, load_mask
-from scripts.images.reading import SLIDE_SUFFIXES, SUFFIXES, room_for
+from scripts.images.pictures import SUFFIXES
+from scripts.images.reading import SLIDE_SUFFIXES, room_for
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import result_name
 from scripts.runtime.processes import by_first_process

@@ -13,16 +13,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
-from monai.data import MetaTensor
+from monai.data import ImageReader, MetaTensor, is_supported_format
 from monai.transforms import Transform
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_tensor, ensure_tuple
+from PIL import Image, ImageDraw
 
 from scripts.images.colours import _range
+from scripts.images.pictures import MAX_PIXELS, PictureReader
 from scripts.runtime.errors import InputError
 
-__all__ = ["BinaryMask"]
+__all__ = ["AnnotationReader", "BinaryMask"]
+
+logger = logging.getLogger(__name__)
 
 
 class BinaryMask(Transform):
@@ -41,3 +52,74 @@ class BinaryMask(Transform):
         has_alpha = mask.shape[0] in (2, 4)
         positive = (mask[:-1] if has_alpha else mask).amax(dim=0, keepdim=True) > 0
         return (positive & (mask[-1:] > 0) if has_alpha else positive).float()
+
+
+class AnnotationReader(ImageReader):
+    """
+    MONAI image reader of masks as QuPath submits them to MONAI Label: polygons in ASAP's form.
+
+    What lies in any of them is 1, of whatever class. Axes are (W, H), as with `PictureReader`.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return is_supported_format(filename, ["xml"])
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> np.ndarray:
+        """
+        Read one file. Points and lines beside its polygons are left out, with a warning.
+
+        Returns:
+            uint8, (H, W), 0 or 1.
+
+        Raises:
+            OSError: when the file is not of this kind, doesn't say how large its region is, is too large, or has
+                annotations but no polygon.
+        """
+        [path] = ensure_tuple(data)
+        region = _region(path)
+        size = _region_size(region)
+        try:
+            polygons = [
+                [(float(point.get("X")), float(point.get("Y"))) for point in annotation.iter("Coordinate")]
+                for annotation in region.iter("Annotation")
+            ]
+        except (TypeError, ValueError) as error:
+            raise OSError(f"not polygons of a region in ASAP's form: {error}") from error
+        if not np.isfinite([number for polygon in polygons for point in polygon for number in point]).all():
+            raise OSError("polygons with coordinates that are not finite")
+        areas = [polygon for polygon in polygons if len(polygon) > 2]
+        if polygons and not areas:
+            raise OSError("nothing but points and lines, which have no area; draw polygons")
+        if len(areas) < len(polygons):
+            count = f"{len(polygons) - len(areas)} of {len(polygons)}"
+            logger.warning(f"'{path}': {count} annotations are points or lines, which have no area: left out")
+        mask = Image.new("L", size)
+        for polygon in areas:
+            ImageDraw.Draw(mask).polygon(polygon, fill=1)
+        return np.array(mask)
+
+    def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict]:
+        """The array with its axes swapped, and MONAI's metadata."""
+        return PictureReader().get_data(img)
+
+
+def _region(path: str | PathLike) -> ElementTree.Element:
+    try:
+        region = ElementTree.parse(path).getroot().find("Annotations")
+    except ElementTree.ParseError as error:
+        raise OSError(f"not polygons of a region in ASAP's form: {error}") from error
+    if region is None:
+        raise OSError("not polygons of a region in ASAP's form: it has no 'Annotations'")
+    return region
+
+
+def _region_size(region: ElementTree.Element) -> tuple[int, int]:
+    try:
+        size = int(region.get("W")), int(region.get("H"))
+    except (TypeError, ValueError) as error:
+        raise OSError(f"not polygons of a region in ASAP's form, with its width and height: {error}") from error
+    if min(size) < 1:
+        raise OSError("polygons of a whole slide, whose size is not in the file; submit those of a region")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise OSError(f"polygons of a region of {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} pixels are read")
+    return size

@@ -26,7 +26,8 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from scripts.images.annotations import BinaryMask
 from scripts.images.colours import ToRGB
-from scripts.images.reading import PictureReader, image_size, reader_of, room_for
+from scripts.images.pictures import PictureReader
+from scripts.images.reading import image_size, reader_of, room_for
 
 __all__ = ["KeepPictured", "load_image", "load_mask", "load_preview"]
 

@@ -36,7 +36,7 @@ import uvicorn
 from PIL import Image
 
 from scripts.images.loading import load_mask
-from scripts.images.reading import SUFFIXES
+from scripts.images.pictures import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, write_dataset
 from scripts.labelling.journal import Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks

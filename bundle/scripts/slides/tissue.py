@@ -31,7 +31,7 @@ from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import resize
 
 from scripts.images.loading import load_mask
-from scripts.images.reading import SUFFIXES
+from scripts.images.pictures import SUFFIXES
 from scripts.runtime.errors import InputError, first_line
 from scripts.slides.view import SlideView
 

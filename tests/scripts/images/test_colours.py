@@ -22,7 +22,7 @@ from monai.transforms import Compose, LoadImaged, Resized
 from PIL import Image
 from scripts.data.targets import LoadTruthd, WeakTargetd
 from scripts.images.colours import ToRGB, ToRGBd
-from scripts.images.reading import PictureReader
+from scripts.images.pictures import PictureReader
 
 
 def pixel(*channels: float, dtype: type = np.float32) -> np.ndarray:
