@@ -20,7 +20,7 @@ import pytest
 import torch
 from monai.bundle import run
 from PIL import Image
-from scripts.data.datalist import ImageList
+from scripts.data.listing import ImageList
 from scripts.runtime.errors import InputError, input_error_of
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)

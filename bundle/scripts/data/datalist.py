@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from os import PathLike
@@ -32,22 +32,11 @@ from tqdm import tqdm
 from scripts.images.colours import ToRGB
 from scripts.images.limits import MIN_SIZE
 from scripts.images.loading import load_image, load_mask
-from scripts.images.pictures import SUFFIXES
-from scripts.images.reading import SLIDE_SUFFIXES, room_for
+from scripts.images.reading import room_for
 from scripts.runtime.errors import InputError, first_line
-from scripts.runtime.files import result_name
 from scripts.runtime.processes import by_first_process
 
-__all__ = [
-    "SPLITS",
-    "ImageList",
-    "class_problems",
-    "data_error",
-    "has_masks",
-    "list_images",
-    "load_datalist",
-    "read_splits",
-]
+__all__ = ["SPLITS", "class_problems", "data_error", "has_masks", "load_datalist", "read_splits"]
 
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
@@ -161,93 +150,6 @@ def _is_positive_without_mask(item: object) -> bool:
         and isinstance(item.get("image"), str)
         and not has_masks([item])
     )
-
-
-def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
-    """
-    The images to infer on.
-
-    Args:
-        images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files.
-
-    Returns:
-        One item ``{"image": path}`` each, sorted by name for a folder. What is missing, can't be read, or would
-        overwrite another's results is logged as an error and left out: see `ImageList.report_left_out`.
-
-    Raises:
-        InputError: when there is no image left, naming everything that was left out.
-    """
-    if isinstance(images, (str, PathLike)):
-        folder = Path(images)
-        problem = _file_problem(folder)
-        if problem and not os.path.isdir(folder):
-            raise InputError(
-                f"There is no folder or image '{images}'; name one with --dataset_dir."
-                if problem.startswith("there is no")
-                else f"'{images}' {problem}; name another with --dataset_dir."
-            )
-        try:
-            files = sorted(p for p in folder.iterdir() if os.path.isfile(p)) if problem else [folder]
-        except OSError as error:
-            raise InputError(f"The folder '{images}' can't be read ({error.strerror}).") from error
-        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if problem else files
-        skipped = sorted({p.name for p in files} - {p.name for p in paths})
-        if skipped:
-            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {_first(skipped)}")
-    else:
-        files = paths = [Path(image) for image in images]
-    slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
-    if slides:
-        raise InputError(
-            f"Whole slides ({', '.join(slides)}) need their overlay: add 'bundle/configs/slides.json' after "
-            "'bundle/configs/inference.json' in --config_file."
-        )
-    if not paths:
-        raise InputError(
-            f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'; for volumes add the overlay slices.json."
-        )
-    found = ImageList()
-    seen: dict[str, Path] = {}
-    for path in paths:
-        problems = [f"'{path}': {problem}" for problem in _read_image(path)[1]] or _name_problems(path, seen)
-        if problems:
-            found.left_out += problems
-        else:
-            seen[result_name(path)] = path
-            found.append({"image": str(path)})
-    found.log_left_out("the images")
-    return found
-
-
-def _name_problems(path: Path, seen: Mapping[str, Path]) -> list[str]:
-    """Why the results of an image can't have its name, beside those of images by theirs."""
-    try:
-        name = result_name(path)
-    except InputError as error:
-        return [str(error)]
-    return [f"'{path}': its results would have the same name as those of '{seen[name]}'"] if name in seen else []
-
-
-class ImageList(list):
-    """Items of images, and in ``left_out`` what is wrong with those that are not in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left_out: list[str] = []
-
-    def log_left_out(self, where: str) -> None:
-        """Log it as errors. Raises InputError naming all of it when nothing else is in the list."""
-        if not self:
-            raise data_error(where, self.left_out)
-        for problem in self.left_out[:SHOWN]:
-            logger.error(f"Left out: {problem}")
-        if len(self.left_out) > SHOWN:
-            logger.error(f"Left out: {len(self.left_out) - SHOWN} more.")
-
-    def report_left_out(self) -> None:
-        """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""
-        if self.left_out:
-            raise data_error("the images; all others are done", self.left_out)
 
 
 def _read_json(path: Path) -> dict:

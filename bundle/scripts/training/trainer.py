@@ -25,7 +25,7 @@ from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTraine
 from monai.utils import CommonKeys
 from torch.utils.data import DataLoader
 
-from scripts.data.datalist import ImageList
+from scripts.data.listing import ImageList
 from scripts.networks import check_finite
 from scripts.runtime.errors import InputError, first_line, input_error_of, is_out_of_memory, lack_of
 from scripts.runtime.processes import add_gradients_up, process_count, send_weights, sum_over_processes

@@ -28,7 +28,8 @@ from monai.transforms import MapTransform, ScaleIntensityRange, Transform
 from monai.utils.enums import MetaKeys
 from tqdm import tqdm
 
-from scripts.data.datalist import SPLITS, ImageList, class_problems, data_error, read_splits
+from scripts.data.datalist import SPLITS, class_problems, data_error, read_splits
+from scripts.data.listing import ImageList
 from scripts.data.rough_area import rough_area
 from scripts.images.limits import MIN_SIZE
 from scripts.runtime.errors import InputError, first_line

@@ -23,7 +23,7 @@ from PIL import Image
 from skimage.transform import resize
 from skimage.util import montage
 
-from scripts.data.datalist import ImageList
+from scripts.data.listing import ImageList
 from scripts.evaluation.report import PredictionTable, image_probability
 from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling

@@ -33,7 +33,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from scripts.data.datalist import list_images, load_datalist
+from scripts.data.datalist import load_datalist
+from scripts.data.listing import list_images
 from scripts.images.colours import ToRGB
 from scripts.images.loading import load_image, load_mask
 from scripts.monai_label.regions import LoadImageOrRegiond

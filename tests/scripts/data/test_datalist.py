@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from scripts.data.datalist import has_masks, list_images, load_datalist
+from scripts.data.datalist import has_masks, load_datalist
+from scripts.data.listing import list_images
 from scripts.runtime.errors import InputError
 
 HEIGHT, WIDTH = 5, 8
@@ -432,30 +433,6 @@ def test_has_masks_when_the_truth_of_every_image_is_known(items: list[dict], exp
     assert has_masks(items) is expected
 
 
-def test_pictures_of_a_folder_by_name_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.tif", "c.JPeG", "sub/d.png"):
-        write_picture(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("not a picture, and no harm")
-    assert list_images(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a.tif", "b.PNG", "c.JPeG")]
-
-
-def test_a_file_and_a_list_of_files_in_its_order(tmp_path: Path) -> None:
-    paths = [str(tmp_path / name) for name in ("b.png", "a.bmp")]
-    for path in paths:
-        write_picture(Path(path))
-    assert list_images(paths[0]) == [{"image": paths[0]}]
-    assert list_images(paths) == [{"image": path} for path in paths]
-
-
-def test_results_of_one_name_are_left_out(tmp_path: Path) -> None:
-    for name in ("a.png", "a.tif", "b.png"):
-        write_picture(tmp_path / name)
-    found = list_images(tmp_path)
-    assert [Path(item["image"]).name for item in found] == ["a.png", "b.png"]
-    problem = f"'{tmp_path / 'a.tif'}': its results would have the same name as those of '{tmp_path / 'a.png'}'"
-    assert found.left_out == [problem]
-
-
 def test_pictures_of_no_use_are_left_out_and_named_at_the_end(folder: Path, caplog) -> None:
     names = ("none.png", "text.png", "a.png", "tiny.png")
     found = list_images([str(folder / "images" / name) for name in names])
@@ -473,16 +450,3 @@ def test_pictures_of_no_use_are_left_out_and_named_at_the_end(folder: Path, capl
 def test_pictures_none_of_which_is_of_use_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"1 problem in the images"):
         list_images([str(folder / "images" / "none.png")])
-
-
-def test_a_folder_without_pictures_and_an_empty_list_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match=rf"no picture \(png, .*tiff\) in '{tmp_path}'"):
-        list_images(tmp_path)
-    with pytest.raises(InputError, match="no picture"):
-        list_images([])
-
-
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no folder or image '{tmp_path / 'none'}'; name one with --dataset_dir"):
-        list_images(tmp_path / "none")

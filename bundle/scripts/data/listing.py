@@ -1,0 +1,117 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The images to infer on, and what had to be left out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+from scripts.data.datalist import SHOWN, _file_problem, _first, _read_image, data_error
+from scripts.images.pictures import SUFFIXES
+from scripts.images.reading import SLIDE_SUFFIXES
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import result_name
+
+__all__ = ["ImageList", "list_images"]
+
+logger = logging.getLogger(__name__)
+
+
+def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
+    """
+    The images to infer on.
+
+    Args:
+        images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files.
+
+    Returns:
+        One item ``{"image": path}`` each, sorted by name for a folder. What is missing, can't be read, or would
+        overwrite another's results is logged as an error and left out: see `ImageList.report_left_out`.
+
+    Raises:
+        InputError: when there is no image left, naming everything that was left out.
+    """
+    if isinstance(images, (str, PathLike)):
+        folder = Path(images)
+        problem = _file_problem(folder)
+        if problem and not os.path.isdir(folder):
+            raise InputError(
+                f"There is no folder or image '{images}'; name one with --dataset_dir."
+                if problem.startswith("there is no")
+                else f"'{images}' {problem}; name another with --dataset_dir."
+            )
+        try:
+            files = sorted(p for p in folder.iterdir() if os.path.isfile(p)) if problem else [folder]
+        except OSError as error:
+            raise InputError(f"The folder '{images}' can't be read ({error.strerror}).") from error
+        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if problem else files
+        skipped = sorted({p.name for p in files} - {p.name for p in paths})
+        if skipped:
+            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {_first(skipped)}")
+    else:
+        files = paths = [Path(image) for image in images]
+    slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
+    if slides:
+        raise InputError(
+            f"Whole slides ({', '.join(slides)}) need their overlay: add 'bundle/configs/slides.json' after "
+            "'bundle/configs/inference.json' in --config_file."
+        )
+    if not paths:
+        raise InputError(
+            f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'; for volumes add the overlay slices.json."
+        )
+    found = ImageList()
+    seen: dict[str, Path] = {}
+    for path in paths:
+        problems = [f"'{path}': {problem}" for problem in _read_image(path)[1]] or _name_problems(path, seen)
+        if problems:
+            found.left_out += problems
+        else:
+            seen[result_name(path)] = path
+            found.append({"image": str(path)})
+    found.log_left_out("the images")
+    return found
+
+
+def _name_problems(path: Path, seen: Mapping[str, Path]) -> list[str]:
+    """Why the results of an image can't have its name, beside those of images by theirs."""
+    try:
+        name = result_name(path)
+    except InputError as error:
+        return [str(error)]
+    return [f"'{path}': its results would have the same name as those of '{seen[name]}'"] if name in seen else []
+
+
+class ImageList(list):
+    """Items of images, and in ``left_out`` what is wrong with those that are not in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: list[str] = []
+
+    def log_left_out(self, where: str) -> None:
+        """Log it as errors. Raises InputError naming all of it when nothing else is in the list."""
+        if not self:
+            raise data_error(where, self.left_out)
+        for problem in self.left_out[:SHOWN]:
+            logger.error(f"Left out: {problem}")
+        if len(self.left_out) > SHOWN:
+            logger.error(f"Left out: {len(self.left_out) - SHOWN} more.")
+
+    def report_left_out(self) -> None:
+        """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""
+        if self.left_out:
+            raise data_error("the images; all others are done", self.left_out)

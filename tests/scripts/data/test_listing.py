@@ -1,0 +1,64 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts.data.listing import list_images
+from scripts.runtime.errors import InputError
+
+HEIGHT, WIDTH = 5, 8
+
+
+def write_picture(path: Path, shape: tuple[int, ...] = (HEIGHT, WIDTH, 3), value: int = 200) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(shape, value, np.uint8)).save(path)
+
+
+def test_pictures_of_a_folder_by_name_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.tif", "c.JPeG", "sub/d.png"):
+        write_picture(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not a picture, and no harm")
+    assert list_images(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a.tif", "b.PNG", "c.JPeG")]
+
+
+def test_a_file_and_a_list_of_files_in_its_order(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("b.png", "a.bmp")]
+    for path in paths:
+        write_picture(Path(path))
+    assert list_images(paths[0]) == [{"image": paths[0]}]
+    assert list_images(paths) == [{"image": path} for path in paths]
+
+
+def test_results_of_one_name_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "a.tif", "b.png"):
+        write_picture(tmp_path / name)
+    found = list_images(tmp_path)
+    assert [Path(item["image"]).name for item in found] == ["a.png", "b.png"]
+    problem = f"'{tmp_path / 'a.tif'}': its results would have the same name as those of '{tmp_path / 'a.png'}'"
+    assert found.left_out == [problem]
+
+
+def test_a_folder_without_pictures_and_an_empty_list_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=rf"no picture \(png, .*tiff\) in '{tmp_path}'"):
+        list_images(tmp_path)
+    with pytest.raises(InputError, match="no picture"):
+        list_images([])
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"no folder or image '{tmp_path / 'none'}'; name one with --dataset_dir"):
+        list_images(tmp_path / "none")
