@@ -24,7 +24,7 @@ from skimage.transform import resize
 from skimage.util import montage
 
 from scripts.data.listing import ImageList
-from scripts.evaluation.report import PredictionTable, image_probability
+from scripts.evaluation.predictions import PredictionTable, image_probability
 from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
 from scripts.runtime.errors import first_line
