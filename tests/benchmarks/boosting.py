@@ -31,7 +31,8 @@ from monai.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.boosting.trainer import BoostingTrainer, MILBoostNet
+from scripts.boosting.ensemble import MILBoostNet
+from scripts.boosting.trainer import BoostingTrainer
 
 GROWTH = 0.15  # of the red in the square that makes an image positive
 

@@ -9,24 +9,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""
-MIL-Boosting: a boosted ensemble of trees that tells patches apart, learned from labels of whole images.
-
-MILBoost (Viola, Platt & Zhang, NIPS 2006) with the generalized mean over the patches of an image, as Xu et al. (Medical
-Image Analysis 2014, doi:10.1016/j.media.2014.01.010) have it. Patch j of image i has the probability
-p_ij = sigmoid(h_ij) of its score, the image P_i = (1/N sum_j p_ij^r)^(1/r), and the loss is the cross-entropy of the
-images. Each round adds a tree (of LightGBM) to h, along the loss's derivatives by the scores. Left out is what Xu et
-al. add: their clusters of several kinds of cancer, and the context of neighbouring patches.
-"""
+"""Training of a boosted ensemble: one tree an epoch, along the derivatives of the bags' loss."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,191 +26,23 @@ from ignite.metrics import Metric
 from monai.data import Dataset
 from monai.engines.trainer import Trainer
 from monai.engines.utils import default_metric_cmp_fn
-from monai.utils import convert_to_dst_type
-from scipy.special import expit, log_expit
 from tqdm import tqdm
 
-from scripts.boosting.patch_features import PatchFeatures
-from scripts.networks.map_network import MapNetwork
-from scripts.runtime.errors import InputError, first_line
+from scripts.boosting.bags import _losses_and_derivatives
+from scripts.boosting.ensemble import MILBoostNet, _lightgbm
+from scripts.runtime.errors import InputError
 from scripts.runtime.processes import process_count
 from scripts.training.trainer import per_image
 
 if TYPE_CHECKING:
     from lightgbm import Booster
 
-__all__ = ["BoostingTrainer", "MILBoostNet", "bag_gradient", "bag_losses"]
+__all__ = ["BoostingTrainer"]
 
-MAX_SCORE = 300.0  # beyond, O / (1 - P) would overflow; boosting gets nowhere near
 MAX_STEP = 2.0  # of a leaf before it is multiplied by the learning rate: Newton's for a probability of 0.5
 MIN_CURVATURE = 1e-3  # curvatures are of order 1 at the start
 CHUNK = 2**20  # patches whose derivatives are computed together
 logger = logging.getLogger(__name__)
-
-
-def bag_losses(scores: np.ndarray, bags: np.ndarray, labels: np.ndarray, r: float = 4.0) -> np.ndarray:
-    """
-    Cross-entropy of each bag: -log P of a positive one, -log(1 - P) of a negative one.
-
-    Everything is taken in the log domain, where neither P nor 1 - P loses its digits. Arguments as `bag_gradient`.
-
-    Returns:
-        (B,) float64, finite for every finite score; scores beyond +-300 count as +-300.
-    """
-    return _losses_and_derivatives(scores, bags, labels, r)[0]
-
-
-def bag_gradient(
-    scores: np.ndarray, bags: np.ndarray, labels: np.ndarray, r: float = 4.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    First and second derivative of the bags' summed loss by each score.
-
-    With the instance's share w_j = p_j^r / sum_k p_k^r of its bag, d log P / d h_j = w_j (1 - p_j), as
-    log P = 1/r log(1/N sum_k p_k^r) and d log p_j / d h_j = 1 - p_j. The share itself has
-    d w_j / d h_j = r w_j (1 - w_j) (1 - p_j), and 1 - p_j has -p_j (1 - p_j). So the derivatives of -log P are
-
-        g_j = -w_j (1 - p_j)
-        H_j = g_j (r (1 - w_j) (1 - p_j) - p_j)
-
-    and those of -log(1 - P), with the odds O = P / (1 - P), which have d O / d log P = O / (1 - P), are
-
-        g_j = O w_j (1 - p_j)
-        H_j = g_j (w_j (1 - p_j) / (1 - P) + r (1 - w_j) (1 - p_j) - p_j)
-
-    H can be negative: more of one instance gives it more of the share, too.
-
-    Args:
-        scores: (N,) h of all instances, those of a bag next to each other.
-        bags: (B + 1,) where each bag begins, and where the last one ends; none is empty.
-        labels: (B,) of bool, whether the bag is positive.
-        r: sharpness of the generalized mean.
-
-    Returns:
-        Gradient and diagonal of the Hessian, (N,) float64 each.
-    """
-    return _losses_and_derivatives(scores, bags, labels, r)[1:]
-
-
-class MILBoostNet(MapNetwork):
-    """
-    The map of a boosted ensemble: the probability of each patch, interpolated between the patches' centres.
-
-    What lies beyond the outermost centres has their probability. The features and the ensemble are computed on the CPU,
-    wherever the network is. An ensemble of no trees says 0.5. There are no parameters: what is learned is LightGBM's
-    text of the ensemble, the bytes of which are the state dict's ``ensemble``, with a last line for their integrity.
-
-    Args:
-        patch_size, stride: see `PatchFeatures`. An ensemble is for patches of one size, and for any stride.
-        mean, std: of the three channels, normalisation of the network's input to undo.
-        method: see `MapNetwork`.
-    """
-
-    def __init__(
-        self,
-        patch_size: int = 64,
-        stride: int = 4,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        method: str = "",
-    ) -> None:
-        super().__init__(["map"], method)
-        self.features = PatchFeatures(patch_size, stride)
-        self.mean = torch.tensor(mean).view(3, 1, 1)
-        self.std = torch.tensor(std).view(3, 1, 1)
-        self.register_buffer("ensemble", torch.zeros(0, dtype=torch.uint8))
-        self._booster: Booster | None = None
-        self._grown = False  # whether the booster is newer than its text
-
-    def maps(self, image: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            image: (B, 3, H, W), normalised by `mean` and `std`.
-
-        Returns:
-            (B, 1, H, W) float32 in 0..1.
-
-        Raises:
-            InputError: when the image is smaller than a patch, or there is no LightGBM.
-        """
-        maps = [self._map(one) for one in image]
-        # of the image's type, as the map of any network is: transforms are undone only for a MetaTensor
-        return convert_to_dst_type(torch.from_numpy(np.stack(maps)[:, None]), image)[0]
-
-    def patch_features(self, image: torch.Tensor) -> np.ndarray:
-        """Features (rows, columns, features) of a normalised image (3, H, W), as `PatchFeatures` has them."""
-        picture = torch.as_tensor(image).detach().to("cpu", torch.float32) * self.std + self.mean
-        return self.features(np.asarray(picture.clamp(0, 1)))
-
-    def adopt(self, booster: Booster) -> None:
-        """Answer by this ensemble from now on, and by the trees that it may yet get."""
-        self._booster = booster
-        self._grown = True
-
-    def receptive_fields(self) -> dict[str, tuple[int, int]]:
-        return {"map": (self.features.patch_size, self.features.stride)}
-
-    def _map(self, image: torch.Tensor) -> np.ndarray:
-        """Map (H, W) float32 of an image (3, H, W)."""
-        size = tuple(image.shape[1:])
-        grid = tuple(map(len, self.features.grid(*size)))
-        booster = self._live_booster()
-        if booster is None:
-            return np.full(size, 0.5, dtype=np.float32)
-        patches = self.patch_features(image).reshape(-1, len(self.features.names))
-        scores = booster.predict(patches, raw_score=True, num_threads=torch.get_num_threads())
-        return self._interpolate(expit(scores.reshape(grid)), size).astype(np.float32)
-
-    def _interpolate(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """From the patches' centres (rows, columns) to pixels (H, W), bilinearly."""
-        for axis, (count, length) in enumerate(zip(values.shape, size, strict=True)):
-            position = (np.arange(length) - (self.features.patch_size - 1) / 2) / self.features.stride
-            position = position.clip(0, count - 1)
-            low = position.astype(int)
-            fraction = np.expand_dims(position - low, 1 - axis)
-            high = np.minimum(low + 1, count - 1)
-            values = values.take(low, axis) * (1 - fraction) + values.take(high, axis) * fraction
-        return values
-
-    def _live_booster(self) -> Booster | None:
-        if self._booster is None and len(self.ensemble):
-            lightgbm = _lightgbm()
-            text = _unpacked(self.ensemble, self.features.patch_size)
-            _check_trees(text, len(self.features.names))
-            try:
-                booster = lightgbm.Booster(model_str=text)
-                names = booster.feature_name()
-            except Exception as error:  # LightGBM raises nearly anything here
-                raise InputError(f"LightGBM can't read the network's ensemble ({first_line(error)}).") from error
-            if names != self.features.names:
-                raise InputError("the network's ensemble is for other features of the patches; train it again.")
-            self._booster = booster
-        return self._booster
-
-    def _write_ensemble(self) -> None:
-        if self._grown:
-            text = self._booster.model_to_string(num_iteration=-1)
-            self.ensemble = _packed(text, self.features.patch_size).to(self.ensemble.device)
-            self._grown = False
-
-    def _save_to_state_dict(self, *args: Any) -> None:
-        self._write_ensemble()
-        super()._save_to_state_dict(*args)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Raises InputError when the ensemble is damaged, or for patches of another size."""
-        found = state_dict.get(prefix + "ensemble")
-        if found is not None:
-            if len(found):
-                _unpacked(found, self.features.patch_size)
-            self.ensemble = self.ensemble.new_zeros(found.shape)
-            self._booster, self._grown = None, False
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy, or a pickle, has of the network: the text instead of the live ensemble."""
-        self._write_ensemble()
-        return self.__dict__ | {"_booster": None}
 
 
 class BoostingTrainer(Trainer):
@@ -448,44 +270,6 @@ class PatchRows:
         return self.features(self.index).take(self.patches[rows], axis=0)  # a view would keep the whole image
 
 
-def _losses_and_derivatives(
-    scores: np.ndarray, bags: np.ndarray, labels: np.ndarray, r: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`bag_losses` and `bag_gradient`, which have most of their work in common."""
-    starts, sizes = bags[:-1], np.diff(bags)
-    if bags[0] != 0 or bags[-1] != len(scores) or len(labels) != len(sizes) or (sizes < 1).any():
-        raise ValueError(
-            f"expected bags from 0 to {len(scores)}, none of them empty, and a label for each; "
-            f"got {len(labels)} labels, and bags at {bags}"
-        )
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        return np.repeat(values, sizes)
-
-    scores = np.clip(scores.astype(np.float64), -MAX_SCORE, MAX_SCORE)
-    log_p, not_p = log_expit(scores), expit(-scores)
-    # p^r in units of the bag's largest, and less 1, which keeps the digits of a bag in which all are close to 1
-    peak = np.maximum.reduceat(log_p, starts)
-    exponent = r * (log_p - spread(peak))
-    bag_log_p = peak + np.log1p(np.add.reduceat(np.expm1(exponent), starts) / sizes) / r
-    bag_log_not_p = _log1mexp(bag_log_p)
-    share = np.exp(exponent)
-    share /= spread(np.add.reduceat(share, starts))
-
-    labels = np.asarray(labels, dtype=bool)
-    slope = share * not_p
-    gradient = slope * spread(np.where(labels, -1.0, np.exp(bag_log_p - bag_log_not_p)))
-    odds_bend = slope * spread(np.where(labels, 0.0, np.exp(-bag_log_not_p)))
-    hessian = gradient * (odds_bend + r * (1.0 - share) * not_p - np.exp(log_p))
-    return -np.where(labels, bag_log_p, bag_log_not_p), gradient, hessian
-
-
-def _log1mexp(x: np.ndarray) -> np.ndarray:
-    """log(1 - exp(x)) for x < 0, as `scripts.losses.pooling.log1mexp`."""
-    near = x > -math.log(2.0)
-    return np.where(near, np.log(-np.expm1(x)), np.log1p(-np.exp(np.where(near, -1.0, x))))
-
-
 def _chunks(bags: np.ndarray) -> list[tuple[int, int]]:
     """First and last + 1 of consecutive bags that have at most `CHUNK` instances together, or more by themselves."""
     chunks, first = [], 0
@@ -494,72 +278,6 @@ def _chunks(bags: np.ndarray) -> list[tuple[int, int]]:
             chunks.append((first, last))
             first = last
     return chunks
-
-
-def _lightgbm() -> ModuleType:
-    """Raises InputError when LightGBM is not installed, or can't be loaded."""
-    try:
-        import lightgbm
-    except (ImportError, OSError) as error:
-        raise InputError(
-            f"MIL-Boosting needs LightGBM, which can't be imported ({first_line(error)}); install it by "
-            "'pip install lightgbm', and on Debian its OpenMP library by 'apt-get install libgomp1'."
-        ) from error
-    return lightgbm
-
-
-def _packed(text: str, patch_size: int) -> torch.Tensor:
-    """LightGBM's text, which has no checksum and says nothing of patches, as bytes with a line that does."""
-    content = f"{text.rstrip()}\npatch_size:{patch_size}\n".encode()
-    content += f"sha256:{sha256(content).hexdigest()}\n".encode()
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
-
-
-def _unpacked(packed: torch.Tensor, patch_size: int) -> str:
-    """LightGBM's text; raises InputError when it is damaged, or for patches of another size."""
-    content = packed.cpu().numpy().tobytes()
-    content, _, checksum = content.rpartition(b"sha256:")
-    if checksum.strip() != sha256(content).hexdigest().encode():
-        raise InputError("the ensemble in it is damaged; name another checkpoint, or train again.")
-    text, _, found = content.decode().rpartition("patch_size:")
-    if int(found) != patch_size:
-        raise InputError(
-            f"it was trained with patches of {int(found)} pixels, the settings have {patch_size}; set patch_size "
-            f"to {int(found)}, or name another checkpoint."
-        )
-    return text
-
-
-def _check_trees(text: str, features: int) -> None:
-    """Raises InputError unless the indices in LightGBM's text are in range: LightGBM follows any, out of its memory."""
-    for number, block in enumerate(text.split("\nTree=")[1:]):
-        fields = dict(line.split("=", 1) for line in block.split("\n\n")[0].splitlines() if "=" in line)
-        try:
-            if not _is_sound(fields, features):
-                raise ValueError("an index is out of range")
-        except (KeyError, ValueError) as error:
-            raise InputError(
-                f"tree {number} of the network's ensemble is damaged; name another checkpoint, or train again."
-            ) from error
-
-
-def _is_sound(tree: Mapping[str, str], features: int) -> bool:
-    leaves, splits = int(tree["num_leaves"]), int(tree["num_leaves"]) - 1
-    if leaves < 1 or int(tree["num_cat"]) != 0 or len(tree["leaf_value"].split()) != leaves:
-        return False
-    if splits == 0:
-        return True
-    used, left, right = (
-        [int(n) for n in tree[name].split()] for name in ("split_feature", "left_child", "right_child")
-    )
-    return (
-        len(used) == len(left) == len(right) == len(tree["threshold"].split()) == splits
-        and len(tree["decision_type"].split()) == splits
-        and all(0 <= feature < features for feature in used)
-        # below 0 a leaf; each leaf, and each split but the first, hangs once, below a split before it
-        and sorted(left + right) == [n for n in range(-leaves, splits) if n != 0]
-        and all(not 0 <= child <= parent for side in (left, right) for parent, child in enumerate(side))
-    )
 
 
 def _name(image: torch.Tensor, index: int) -> str:

@@ -28,7 +28,9 @@ from ignite.engine import Events
 from monai.data import Dataset, MetaTensor
 from monai.handlers import CheckpointSaver, StatsHandler, TensorBoardStatsHandler
 from scripts.boosting import trainer as boosting
-from scripts.boosting.trainer import BoostingTrainer, MILBoostNet, bag_gradient, bag_losses
+from scripts.boosting.bags import bag_losses
+from scripts.boosting.ensemble import MILBoostNet
+from scripts.boosting.trainer import BoostingTrainer
 from scripts.losses.pooling import generalized_mean
 from scripts.runtime.errors import InputError
 from scripts.training.checkpoints import NetworkLoader
@@ -41,8 +43,6 @@ MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 HEIGHT, WIDTH = 64, 52
 SQUARE = (slice(28, 60), slice(0, 24))  # reddish in positive images
-BAGS = np.array([0, 3, 4, 9, 10, 12])
-LABELS = np.array([True, True, False, False, True])
 
 
 @pytest.fixture(autouse=True)
@@ -79,85 +79,6 @@ def trained(**settings) -> MILBoostNet:
     return trainer.network.eval()
 
 
-def loss_of(scores: np.ndarray, bags: np.ndarray, labels: np.ndarray, r: float) -> float:
-    """The loss as it is written on paper, bag by bag."""
-    total = 0.0
-    for index, positive in enumerate(labels):
-        p = 1 / (1 + np.exp(-scores[bags[index] : bags[index + 1]]))
-        bag_p = np.mean(p**r) ** (1 / r)
-        total -= np.log(bag_p) if positive else np.log(1 - bag_p)
-    return total
-
-
-@pytest.mark.parametrize("r", [1.0, 4.0, 10.0])
-@pytest.mark.parametrize("spread", [0.3, 1.5])
-def test_derivatives_are_those_of_finite_differences(r: float, spread: float) -> None:
-    scores = spread * np.random.default_rng(0).standard_normal(12)
-    gradient, hessian = bag_gradient(scores, BAGS, LABELS, r)
-    assert bag_losses(scores, BAGS, LABELS, r).sum() == pytest.approx(loss_of(scores, BAGS, LABELS, r), rel=1e-12)
-    for j, step in enumerate(np.eye(12)):
-        left, middle, right = (loss_of(scores + h * step, BAGS, LABELS, r) for h in (-1e-4, 0.0, 1e-4))
-        assert gradient[j] == pytest.approx((right - left) / 2e-4, rel=1e-6, abs=1e-8)
-        assert hessian[j] == pytest.approx((right - 2 * middle + left) / 1e-8, rel=1e-4, abs=1e-6)
-
-
-def test_derivatives_of_one_instance_are_those_of_logistic_regression() -> None:
-    scores = np.array([0.7, 0.7, -1.9, -1.9])
-    gradient, hessian = bag_gradient(scores, np.arange(5), np.array([True, False, True, False]))
-    p = 1 / (1 + np.exp(-scores))
-    assert gradient == pytest.approx(p - [1, 0, 1, 0])
-    assert hessian == pytest.approx(p * (1 - p))
-
-
-def test_curvature_of_a_positive_bag_may_be_negative() -> None:
-    """Two instances at p = 0.5, r = 4: w = 0.5, g = -0.25, H = -0.25 (4 * 0.5 * 0.5 - 0.5) = -0.125."""
-    gradient, hessian = bag_gradient(np.zeros(2), np.array([0, 2]), np.array([True]))
-    assert gradient.tolist() == [-0.25, -0.25]
-    assert hessian.tolist() == [-0.125, -0.125]
-
-
-@pytest.mark.parametrize("size", [40.0, 300.0, 1e6])
-@pytest.mark.parametrize("positive", [True, False])
-def test_extreme_scores_are_finite(size: float, positive: bool) -> None:
-    for scores in ([size] * 3, [-size] * 3, [size, -size, 0.0], [-size, -size, size]):
-        arguments = np.array(scores), np.array([0, 3]), np.array([positive])
-        results = bag_losses(*arguments), *bag_gradient(*arguments)
-        assert all(np.isfinite(result).all() for result in results)
-
-
-@pytest.mark.parametrize("score", [40.0, -40.0])
-def test_extreme_losses_keep_their_digits(score: float) -> None:
-    """All p alike, P = p: -log p = log(1 + exp(-h)), and -log(1 - p) = log(1 + exp(h))."""
-    scores, bags = np.full(8, score), np.array([0, 3, 8])
-    losses = bag_losses(scores, bags, np.array([True, False]))
-    assert losses == pytest.approx([np.logaddexp(0, -score), np.logaddexp(0, score)], rel=1e-12)
-    gradient, _ = bag_gradient(scores, bags, np.array([True, False]))
-    p, q = 1 / (1 + math.exp(-score)), 1 / (1 + math.exp(score))
-    assert gradient == pytest.approx([-q / 3] * 3 + [p / 5] * 5, rel=1e-12)
-
-
-def test_negative_bag_close_to_one_keeps_its_digits() -> None:
-    """Near to 1 every generalized mean is the mean: 1 - P is the mean of 1 - p, to the first order."""
-    scores = np.array([40.0, 35.0, 36.0])
-    loss = bag_losses(scores, np.array([0, 3]), np.array([False])).item()
-    assert loss == pytest.approx(-math.log(np.exp(-scores).mean()), rel=1e-12)
-
-
-def test_bag_probability_is_the_generalized_mean() -> None:
-    scores = np.random.default_rng(1).standard_normal(3)
-    probability = generalized_mean(torch.from_numpy(scores).sigmoid().view(1, 1, 3), r=3.0).item()
-    losses = [bag_losses(scores, np.array([0, 3]), np.array([label]), r=3.0).item() for label in (True, False)]
-    assert losses == pytest.approx([-math.log(probability), -math.log(1 - probability)])
-
-
-@pytest.mark.parametrize(
-    ("bags", "labels"), [([0, 3, 3, 6], [1, 0, 1]), ([0, 3], [1]), ([1, 6], [1]), ([0, 3, 6], [1])]
-)
-def test_refuses_bags(bags: list[int], labels: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected bags from 0 to 6, none of them empty"):
-        bag_gradient(np.zeros(6), np.array(bags), np.array(labels))
-
-
 def test_derivatives_in_chunks_are_those_of_all(monkeypatch) -> None:
     results = []
     for chunk in (1, 300, 2**20):
@@ -184,46 +105,6 @@ def test_trees_get_scaled_derivatives() -> None:
     assert trainer.losses == pytest.approx(math.log(2))
 
 
-def stump(threshold: float, low: float, high: float, patch_size: int = 16) -> MILBoostNet:
-    """A network of one tree, that has learned nothing: `low` where lightness is at most the threshold, else `high`."""
-    network = MILBoostNet(patch_size, 4)
-    names = network.features.names
-    values = np.zeros((40, len(names)))
-    values[:, 0] = [threshold - 1, threshold + 1] * 20
-    parameters = {"objective": "none", "num_leaves": 2, "min_data_in_leaf": 1, "verbosity": -1, "num_threads": 1}
-    data = lightgbm.Dataset(values, np.zeros(40), feature_name=names, params=parameters)
-    booster = lightgbm.Booster(parameters | {"learning_rate": 1.0}, data)
-    gradient = -np.tile([low, high], 20)
-    booster.update(fobj=lambda scores, data: (gradient, np.ones(40)))
-    network.adopt(booster)
-    return network.eval()
-
-
-def normalised(image: torch.Tensor) -> torch.Tensor:
-    return ((image - MEAN) / STD)[None]
-
-
-def test_map_lies_where_the_patches_are() -> None:
-    """
-    Light from row 24 on: patches from 0, 4, ..., 24 have their centres at 7.5, 11.5, ..., 31.5.
-
-    That from 16 is light by 8 of 16 rows, that from 20 by 12. The threshold lies between those two.
-    """
-    image = torch.full((3, 40, 30), 0.2)
-    image[:, 24:] = 0.9
-    dark, light = 21.0, 90.0
-    network = stump(dark + 0.6 * (light - dark), low=-2.0, high=3.0)
-    result = network(normalised(image))
-    assert result.shape == (1, 1, 40, 30)
-    assert result.dtype == torch.float32
-    low, high = 1 / (1 + math.exp(2)), 1 / (1 + math.exp(-3))
-    rows = np.interp(np.arange(40), np.arange(7) * 4 + 7.5, [low] * 5 + [high] * 2)
-    expected = torch.tensor(rows, dtype=torch.float32).view(40, 1).expand(40, 30)
-    torch.testing.assert_close(result[0, 0], expected)
-    across = network(normalised(image.swapaxes(1, 2)))
-    torch.testing.assert_close(across[0, 0], expected.T)
-
-
 def test_map_of_a_batch_is_that_of_each_image() -> None:
     network = trained(max_epochs=5)
     images = torch.stack([toy_item(index)["image"] for index in range(3)])
@@ -232,30 +113,6 @@ def test_map_of_a_batch_is_that_of_each_image() -> None:
     assert result.shape == (3, 1, HEIGHT, WIDTH)
     assert all(torch.equal(network(image[None])[0], one) for image, one in zip(images, result, strict=True))
     assert torch.equal(network.train()(images), result)
-
-
-def test_normalisation_is_undone() -> None:
-    network = MILBoostNet(16, 4)
-    picture = torch.rand(3, 20, 24)
-    other = MILBoostNet(16, 4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    normalised_otherwise = (picture - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / other.std
-    expected = network.features(picture.numpy())
-    for found in (network.patch_features(normalised(picture)[0]), other.patch_features(normalised_otherwise)):
-        # grey levels may round the other way
-        assert np.abs(found - expected)[..., :12].max() < 1e-3
-        assert np.isclose(found, expected, atol=0.02).mean() > 0.99
-    beyond = network.patch_features(normalised(picture * 3 - 1)[0])
-    assert np.abs(beyond - network.features((picture * 3 - 1).clamp(0, 1).numpy()))[..., :12].max() < 1e-3
-
-
-def test_network_of_no_trees_does_not_know() -> None:
-    network = MILBoostNet(16, 4).to("cpu", memory_format=torch.channels_last).eval()
-    assert torch.equal(network(torch.randn(2, 3, 20, 30)), torch.full((2, 1, 20, 30), 0.5))
-    assert not list(network.parameters())
-    assert network.map_names == ["map"]
-    again = MILBoostNet(16, 4)
-    again.load_state_dict(network.state_dict())
-    assert torch.equal(again(torch.randn(2, 3, 20, 30)), torch.full((2, 1, 20, 30), 0.5))
 
 
 def test_finds_the_square() -> None:
@@ -427,12 +284,6 @@ def test_refuses_what_lightgbm_cannot_read() -> None:
     network.load_state_dict(network.state_dict() | {"ensemble": boosting._packed("no trees at all", 16)})
     with pytest.raises(InputError, match=r"LightGBM can't read the network's ensemble \(.*\)"):
         network(toy_item(0)["image"][None])
-
-
-def test_refuses_another_method() -> None:
-    state = MILBoostNet(16, 4, method="mil_boosting").state_dict()
-    with pytest.raises(InputError, match="trained as 'mil_boosting'"):
-        MILBoostNet(16, 4, method="cdws").load_state_dict(state)
 
 
 @pytest.mark.parametrize("error", [ImportError("No module named 'lightgbm'"), OSError("libgomp.so.1: cannot open")])
