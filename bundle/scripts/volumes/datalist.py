@@ -8,120 +8,33 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Slices of volumes as bags: volumes with label volumes, or tables of slices, as weakly labelled 2D images."""
+"""The data contract of volumes: their slices, with label and area, checked as a whole."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import torch
-from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
-from monai.transforms import MapTransform, ScaleIntensityRange, Transform
-from monai.utils.enums import MetaKeys
 from tqdm import tqdm
 
 from scripts.data.datalist import SPLITS, class_problems, data_error, read_splits
 from scripts.data.listing import ImageList
 from scripts.data.rough_area import rough_area
 from scripts.images.limits import MIN_SIZE
-from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.errors import InputError
 from scripts.runtime.files import result_name
 from scripts.runtime.processes import by_first_process
-from scripts.volumes.reading import Volume, find_volumes, read_volume, volume_name
+from scripts.volumes.reading import Volume, find_volumes, volume_name
+from scripts.volumes.slices import _try_read, cut_axis, positive_voxels, to_slices
 
-__all__ = [
-    "CT_WINDOWS",
-    "LoadSlice",
-    "LoadSliced",
-    "ScalePercentiles",
-    "ct_window",
-    "cut_axis",
-    "from_slices",
-    "list_slices",
-    "load_slice_datalist",
-    "to_slices",
-]
+__all__ = ["list_slices", "load_slice_datalist"]
 
 MASK_TOLERANCE = 0.1  # voxels by which a mask may lie beside its volume, rounded as affines are
-NOTHING = 16  # pixels of a side of what stands for a slice that can't be read
-VOLUMES_IN_MEMORY = 4  # decoded, beside the slices that a data set caches
-COINCIDING = 1e-4  # of the range of a volume: percentiles that are no further apart
-# Centre and width in Hounsfield units, as radiology workstations offer them.
-CT_WINDOWS = {
-    "abdomen": (40, 400),
-    "bone": (400, 1800),
-    "brain": (40, 80),
-    "kidney": (40, 400),
-    "liver": (60, 160),
-    "lung": (-600, 1500),
-    "mediastinum": (50, 350),
-    "soft_tissue": (50, 400),
-}
-
-
-def ct_window(window: str | Sequence[float]) -> ScaleIntensityRange:
-    """
-    Transform from Hounsfield units to 0..1, clipped.
-
-    Args:
-        window: one of `CT_WINDOWS`, or centre and width.
-
-    Raises:
-        InputError: for another name, or a width that is not above 0.
-    """
-    if isinstance(window, str) and window not in CT_WINDOWS:
-        raise InputError(f"window must be one of {', '.join(CT_WINDOWS)}, or [centre, width]; got '{window}'.")
-    limits = CT_WINDOWS[window] if isinstance(window, str) else window
-    try:
-        centre, width = (float(value) for value in limits)
-    except (TypeError, ValueError):
-        centre, width = 0.0, 0.0
-    if not 0 < width < np.inf:
-        raise InputError(f"window must be two numbers, [centre, width], the width above 0; got {window!r}.")
-    return ScaleIntensityRange(centre - width / 2, centre + width / 2, 0.0, 1.0, clip=True)
-
-
-class ScalePercentiles(Transform):
-    """
-    A volume to 0..1 between two of its percentiles, clipped.
-
-    Where they (nearly) coincide, since most of the volume is one background, they are those of the other voxels.
-
-    Args:
-        lower, upper: percentiles, from 0 to 100.
-    """
-
-    def __init__(self, lower: float, upper: float) -> None:
-        numbers = [v for v in (lower, upper) if isinstance(v, (int, float)) and not isinstance(v, bool)]
-        if len(numbers) < 2 or not 0 <= lower < upper <= 100:
-            raise InputError(
-                f"percentiles must be two numbers from 0 to 100, the lower one first; got [{lower!r}, {upper!r}]."
-            )
-        self.percentiles = (lower, upper)
-
-    def __call__(self, img: np.ndarray) -> np.ndarray:
-        """Any shape, finite, to the same. Raises ValueError when all voxels have one value."""
-        darkest, brightest = float(img.min()), float(img.max())
-        if darkest == brightest:
-            raise ValueError(f"has the value {darkest:g} in all voxels: there is nothing to see in it")
-        low, high = np.percentile(img, self.percentiles)
-        if high - low <= COINCIDING * (brightest - darkest):
-            others = np.percentile(img[(img < low) | (img > high)], self.percentiles)
-            low, high = min(low, others[0]), max(high, others[1])
-        return np.clip((img - low) / (high - low), 0, 1)
-
-
-def positive_voxels(labels: np.ndarray, positive_labels: str | Sequence[int]) -> np.ndarray:
-    """Boolean: which voxels of a label volume are positive; ``"all"`` takes every value but 0."""
-    return labels != 0 if positive_labels == "all" else np.isin(labels, list(positive_labels))
 
 
 @by_first_process
@@ -181,12 +94,6 @@ def load_slice_datalist(
     if problems:
         raise data_error(path, problems)
     return datalist
-
-
-def cut_axis(shape: Sequence[int], axis: int) -> int:
-    """Across which axis a volume is cut: a single image, of whatever orientation, is one slice."""
-    single = [a for a, size in enumerate(shape) if size == 1]
-    return single[0] if len(single) == 1 else axis
 
 
 def _plane_problem(shape: Sequence[int], axis: int) -> str:
@@ -275,24 +182,6 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def _try_read(what: str, path: object) -> tuple[Volume | None, str]:
-    if not isinstance(path, str) or not os.path.exists(path):  # unlike Path's it takes any text
-        return None, f"there is no such file: {what} '{path}'"
-    try:
-        return read_volume(path), ""
-    except Exception as error:  # a decoder may raise anything on a damaged file
-        return None, f"{what} '{path}' {_reason(error)}"
-
-
-def _reason(error: Exception) -> str:
-    """What our own check says, or that the file can't be read and why."""
-    return (
-        str(error)
-        if type(error) is ValueError and str(error).startswith(("has ", "is ", "can't "))
-        else f"can't be read ({first_line(error)})"
-    )
 
 
 def _mask_problem(path: str, mask: Volume, volume: Volume) -> str:
@@ -391,135 +280,3 @@ def _name_problem(path: str, seen: Mapping[str, str]) -> str:
     return (
         f"the volume '{path}': its results would have the same name as those of '{seen[name]}'" if name in seen else ""
     )
-
-
-def to_slices(array: np.ndarray, axis: int) -> np.ndarray:
-    """(X, Y, Z), as `Volume` has it, to the pictures (slices, W, H) that `LoadSlice` gives."""
-    return np.moveaxis(array, axis, 0)[:, ::-1, ::-1]
-
-
-def from_slices(slices: np.ndarray, axis: int) -> np.ndarray:
-    """The inverse of `to_slices`."""
-    return np.moveaxis(slices[:, ::-1, ::-1], 0, axis)
-
-
-class LoadSlice(Transform):
-    """
-    A slice of a volume, with its neighbours, as an image.
-
-    Args:
-        axis: along which slices are taken.
-        neighbours: slices on either side that are channels too; at the ends of the volume the last one is repeated.
-        intensity: from the volume's values to 0..1, applied to the volume as a whole.
-    """
-
-    def __init__(self, axis: int = 2, neighbours: int = 0, intensity: Callable | None = None) -> None:
-        if not isinstance(neighbours, int) or isinstance(neighbours, bool) or neighbours < 0:
-            raise InputError(f"neighbours must be a whole number, 0 or more; got {neighbours!r}.")
-        self.axis = axis
-        self.neighbours = neighbours
-        self.intensity = intensity
-        self.scaled_volume = lru_cache(VOLUMES_IN_MEMORY)(self._scaled_volume)  # its slices come one after another
-
-    def __call__(self, path: str, index: int) -> MetaTensor:
-        """
-        Returns:
-            (C, W, H) float32 as MONAI orders pictures, the right way up for a radiologist: the patient's right, or
-            front, on the left; front, or head, at the top. C is 3 equal channels without neighbours, else
-            2 x neighbours + 1.
-
-        Raises:
-            InputError: when the volume can't be read or scaled.
-        """
-        volume, problem = self.scaled_volume(path)
-        if problem:
-            raise InputError(problem)
-        offsets = range(-self.neighbours, self.neighbours + 1) if self.neighbours else (0, 0, 0)
-        chosen = np.clip([index + offset for offset in offsets], 0, volume.shape[0] - 1)
-        return self._picture(volume[chosen], path, index)
-
-    def nothing(self, path: str, index: int, problem: str) -> MetaTensor:
-        """In the place of a slice that can't be read, black; with ``problem`` in its metadata."""
-        channels = 2 * self.neighbours + 1 if self.neighbours else 3
-        image = self._picture(np.zeros((channels, NOTHING, NOTHING), np.float32), path, index)
-        image.meta["problem"] = problem
-        return image
-
-    def _scaled_volume(self, path: str) -> tuple[np.ndarray | None, str]:
-        """(slices, W, H) float32; or why there is none, so that it is not tried again for each slice."""
-        volume, problem = _try_read("the volume", path)
-        if volume is None:
-            return None, problem
-        array = volume.array
-        try:
-            array = array if self.intensity is None else np.asarray(self.intensity(array[None]))[0]
-            if not np.isfinite(array).all():
-                raise ValueError("has values that are not finite once it is scaled")
-        except ValueError as error:
-            return None, f"the volume '{path}' {_reason(error)}"
-        slices = to_slices(array, cut_axis(array.shape, self.axis))
-        return np.ascontiguousarray(slices, dtype=np.float32), ""
-
-    def _picture(self, picture: np.ndarray, path: str, index: int) -> MetaTensor:
-        meta = self._meta(path, index, picture.shape[1:])
-        return MetaTensor(torch.as_tensor(picture), affine=torch.eye(4, dtype=torch.float64), meta=meta)
-
-    def _meta(self, path: str, index: int, shape: Sequence[int]) -> dict:
-        return {
-            MetaKeys.SPATIAL_SHAPE: np.asarray(shape),
-            "filename_or_obj": str(Path(path).parent / f"{volume_name(path)}_slice{index:03}"),
-            "volume": path,
-            "slice": index,
-            "problem": "",
-        }
-
-
-class LoadSliced(MapTransform):
-    """
-    Dictionary version of `LoadSlice`, for items of `load_slice_datalist` and `list_slices`.
-
-    An item of `list_slices`, which has a ``count``, of a volume that can't be read any more is black, with what is
-    wrong as ``problem`` in its metadata: inference goes on with other volumes. Any other item raises an InputError.
-
-    The slice of the mask replaces its path, (1, H, W) float32. The slice alone is kept as ``picture``, (3, H, W) in
-    0..1, for whoever draws it.
-
-    Args:
-        keys: key of the volume's path.
-        slice_key: key of the slice's index.
-        mask_key: key of the path of the label volume, which may be absent.
-        axis, neighbours, intensity: see `LoadSlice`.
-        positive_labels: see `load_slice_datalist`.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = "image",
-        slice_key: str = "slice",
-        mask_key: str = "mask",
-        axis: int = 2,
-        neighbours: int = 0,
-        intensity: Callable | None = None,
-        positive_labels: str | Sequence[int] = "all",
-    ) -> None:
-        super().__init__(keys)
-        self.slice_key = slice_key
-        self.mask_key = mask_key
-        self.load = LoadSlice(axis, neighbours, intensity)
-        self.load_mask = LoadSlice(axis, 0, lambda labels: positive_voxels(labels, positive_labels))
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            path, index = d[key], d[self.slice_key]
-            try:
-                d[key] = self.load(path, index)
-            except InputError as error:
-                if "count" not in d:
-                    raise
-                d[key] = self.load.nothing(path, index, str(error))
-            middle = d[key].shape[0] // 2
-            d["picture"] = d[key][middle : middle + 1].repeat(3, 1, 1).clamp(0, 1)
-            if isinstance(d.get(self.mask_key), str):
-                d[self.mask_key] = self.load_mask(d[self.mask_key], index)[:1]
-        return d

@@ -29,9 +29,9 @@ from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
 from scripts.runtime.errors import first_line
 from scripts.runtime.files import replacing
-from scripts.volumes.datalist import _try_read, cut_axis, from_slices
 from scripts.volumes.dicom_seg import dicom_segmentation
 from scripts.volumes.reading import Geometry, is_dicom_source, volume_name
+from scripts.volumes.slices import _try_read, cut_axis, from_slices
 
 __all__ = ["VolumeWriter"]
 

@@ -40,8 +40,9 @@ from scripts.images.loading import load_image, load_mask
 from scripts.monai_label.regions import LoadImageOrRegiond
 from scripts.runtime.errors import InputError, input_error_of
 from scripts.slides import SlideInference, list_slides
-from scripts.volumes.datalist import LoadSlice, list_slices
+from scripts.volumes.datalist import list_slices
 from scripts.volumes.reading import read_volume
+from scripts.volumes.slices import LoadSlice
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)  # (H, W, C)
 FRAMES = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]

@@ -34,8 +34,9 @@ from pydicom.uid import (
     generate_uid,
 )
 from scripts.runtime.errors import InputError
-from scripts.volumes.datalist import LoadSlice, list_slices, load_slice_datalist
+from scripts.volumes.datalist import list_slices, load_slice_datalist
 from scripts.volumes.reading import find_volumes, read_volume
+from scripts.volumes.slices import LoadSlice
 
 SLICES = np.full((6, 8, 3), 10, np.int16)  # (columns, rows, slices)
 SLICES[1:3, 2:6, 1] = 200

@@ -23,17 +23,9 @@ import torch
 from scripts.data.datalist import has_masks
 from scripts.runtime.errors import InputError
 from scripts.volumes import datalist as slices_module
-from scripts.volumes.datalist import (
-    CT_WINDOWS,
-    LoadSlice,
-    LoadSliced,
-    ScalePercentiles,
-    ct_window,
-    from_slices,
-    list_slices,
-    load_slice_datalist,
-    to_slices,
-)
+from scripts.volumes.datalist import list_slices, load_slice_datalist
+from scripts.volumes.slices import LoadSlice, LoadSliced
+from scripts.volumes.windows import ScalePercentiles
 
 SHAPE = (5, 8, 4)
 
@@ -182,12 +174,6 @@ def test_slices_are_the_right_way_up(folder):
     assert torch.nonzero(sagittal[0]).tolist() == [[0, 1]]  # front on the left; head, which is slice 3, at the top
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slices_put_together_are_the_volume(axis):
-    volume = np.arange(60).reshape(3, 4, 5)
-    np.testing.assert_array_equal(from_slices(to_slices(volume, axis), axis), volume)
-
-
 def test_neighbours_are_channels(folder):
     volume = np.broadcast_to(np.arange(4, dtype=np.float32), SHAPE)  # every slice has its number
     save(folder / "a.nii.gz", volume)
@@ -224,27 +210,6 @@ def test_slices_to_infer_on_are_listed_in_order(folder):
     ]
 
 
-@pytest.mark.parametrize(
-    ("window", "black", "white"),
-    [("lung", -1350, 150), ("bone", -500, 1300), ("soft_tissue", -150, 250), ("brain", 0, 80), ([30, 300], -120, 180)],
-)
-def test_window_in_hounsfield_units(window, black, white):
-    middle = (black + white) / 2
-    scaled = ct_window(window)(np.array([-3000.0, black, black + (white - black) / 4, middle, white, 3000.0]))
-    np.testing.assert_allclose(scaled, [0, 0, 0.25, 0.5, 1, 1], atol=1e-6)
-
-
-@pytest.mark.parametrize("window", ["lungs", [40], [40, 0], [40, -400], ["a", 3], 400])
-def test_unknown_window_is_refused(window):
-    with pytest.raises(InputError, match="window must be"):
-        ct_window(window)
-
-
-def test_every_named_window_has_a_width():
-    assert {"lung", "bone", "soft_tissue", "brain", "liver", "kidney", "abdomen", "mediastinum"} <= set(CT_WINDOWS)
-    assert all(width > 0 for _, width in CT_WINDOWS.values())
-
-
 def test_percentiles_are_of_the_whole_volume(folder):
     """101 values 0, 10 ... 1000, a hundredth each: percentile p is 10 p. Slices don't get a scale each."""
     values = np.zeros((101, 4, 4), np.float32) + 10 * np.arange(101, dtype=np.float32)[:, None, None]
@@ -255,34 +220,11 @@ def test_percentiles_are_of_the_whole_volume(folder):
     np.testing.assert_allclose(found, [0, 0, 0.25, 0.5, 1, 1], atol=1e-6)  # 300 is a quarter of the way from 100 to 900
 
 
-@pytest.mark.parametrize("noise", [0, 1e-6])
-def test_a_mostly_empty_volume_is_scaled_by_what_is_there(noise):
-    """Of 10,000 voxels 9,949 are background; the other 51 are 100, 102 ... 200: their percentiles 10 and 90 too."""
-    volume = np.zeros(10_000, np.float32)
-    volume[:9949:2] = noise
-    volume[9949:] = np.arange(100, 201, 2)
-    scaled = ScalePercentiles(10, 90)(volume)
-    assert scaled[:9949].max() < 1e-6  # background stays black
-    np.testing.assert_allclose(scaled[9949:], np.minimum(np.arange(100, 201, 2) / 190, 1), atol=1e-5)
-
-
-def test_a_mask_like_volume_is_black_and_white():
-    volume = np.zeros((10, 10, 10), np.float32)
-    volume[4, 4, 4] = 7
-    np.testing.assert_array_equal(ScalePercentiles(1, 99)(volume), volume / 7)
-
-
 def test_a_volume_of_one_value_is_refused_by_its_name(folder):
     save(folder / "a.nii.gz", np.full(SHAPE, 5, np.int16))
     load_slice = LoadSlice(intensity=ScalePercentiles(1, 99))
     with pytest.raises(InputError, match=r"a\.nii\.gz' has the value 5 in all voxels"):
         load_slice(str(folder / "a.nii.gz"), 0)
-
-
-@pytest.mark.parametrize("percentiles", [(99, 1), (0, 101), (-1, 50), (50, 50), ("a", 3), (None, 5), (float("nan"), 9)])
-def test_percentiles_are_checked(percentiles):
-    with pytest.raises(InputError, match="percentiles must be two numbers from 0 to 100"):
-        ScalePercentiles(*percentiles)
 
 
 def test_slices_too_small_for_the_network_are_refused_in_inference_as_in_training(folder):
