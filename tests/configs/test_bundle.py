@@ -125,7 +125,7 @@ def test_configs_are_formatted_as_the_model_zoo_wants(configs):
 
 NEW_KEYS = {
     "demo": {"demo_dir"},
-    "evaluate": {"split", "ckpt_path", "calibrate", "evaluating", "evaluator", "handlers"},
+    "evaluate": {"split", "ckpt_path", "calibrate", "evaluating", "evaluator", "handlers", "left_out"},
     "keep_aspect": {"longest"},
     "dcan": {"contour"},
     "multi_gpu_train": {"finalize"},
