@@ -96,7 +96,7 @@ def test_a_bug_in_the_bundle_keeps_its_traceback() -> None:
     result = run("from scripts.volumes.reading import read_volume\nread_volume('none')")
     assert result.returncode == 1
     assert "Traceback (most recent call last)" in result.stderr
-    assert "volumes.py" in result.stderr
+    assert "reading.py" in result.stderr
     result = run("from scripts.losses.pooling import Pooling\nPooling('middle')")
     assert (result.returncode, result.stderr.count("\n")) == (1, 2)
     assert result.stderr.startswith("\nerror: pooling must be one of")
