@@ -27,7 +27,7 @@ import torch
 from ignite.engine import Events
 from monai.data import Dataset, MetaTensor
 from monai.handlers import CheckpointSaver, StatsHandler, TensorBoardStatsHandler
-from scripts.boosting import trainer as boosting
+from scripts.boosting import ensemble
 from scripts.boosting.bags import bag_losses
 from scripts.boosting.ensemble import MILBoostNet
 from scripts.boosting.trainer import BoostingTrainer
@@ -269,19 +269,19 @@ def test_refuses_an_ensemble_of_other_patches_or_features(monkeypatch) -> None:
 def test_refuses_a_tree_whose_indices_are_out_of_range(field: str, change) -> None:
     """LightGBM would follow them, and end the process; the checksum says nothing of who has written it."""
     network = trained(max_epochs=2)
-    text = boosting._unpacked(network.state_dict()["ensemble"], 16)
+    text = ensemble._unpacked(network.state_dict()["ensemble"], 16)
     line = re.search(rf"^{field}=(.*)$", text, re.M)
     numbers = change([int(number) for number in line[1].split()])
     text = text.replace(line[0], f"{field}={' '.join(map(str, numbers))}", 1)
     other = MILBoostNet(16, 4)
-    other.load_state_dict(network.state_dict() | {"ensemble": boosting._packed(text, 16)})
+    other.load_state_dict(network.state_dict() | {"ensemble": ensemble._packed(text, 16)})
     with pytest.raises(InputError, match="tree 0 of the network's ensemble is damaged"):
         other(toy_item(0)["image"][None])
 
 
 def test_refuses_what_lightgbm_cannot_read() -> None:
     network = MILBoostNet(16, 4)
-    network.load_state_dict(network.state_dict() | {"ensemble": boosting._packed("no trees at all", 16)})
+    network.load_state_dict(network.state_dict() | {"ensemble": ensemble._packed("no trees at all", 16)})
     with pytest.raises(InputError, match=r"LightGBM can't read the network's ensemble \(.*\)"):
         network(toy_item(0)["image"][None])
 

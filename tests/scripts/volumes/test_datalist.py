@@ -22,7 +22,7 @@ import pytest
 import torch
 from scripts.data.datalist import has_masks
 from scripts.runtime.errors import InputError
-from scripts.volumes import datalist as slices_module
+from scripts.volumes import slices as slices_module
 from scripts.volumes.datalist import list_slices, load_slice_datalist
 from scripts.volumes.slices import LoadSlice, LoadSliced
 from scripts.volumes.windows import ScalePercentiles
