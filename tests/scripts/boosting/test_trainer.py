@@ -28,6 +28,7 @@ from ignite.engine import Events
 from monai.data import Dataset, MetaTensor
 from monai.handlers import CheckpointSaver, StatsHandler, TensorBoardStatsHandler
 from scripts.boosting import ensemble
+from scripts.boosting import trainer as boosting
 from scripts.boosting.bags import bag_losses
 from scripts.boosting.ensemble import MILBoostNet
 from scripts.boosting.trainer import BoostingTrainer
