@@ -89,6 +89,7 @@ COMPARED = {
     "dcan": {},
     "vgg_supervised": {},
     "cam": {},
+    "encoder": {"encoder": "resnet10t"},
     "mil_boosting": {"patch_size": 16, "max_epochs": 2},
 }
 

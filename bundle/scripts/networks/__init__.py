@@ -17,6 +17,7 @@ from scripts.networks.cdws_net import CDWSNet, WeightedFusion
 from scripts.networks.dcan import DCAN
 from scripts.networks.fcn import FCN
 from scripts.networks.map_network import MapNetwork, check_finite
+from scripts.networks.pyramid_net import PyramidNet
 from scripts.networks.unet import UNet
 from scripts.networks.vgg import VGG16_STAGES, load_trunk_weights
 
@@ -26,6 +27,7 @@ __all__ = [
     "VGG16_STAGES",
     "CDWSNet",
     "MapNetwork",
+    "PyramidNet",
     "UNet",
     "WeightedFusion",
     "check_finite",

@@ -1,0 +1,141 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""PyramidNet: an ImageNet encoder of the timm library with a light feature pyramid (Lin et al., CVPR 2017) on it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scripts.networks.encoders import create_encoder, load_encoder_weights
+from scripts.networks.map_network import MapNetwork
+
+__all__ = ["PyramidNet"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PyramidNet(MapNetwork):
+    """
+    Encoder and feature pyramid: each level is brought to so many channels, added to the coarser one upsampled, and
+    smoothed by a 3x3 convolution; the finest gives the map.
+
+    Nothing in it depends on the other images of a batch, nor on an image as a whole: the encoder's batch normalisation
+    keeps its statistics, in training too, and the pyramid has none. So a step gathered from micro-batches is that of
+    the whole batch, and a slide's tiles have the map of the whole slide.
+
+    The image is continued by its mirror image at its borders. Zeros there tell a network where the border is, and it
+    learns to put into a frame around each image what its area says is not cancer.
+
+    Args:
+        encoder: name of a timm network.
+        levels: how many of its feature maps are used, from the finest (stride 2 in most) on.
+        channels: of the pyramid.
+        border: pixels by which the image is continued, at most; fewer where it is smaller than that.
+        deep_supervision: a map of each level beside their fusion, as the paper has them, instead of one.
+        pretrained: ``"imagenet"``, the path of a state dict, or ``"random"``; see `load_encoder_weights`.
+        method: name of what the network is trained as, see `MapNetwork`.
+        in_channels: of the image.
+
+    Raises:
+        InputError: when timm has no such encoder, or the weights can't be had.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "tf_efficientnet_lite0",
+        levels: int = 4,
+        channels: int = 48,
+        border: int = 32,
+        deep_supervision: bool = False,
+        pretrained: str = "random",
+        method: str = "",
+        in_channels: int = 3,
+    ) -> None:
+        features = create_encoder(encoder, levels, in_channels)
+        strides = [f"stride {stride}" for stride in features.feature_info.reduction()]
+        super().__init__(["fusion", *strides] if deep_supervision else ["map"], method)
+        self.encoder = features
+        if pretrained != "random":
+            load_encoder_weights(features, encoder, pretrained)
+        self.border = border
+        self.deep_supervision = deep_supervision
+        # from the input that all networks of the bundle take to the encoder's own: x a + b
+        config = features.pretrained_cfg
+        own_mean, own_std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        factor, offset = std / own_std, (mean - own_mean) / own_std
+        if in_channels != 3:  # of no colour: as grey
+            factor, offset = factor.mean().expand(in_channels), offset.mean().expand(in_channels)
+        self.register_buffer("factor", factor.reshape(1, -1, 1, 1).clone(), persistent=False)
+        self.register_buffer("offset", offset.reshape(1, -1, 1, 1).clone(), persistent=False)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in features.feature_info.channels())
+        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in self.lateral)
+        self.heads = nn.ModuleList(nn.Conv2d(channels, 1, 1) for _ in (self.lateral if deep_supervision else [0]))
+        for convolution in (*self.lateral, *self.smooth):
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
+        for head in self.heads:  # every probability is 1/2 at first
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+        self.fusion_logits = nn.Parameter(torch.zeros(len(self.heads)), requires_grad=deep_supervision)
+
+    def train(self, mode: bool = True) -> PyramidNet:
+        """Training mode, but for the encoder's normalisation: its statistics are ImageNet's, and stay."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def maps(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        All probability maps.
+
+        Args:
+            image: (B, in_channels, H, W), RGB in 0..1 normalised by ImageNet's mean and standard deviation, whatever
+                the encoder was trained with. H and W at least 32.
+
+        Returns:
+            (B, 1, H, W) float32 in 0..1; with deep supervision (B, 1 + levels, H, W), the fusion first.
+        """
+        height, width = image.shape[-2:]
+        vertical, horizontal = min(self.border, height - 1), min(self.border, width - 1)
+        x = image * self.factor + self.offset
+        x = F.pad(x, (horizontal, horizontal, vertical, vertical), mode="reflect")
+        features: list[torch.Tensor] = self.encoder(x)
+
+        laterals: list[torch.Tensor] = []
+        for level, lateral in enumerate(self.lateral):
+            laterals.append(lateral(features[level]))
+        pyramid: list[torch.Tensor] = []  # from coarse to fine
+        for step in range(len(laterals)):
+            y = laterals[len(laterals) - 1 - step]
+            if step > 0:
+                y = y + F.interpolate(pyramid[-1], size=y.shape[-2:], mode="bilinear", align_corners=False)
+            pyramid.append(y)
+            for level, smooth in enumerate(self.smooth):  # TorchScript indexes no list of modules by a variable
+                if level == len(laterals) - 1 - step:
+                    pyramid[-1] = F.relu(smooth(y))
+
+        sides: list[torch.Tensor] = []
+        for level, head in enumerate(self.heads):
+            # float32 whatever the autocast: half precision can't hold the small probabilities the loss works on
+            probability = torch.sigmoid(head(pyramid[len(laterals) - 1 - level]).float())
+            probability = F.interpolate(probability, size=x.shape[-2:], mode="bilinear", align_corners=False)
+            sides.append(probability[..., vertical : vertical + height, horizontal : horizontal + width])
+        maps = torch.cat(sides, dim=1)
+        if not self.deep_supervision:
+            return maps
+        weights = torch.softmax(self.fusion_logits, dim=0).view(1, -1, 1, 1)
+        return torch.cat([(maps * weights).sum(dim=1, keepdim=True), maps], dim=1)
