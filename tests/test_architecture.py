@@ -161,3 +161,15 @@ def test_a_module_in_no_folder_is_found(tree: Path) -> None:
 def test_a_circle_is_found(tree: Path) -> None:
     (tree / "training" / "trainer.py").write_text("from scripts.training.resume import fit")
     assert set(circles(tree)) == {"training.trainer", "training.resume"}
+
+
+def test_modules_import_no_private_names() -> None:
+    private = [
+        f"{path.relative_to(SCRIPTS)}:{node.lineno}: {alias.name}"
+        for path in modules_of(SCRIPTS).values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("scripts")
+        for alias in node.names
+        if alias.name.startswith("_")
+    ]
+    assert private == []

@@ -18,7 +18,7 @@ import math
 import numpy as np
 from scipy.special import expit, log_expit
 
-__all__ = ["bag_gradient", "bag_losses"]
+__all__ = ["bag_gradient", "bag_losses", "losses_and_derivatives"]
 
 MAX_SCORE = 300.0  # beyond, O / (1 - P) would overflow; boosting gets nowhere near
 
@@ -32,7 +32,7 @@ def bag_losses(scores: np.ndarray, bags: np.ndarray, labels: np.ndarray, r: floa
     Returns:
         (B,) float64, finite for every finite score; scores beyond +-300 count as +-300.
     """
-    return _losses_and_derivatives(scores, bags, labels, r)[0]
+    return losses_and_derivatives(scores, bags, labels, r)[0]
 
 
 def bag_gradient(
@@ -64,10 +64,10 @@ def bag_gradient(
     Returns:
         Gradient and diagonal of the Hessian, (N,) float64 each.
     """
-    return _losses_and_derivatives(scores, bags, labels, r)[1:]
+    return losses_and_derivatives(scores, bags, labels, r)[1:]
 
 
-def _losses_and_derivatives(
+def losses_and_derivatives(
     scores: np.ndarray, bags: np.ndarray, labels: np.ndarray, r: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`bag_losses` and `bag_gradient`, which have most of their work in common."""

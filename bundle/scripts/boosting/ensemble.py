@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lightgbm import Booster
 
 
-__all__ = ["MILBoostNet"]
+__all__ = ["MILBoostNet", "import_lightgbm"]
 
 
 class MILBoostNet(MapNetwork):
@@ -116,7 +116,7 @@ class MILBoostNet(MapNetwork):
 
     def _live_booster(self) -> Booster | None:
         if self._booster is None and len(self.ensemble):
-            lightgbm = _lightgbm()
+            lightgbm = import_lightgbm()
             text = _unpacked(self.ensemble, self.features.patch_size)
             _check_trees(text, len(self.features.names))
             try:
@@ -155,7 +155,7 @@ class MILBoostNet(MapNetwork):
         return self.__dict__ | {"_booster": None}
 
 
-def _lightgbm() -> ModuleType:
+def import_lightgbm() -> ModuleType:
     """Raises InputError when LightGBM is not installed, or can't be loaded."""
     try:
         import lightgbm

@@ -28,8 +28,8 @@ from monai.engines.trainer import Trainer
 from monai.engines.utils import default_metric_cmp_fn
 from tqdm import tqdm
 
-from scripts.boosting.bags import _losses_and_derivatives
-from scripts.boosting.ensemble import MILBoostNet, _lightgbm
+from scripts.boosting.bags import losses_and_derivatives
+from scripts.boosting.ensemble import MILBoostNet, import_lightgbm
 from scripts.runtime.errors import InputError
 from scripts.runtime.processes import process_count
 from scripts.training.trainer import per_image
@@ -108,7 +108,7 @@ class BoostingTrainer(Trainer):
             raise InputError(f"negative_patches must be 'all' or a whole number above 0, got {negative_patches!r}.")
         if process_count() > 1:
             raise InputError("MIL-Boosting trains in one process, on all of its cores; leave the multi_gpu config out.")
-        _lightgbm()
+        import_lightgbm()
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -148,7 +148,7 @@ class BoostingTrainer(Trainer):
 
     def _start(self) -> None:
         """Lay out the bags, bin their features, and set up an ensemble of no trees."""
-        lightgbm = _lightgbm()
+        lightgbm = import_lightgbm()
         lightgbm.Sequence.register(PatchRows)
         kept, labels = self._choose_patches()
         self.labels = np.array(labels)
@@ -203,7 +203,7 @@ class BoostingTrainer(Trainer):
         scale = len(scores) / len(self.labels)
         for first, last in _chunks(self.bags):
             here = slice(self.bags[first], self.bags[last])
-            losses, gradient, hessian = _losses_and_derivatives(
+            losses, gradient, hessian = losses_and_derivatives(
                 scores[here], self.bags[first : last + 1] - self.bags[first], self.labels[first:last], self.r
             )
             self.losses[first:last] = losses

@@ -36,7 +36,18 @@ from scripts.images.reading import room_for
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.processes import by_first_process
 
-__all__ = ["SPLITS", "class_problems", "data_error", "has_masks", "load_datalist", "read_splits"]
+__all__ = [
+    "SHOWN",
+    "SPLITS",
+    "check_picture",
+    "class_problems",
+    "data_error",
+    "file_problem",
+    "first_names",
+    "has_masks",
+    "load_datalist",
+    "read_splits",
+]
 
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
@@ -153,7 +164,7 @@ def _is_positive_without_mask(item: object) -> bool:
 
 
 def _read_json(path: Path) -> dict:
-    problem = _file_problem(path)
+    problem = file_problem(path)
     if problem and problem.startswith(("there is no", "is a folder")):
         raise InputError(f"There is no data set at '{path}'; give the folder of a dataset.json with --dataset_dir.")
     if problem:
@@ -242,7 +253,7 @@ def _unknown_keys(content: dict, splits: dict[str, list], known: Sequence[str]) 
         elif near is not None:
             logger.warning(f"The list '{key}' is not used (did you mean '{near}'?).")
     if notes:
-        named = _first([f"'{key}' (first in {where})" for key, where in notes.items()])
+        named = first_names([f"'{key}' (first in {where})" for key, where in notes.items()])
         logger.warning(f"Keys that mean nothing here, of {', '.join(known)}: {named}.")
     return problems
 
@@ -280,7 +291,7 @@ def _contradictions(split: str, named: Sequence[tuple[object, str, object]]) -> 
     return problems
 
 
-def _file_problem(path: str | PathLike) -> str | None:
+def file_problem(path: str | PathLike) -> str | None:
     """Why a path is not that of a file that can be read; None if it is."""
     try:
         mode = os.stat(path).st_mode
@@ -302,7 +313,7 @@ def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
         return [f"{where}: must be an object with an 'image'"], None
     label, label_problems = _read_label(item)
     with room_for(*(path for path in (item["image"], _mask_path(item)) if isinstance(path, str))):
-        size, problems = _read_image(Path(item["image"]))
+        size, problems = check_picture(Path(item["image"]))
         mask, mask_problems = _read_mask(item)
     problems += label_problems + mask_problems + _area_problems(item)
     if mask is not None and size is not None and mask.shape[1:] != size:
@@ -340,9 +351,9 @@ def _area_problems(item: dict) -> list[str]:
     return []
 
 
-def _read_image(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
+def check_picture(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
     """Width and height of an image, None where it can't be read; and what is wrong with it."""
-    problem = _file_problem(path)
+    problem = file_problem(path)
     if problem:
         return None, [problem]
     try:
@@ -369,7 +380,7 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
         return None, []
     if not isinstance(path, str):
         return None, [f"mask is {_repr.repr(path)}, must be the path of a mask"]
-    problem = _file_problem(path)
+    problem = file_problem(path)
     if problem and item.get("label") == path and not Path(path).suffix:
         return None, []  # the label says it
     if problem:
@@ -419,6 +430,6 @@ def data_error(where: str | PathLike, problems: list[str]) -> InputError:
     return InputError("\n  - ".join([f"{count} in {where}; correct it and start again:", *problems[:SHOWN], *rest]))
 
 
-def _first(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first of many names, and their number."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

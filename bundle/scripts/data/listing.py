@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from scripts.data.datalist import SHOWN, _file_problem, _first, _read_image, data_error
+from scripts.data.datalist import SHOWN, check_picture, data_error, file_problem, first_names
 from scripts.images.pictures import SUFFIXES
 from scripts.images.reading import SLIDE_SUFFIXES
 from scripts.runtime.errors import InputError
@@ -46,7 +46,7 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
     """
     if isinstance(images, (str, PathLike)):
         folder = Path(images)
-        problem = _file_problem(folder)
+        problem = file_problem(folder)
         if problem and not os.path.isdir(folder):
             raise InputError(
                 f"There is no folder or image '{images}'; name one with --dataset_dir."
@@ -60,7 +60,7 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
         paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if problem else files
         skipped = sorted({p.name for p in files} - {p.name for p in paths})
         if skipped:
-            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {_first(skipped)}")
+            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {first_names(skipped)}")
     else:
         files = paths = [Path(image) for image in images]
     slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
@@ -76,7 +76,7 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
     found = ImageList()
     seen: dict[str, Path] = {}
     for path in paths:
-        problems = [f"'{path}': {problem}" for problem in _read_image(path)[1]] or _name_problems(path, seen)
+        problems = [f"'{path}': {problem}" for problem in check_picture(path)[1]] or _name_problems(path, seen)
         if problems:
             found.left_out += problems
         else:

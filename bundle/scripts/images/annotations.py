@@ -27,11 +27,11 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor, ensure_tuple
 from PIL import Image, ImageDraw
 
-from scripts.images.colours import _range
+from scripts.images.colours import value_range
 from scripts.images.pictures import MAX_PIXELS, PictureReader
 from scripts.runtime.errors import InputError
 
-__all__ = ["AnnotationReader", "BinaryMask"]
+__all__ = ["AnnotationReader", "BinaryMask", "asap_region", "region_size"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class BinaryMask(Transform):
         mask = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
         if mask.ndim != 3 or not 1 <= mask.shape[0] <= 4:
             raise InputError(f"expected a mask of shape (1 to 4 channels, H, W), got {tuple(mask.shape)}")
-        _range(mask, "mask")
+        value_range(mask, "mask")
         has_alpha = mask.shape[0] in (2, 4)
         positive = (mask[:-1] if has_alpha else mask).amax(dim=0, keepdim=True) > 0
         return (positive & (mask[-1:] > 0) if has_alpha else positive).float()
@@ -76,8 +76,8 @@ class AnnotationReader(ImageReader):
                 annotations but no polygon.
         """
         [path] = ensure_tuple(data)
-        region = _region(path)
-        size = _region_size(region)
+        region = asap_region(path)
+        size = region_size(region)
         try:
             polygons = [
                 [(float(point.get("X")), float(point.get("Y"))) for point in annotation.iter("Coordinate")]
@@ -103,7 +103,8 @@ class AnnotationReader(ImageReader):
         return PictureReader().get_data(img)
 
 
-def _region(path: str | PathLike) -> ElementTree.Element:
+def asap_region(path: str | PathLike) -> ElementTree.Element:
+    """The annotations of a region in ASAP's form. Raises OSError when the file has none."""
     try:
         region = ElementTree.parse(path).getroot().find("Annotations")
     except ElementTree.ParseError as error:
@@ -113,7 +114,8 @@ def _region(path: str | PathLike) -> ElementTree.Element:
     return region
 
 
-def _region_size(region: ElementTree.Element) -> tuple[int, int]:
+def region_size(region: ElementTree.Element) -> tuple[int, int]:
+    """Width and height in pixels that a region says it has. Raises OSError when it doesn't, or is too large."""
     try:
         size = int(region.get("W")), int(region.get("H"))
     except (TypeError, ValueError) as error:

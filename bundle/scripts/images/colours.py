@@ -26,7 +26,7 @@ from skimage.util import img_as_float32
 
 from scripts.runtime.errors import InputError
 
-__all__ = ["ToRGB", "ToRGBd", "VolumeToRGB", "is_volume"]
+__all__ = ["ToRGB", "ToRGBd", "VolumeToRGB", "is_volume", "value_range"]
 
 
 class ToRGB(Transform):
@@ -56,7 +56,7 @@ class ToRGB(Transform):
         if not image.is_floating_point():
             image = image.float() / (1 if image.dtype == torch.bool else torch.iinfo(image.dtype).max)
         image = image.float()
-        low, high = _range(image, "image")
+        low, high = value_range(image, "image")
         if low < 0 or high > 1:
             raise InputError(
                 f"values must be in 0..1, this one goes from {_digits(low)} to {_digits(high)}; rescale it, or save it "
@@ -68,7 +68,7 @@ class ToRGB(Transform):
         return image if image.shape[0] == 3 else image.repeat(3, 1, 1)
 
 
-def _range(image: torch.Tensor, what: str) -> tuple[float, float]:
+def value_range(image: torch.Tensor, what: str) -> tuple[float, float]:
     """Smallest and largest value. Raises InputError when there is none, or one that is not finite."""
     if image.numel() == 0:
         raise InputError(f"the {what} has no pixels")

@@ -26,7 +26,7 @@ from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["MAX_PIXELS", "PictureReader"]
+__all__ = ["FORMATS", "MAX_PIXELS", "PictureReader", "is_tiff", "only_page", "open_picture"]
 
 logger = logging.getLogger(__name__)
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
@@ -92,18 +92,19 @@ class PictureReader(ImageReader):
         return img.swapaxes(0, 1), meta
 
 
-def _is_tiff(path: str | PathLike) -> bool:
+def is_tiff(path: str | PathLike) -> bool:
+    """Whether a file begins as a TIFF does, whatever its name is."""
     with open(path, "rb") as file:
         return file.read(4) in TIFF_SIGNATURES
 
 
 def _read_picture(path: str | PathLike, shrink: int = 1) -> np.ndarray:
     """(H, W) or (H, W, C) float32."""
-    return _read_tiff(path, shrink) if _is_tiff(path) else _read_by_pillow(path, FORMATS, shrink)
+    return _read_tiff(path, shrink) if is_tiff(path) else _read_by_pillow(path, FORMATS, shrink)
 
 
 @contextmanager
-def _open(path: str | PathLike, formats: Sequence[str]) -> Iterator[Image.Image]:
+def open_picture(path: str | PathLike, formats: Sequence[str]) -> Iterator[Image.Image]:
     """A picture of one frame, not decoded yet."""
     try:
         picture = Image.open(path, formats=formats)
@@ -118,7 +119,7 @@ def _open(path: str | PathLike, formats: Sequence[str]) -> Iterator[Image.Image]
 
 
 def _read_by_pillow(path: str | PathLike, formats: Sequence[str], shrink: int = 1) -> np.ndarray:
-    with _open(path, formats) as picture:
+    with open_picture(path, formats) as picture:
         transparent = picture.info.get("transparency")
         if transparent is not None and picture.mode == "RGB" and any("16" in str(tile[3]) for tile in picture.tile):
             raise OSError("has a transparent colour of 16 bit, which is lost in 8; save it with an alpha channel")
@@ -202,7 +203,7 @@ def _assembled(
 def _read_tiff(path: str | PathLike, shrink: int = 1) -> np.ndarray:
     try:
         with tifffile.TiffFile(path) as tiff:
-            page = _only_page(tiff)
+            page = only_page(tiff)
             kind = _photometric(page)
             if kind not in (*COLOURS, *BY_PILLOW):
                 raise OSError(f"is a TIFF whose numbers are {kind}; save it as RGB")
@@ -220,7 +221,7 @@ def _read_tiff(path: str | PathLike, shrink: int = 1) -> np.ndarray:
     return _assembled(lambda top, bottom: look(decoded[top:bottom]), height, width, orientation, shrink)
 
 
-def _only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+def only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """The page of a TIFF beside which there are only smaller versions of it. Raises OSError when there are more."""
     pages = [page for page in tiff.pages if not page.is_reduced and not page.is_mask] or list(tiff.pages)
     if not pages:

@@ -27,9 +27,9 @@ import pydicom
 import tifffile
 from monai.data import ImageReader, NibabelReader, NrrdReader
 
-from scripts.images.annotations import AnnotationReader, _region, _region_size
+from scripts.images.annotations import AnnotationReader, asap_region, region_size
 from scripts.images.dicom import DicomReader, is_dicom
-from scripts.images.pictures import FORMATS, MAX_PIXELS, PictureReader, _is_tiff, _only_page, _open
+from scripts.images.pictures import FORMATS, MAX_PIXELS, PictureReader, is_tiff, only_page, open_picture
 
 __all__ = ["image_size", "reader_of", "room_for"]
 
@@ -79,15 +79,15 @@ def image_size(path: str | PathLike) -> tuple[int, ...]:
     if isinstance(reader, NrrdReader):
         return tuple(int(size) for size in nrrd.read_header(str(path))["sizes"])
     if isinstance(reader, AnnotationReader):
-        return _region_size(_region(path))
+        return region_size(asap_region(path))
     if isinstance(reader, DicomReader):
         header = pydicom.dcmread(path, stop_before_pixels=True)
         return int(header.Columns), int(header.Rows), int(header.get("NumberOfFrames") or 1)
-    if _is_tiff(path):
+    if is_tiff(path):
         with tifffile.TiffFile(path) as tiff:
-            page = _only_page(tiff)
+            page = only_page(tiff)
             return page.imagewidth, page.imagelength
-    with _open(path, FORMATS) as picture:
+    with open_picture(path, FORMATS) as picture:
         return picture.size
 
 

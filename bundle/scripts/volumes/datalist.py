@@ -30,7 +30,7 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import result_name
 from scripts.runtime.processes import by_first_process
 from scripts.volumes.reading import Volume, find_volumes, volume_name
-from scripts.volumes.slices import _try_read, cut_axis, positive_voxels, to_slices
+from scripts.volumes.slices import cut_axis, positive_voxels, to_slices, try_read
 
 __all__ = ["list_slices", "load_slice_datalist"]
 
@@ -121,7 +121,7 @@ def _slices_of(
         return [], ["must be an object with an 'image'"]
     if not item.get("mask") and not item.get("slices"):
         return [], ["needs a 'mask' (label volume), or 'slices' (path of a table)"]
-    volume, problem = _try_read("the volume", item["image"])
+    volume, problem = try_read("the volume", item["image"])
     if volume is None:
         return [], [problem]
     axis = cut_axis(volume.array.shape, axis)
@@ -132,7 +132,7 @@ def _slices_of(
     used, problems = _used(item, count)
     areas, rows = None, None
     if item.get("mask"):
-        mask, problem = _try_read("the mask", item["mask"])
+        mask, problem = try_read("the mask", item["mask"])
         problem = problem or _mask_problem(item["mask"], mask, volume)
         problems += [problem] if problem else []
         if not problem:
@@ -256,7 +256,7 @@ def list_slices(images: str | PathLike | Sequence[str], axis: int = 2) -> ImageL
     items = ImageList()
     seen: dict[str, str] = {}
     for path in find_volumes(images):
-        volume, problem = _try_read("the volume", path)
+        volume, problem = try_read("the volume", path)
         if volume is not None:
             across = cut_axis(volume.array.shape, axis)
             count, problem = volume.array.shape[across], _plane_problem(volume.array.shape, across)

@@ -28,7 +28,7 @@ from monai.utils.enums import MetaKeys
 from scripts.runtime.errors import InputError, first_line
 from scripts.volumes.reading import Volume, read_volume, volume_name
 
-__all__ = ["LoadSlice", "LoadSliced", "cut_axis", "from_slices", "to_slices"]
+__all__ = ["LoadSlice", "LoadSliced", "cut_axis", "from_slices", "positive_voxels", "to_slices", "try_read"]
 
 NOTHING = 16  # pixels of a side of what stands for a slice that can't be read
 VOLUMES_IN_MEMORY = 4  # decoded, beside the slices that a data set caches
@@ -45,7 +45,8 @@ def cut_axis(shape: Sequence[int], axis: int) -> int:
     return single[0] if len(single) == 1 else axis
 
 
-def _try_read(what: str, path: object) -> tuple[Volume | None, str]:
+def try_read(what: str, path: object) -> tuple[Volume | None, str]:
+    """A volume and "", or None and why it can't be read; `what` it is for the user."""
     if not isinstance(path, str) or not os.path.exists(path):  # unlike Path's it takes any text
         return None, f"there is no such file: {what} '{path}'"
     try:
@@ -117,7 +118,7 @@ class LoadSlice(Transform):
 
     def _scaled_volume(self, path: str) -> tuple[np.ndarray | None, str]:
         """(slices, W, H) float32; or why there is none, so that it is not tried again for each slice."""
-        volume, problem = _try_read("the volume", path)
+        volume, problem = try_read("the volume", path)
         if volume is None:
             return None, problem
         array = volume.array

@@ -31,7 +31,7 @@ from scripts.runtime.errors import first_line
 from scripts.runtime.files import replacing
 from scripts.volumes.dicom_seg import dicom_segmentation
 from scripts.volumes.reading import Geometry, is_dicom_source, volume_name
-from scripts.volumes.slices import _try_read, cut_axis, from_slices
+from scripts.volumes.slices import cut_axis, from_slices, try_read
 
 __all__ = ["VolumeWriter"]
 
@@ -95,7 +95,7 @@ class VolumeWriter(PredictionTable):
 
     def write(self, path: str) -> str:
         """Write the volume whose slices are there. Returns what is wrong when it can't be read any more."""
-        volume, problem = _try_read("the volume", path)
+        volume, problem = try_read("the volume", path)
         if volume is None:
             return problem
         geometry = volume.geometry
