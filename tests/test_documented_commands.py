@@ -19,6 +19,7 @@ are changed, by a `python` that adds options to the bundle's runs: tiny images, 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -30,8 +31,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from scripts.demo.dataset import make_demo_dataset
 from scripts.labelling.journal import Answer, Journal
+from scripts.losses import constraints, pooling
 from scripts.networks import CDWSNet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,6 +218,24 @@ def test_the_constraint_of_the_guide_passes_its_test(folder):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_constraint_and_a_pooling_of_the_guide_are_found_by_their_names(configs, monkeypatch):
+    """v is 0.5, the area 0.1, the tolerance 0.05: an excess of 0.35. Of 0.2 and 0.8 the middle is 0.65."""
+    text = (ROOT / "docs/extending.md").read_text()
+    blocks = re.findall(r"^```python\n# add to bundle/scripts/losses/(\w+)\.py\n(.*?)^```", text, re.M | re.S)
+    assert [name for name, _ in blocks] == ["constraints", "pooling"]
+    for module, (_, block) in zip((constraints, pooling), blocks, strict=True):
+        registry = "CONSTRAINTS" if module is constraints else "POOLINGS"
+        monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
+        exec(block, dict(vars(module)))
+    parser = ConfigParser()
+    parser.read_config(str(configs / "train.json"))
+    parser.update({"constraint": "proportional", "pooling": "middle", "side_area_weights": []})
+    loss = parser.get_parsed_content("loss")
+    terms = loss.terms(torch.tensor([[[[0.2, 0.8]]]]), torch.tensor([[1.0, 0.1]]))
+    assert terms["area"].item() == pytest.approx(10 * 0.35)
+    assert terms["mil"].item() == pytest.approx(-math.log(0.65))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -96,6 +96,11 @@ class CDWSLoss(nn.Module):
         self.reduction = reduction
         self.area_weights = area_weights  # not a buffer: a config doesn't move the loss to the network's device
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the constraint, if it has a schedule, which epoch begins, from 1."""
+        if hasattr(self.constraint, "set_epoch"):
+            self.constraint.set_epoch(epoch)
+
     def terms(
         self,
         prediction: torch.Tensor,

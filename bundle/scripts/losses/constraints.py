@@ -18,15 +18,56 @@ Everything works on v (B, M) of M maps of B images and on a (B,), both fractions
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from scripts.losses.pooling import masked_mean
 from scripts.runtime.errors import InputError
 
-__all__ = ["AreaConstraint", "area_loss", "barrier_sharpness", "log_barrier"]
+__all__ = ["CONSTRAINTS", "PENALTIES", "AreaConstraint", "area_loss", "barrier_sharpness", "log_barrier"]
 
-KINDS = ("one_sided", "two_sided", "log_barrier", "none")
+
+def one_sided(v: torch.Tensor, area: torch.Tensor, scale: torch.Tensor, **_: float) -> torch.Tensor:
+    """
+    (v - a)^2 where v > a, equation (8) of Jia et al. 2017.
+
+    It never asks for more, and once a map is small the MIL loss asks for little, so that large regions come out too
+    small.
+    """
+    return ((v - area) / scale).clamp(min=0).square()
+
+
+def two_sided(v: torch.Tensor, area: torch.Tensor, scale: torch.Tensor, tolerance: float, **_: float) -> torch.Tensor:
+    """Squared distance of v from a +- `tolerance`: size penalty of Kervadec et al., Medical Image Analysis 2019."""
+    return (((v - area).abs() - tolerance) / scale).clamp(min=0).square()
+
+
+def barriers(
+    v: torch.Tensor, area: torch.Tensor, scale: torch.Tensor, tolerance: float, sharpness: float
+) -> torch.Tensor:
+    """
+    Extended log-barriers of both ends of a +- `tolerance` (Kervadec et al., arXiv 1904.04205).
+
+    They hold v inside, and the harder the larger their sharpness.
+    """
+    above, below = (v - area - tolerance) / scale, (area - tolerance - v) / scale
+    return log_barrier(above, sharpness) + log_barrier(below, sharpness)
+
+
+def no_cost(v: torch.Tensor, area: torch.Tensor, **_: object) -> torch.Tensor:
+    """0, whatever the area."""
+    return torch.zeros_like(v)
+
+
+# By their names in a config. Each takes v (B, M), the area (B, 1), and by name what it needs of the unit of the excess
+# `scale` (B, 1), the tolerance and the sharpness; it returns the cost (B, M).
+CONSTRAINTS: dict[str, Callable[..., torch.Tensor]] = {
+    "one_sided": one_sided,
+    "two_sided": two_sided,
+    "log_barrier": barriers,
+    "none": no_cost,
+}
 PENALTIES = ("absolute", "relative")
 
 
@@ -34,30 +75,36 @@ class AreaConstraint:
     """
     Cost of a map whose mean probability v is not the area a.
 
-    - ``"one_sided"``, equation (8) of Jia et al. 2017: (v - a)^2 where v > a. It never asks for more, and once a map
-      is small the MIL loss asks for little, so that large regions come out too small.
-    - ``"two_sided"``: squared distance of v from [a - tolerance, a + tolerance], as the size penalty of Kervadec et
-      al., Medical Image Analysis 2019.
-    - ``"log_barrier"``: extended log-barrier of both ends of that interval (Kervadec et al., arXiv 1904.04205): it
-      holds v inside, and the harder the larger its sharpness t, which a schedule lets grow.
-    - ``"none"``: costs nothing.
-
     Args:
-        kind: one of these.
-        tolerance: half the width of both intervals, a fraction of the image; by default half a step of the annotation.
+        kind: one of `CONSTRAINTS`.
+        tolerance: half the width of the interval of those that have one, a fraction of the image; by default half a
+            step of the annotation.
         penalty: ``"absolute"`` measures excess as a fraction of the image; ``"relative"`` as one of the area, so that
             small lesions count as much as large ones.
-        sharpness: t of the log-barrier; see `set_sharpness`.
+        sharpness: t of the log-barrier in the first epoch.
+        growth, maximum: of the sharpness, see `barrier_sharpness`; by default it stays what it is.
 
     Raises:
-        InputError: for an unknown `kind` or `penalty`, a negative `tolerance`, a `sharpness` not above 0.
+        InputError: for an unknown `kind` or `penalty`, a negative `tolerance`, a `sharpness`, a `growth` or a
+            `maximum` that is not above 0.
+
+    Examples:
+        >>> v, area = torch.tensor([[0.5, 0.75]]), torch.tensor([[0.5]])
+        >>> AreaConstraint("one_sided")(v, area)
+        tensor([[0.0000, 0.0625]])
     """
 
     def __init__(
-        self, kind: str = "one_sided", tolerance: float = 0.05, penalty: str = "absolute", sharpness: float = 5.0
+        self,
+        kind: str = "one_sided",
+        tolerance: float = 0.05,
+        penalty: str = "absolute",
+        sharpness: float = 5.0,
+        growth: float = 1.0,
+        maximum: float | None = None,
     ) -> None:
-        if kind not in KINDS:
-            raise InputError(f"constraint must be one of {', '.join(KINDS)}, got '{kind}'.")
+        if kind not in CONSTRAINTS:
+            raise InputError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got '{kind}'.")
         if penalty not in PENALTIES:
             raise InputError(f"penalty must be one of {', '.join(PENALTIES)}, got '{penalty}'.")
         if not 0 <= tolerance < math.inf:
@@ -66,9 +113,17 @@ class AreaConstraint:
         self.tolerance = tolerance
         self.penalty = penalty
         self.set_sharpness(sharpness)
+        for name, value in (("growth", growth), ("maximum", sharpness if maximum is None else maximum)):
+            if not 0 < value < math.inf:
+                raise InputError(f"the {name} of the log-barrier must be above 0 and finite, got {value}.")
+        self.schedule = {"start": sharpness, "growth": growth, "maximum": sharpness if maximum is None else maximum}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the sharpness of an epoch, from 1; a trainer does so at the start of each."""
+        self.set_sharpness(barrier_sharpness(epoch, **self.schedule))
 
     def set_sharpness(self, sharpness: float) -> None:
-        """Set t of the log-barrier, as a schedule does epoch by epoch. Raises InputError unless it is above 0."""
+        """Set t of the log-barrier. Raises InputError unless it is above 0."""
         if not 0 < sharpness < math.inf:
             raise InputError(f"the sharpness of the log-barrier must be above 0 and finite, got {sharpness}.")
         self.sharpness = sharpness
@@ -83,14 +138,7 @@ class AreaConstraint:
             (B, M) cost; of the log-barrier below 0 well inside the interval.
         """
         scale = area if self.penalty == "relative" else torch.ones_like(area)
-        if self.kind == "none":
-            return torch.zeros_like(v)
-        if self.kind == "one_sided":
-            return ((v - area) / scale).clamp(min=0).square()
-        if self.kind == "two_sided":
-            return (((v - area).abs() - self.tolerance) / scale).clamp(min=0).square()
-        above, below = (v - area - self.tolerance) / scale, (area - self.tolerance - v) / scale
-        return log_barrier(above, self.sharpness) + log_barrier(below, self.sharpness)
+        return CONSTRAINTS[self.kind](v, area, scale=scale, tolerance=self.tolerance, sharpness=self.sharpness)
 
 
 def log_barrier(z: torch.Tensor, sharpness: float) -> torch.Tensor:

@@ -21,18 +21,21 @@ computed in float32 at least, autocast or not.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from scripts.runtime.errors import InputError
 
 __all__ = [
+    "POOLINGS",
     "Pooling",
     "generalized_mean",
     "log1mexp",
     "log_generalized_mean",
     "log_sum_exp",
     "log_sum_exp_of_scores",
+    "masked_max",
     "masked_mean",
     "top_mean",
 ]
@@ -41,7 +44,6 @@ __all__ = [
 # summed; above is the largest float32 under 1, which keeps log(1 - p) finite.
 P_MIN = 1e-30
 P_MAX = 1.0 - 2.0**-24
-KINDS = ("generalized_mean", "log_sum_exp", "log_sum_exp_of_scores", "top_fraction", "mean", "max")
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
@@ -186,23 +188,50 @@ def top_mean(
     return masked_mean(descending, ranks < torch.tensor(counted, device=p.device).unsqueeze(1))
 
 
+def masked_max(
+    values: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Largest value of each map among the instances that count, however often: (B, M, ...) to (B, M)."""
+    peak = _flat(values, mask).amax(dim=2)
+    return peak if mask is None else torch.where(_flat_mask(mask).any(dim=2), peak, math.nan)
+
+
+def _log(pooled: torch.Tensor) -> torch.Tensor:
+    return pooled.clamp(min=P_MIN).log()
+
+
+# By their names in a config. Each takes the probabilities (B, M, ...), a mask and weights (B, ...) which may be None,
+# and the `Pooling`, of whose options it uses what it needs; it returns the logarithm of the probability (B, M).
+POOLINGS: dict[str, Callable[..., torch.Tensor]] = {
+    "generalized_mean": lambda p, mask, weights, options: log_generalized_mean(p, options.r, mask, weights),
+    "log_sum_exp": lambda p, mask, weights, options: _log(log_sum_exp(p, options.r, mask, weights)),
+    "log_sum_exp_of_scores": lambda p, mask, weights, options: log_sum_exp_of_scores(p, options.r, mask, weights),
+    "top_fraction": lambda p, mask, weights, options: _log(top_mean(p, options.top_fraction, mask, weights)),
+    "mean": lambda p, mask, weights, options: _log(masked_mean(p, mask, weights)),
+    "max": lambda p, mask, weights, options: _log(masked_max(p, mask, weights)),
+}
+
+
 class Pooling:
     """
     One of the poolings by its name.
 
     Args:
-        kind: ``"generalized_mean"`` (the paper's), ``"log_sum_exp"``, ``"log_sum_exp_of_scores"``,
-            ``"top_fraction"``, ``"mean"`` or ``"max"``.
-        r: sharpness of the first three.
-        top_fraction: share of the instances that the fourth averages.
+        kind: one of `POOLINGS`.
+        r: sharpness of the generalized mean (the paper's) and of both log-sum-exps.
+        top_fraction: share of the instances that ``"top_fraction"`` averages.
 
     Raises:
         InputError: for an unknown `kind`, an `r` that is not above 0 and finite, a `top_fraction` outside 0..1.
+
+    Examples:
+        >>> Pooling("generalized_mean", r=2.0)(torch.tensor([[[0.6, 0.8]]]))
+        tensor([[0.7071]])
     """
 
     def __init__(self, kind: str = "generalized_mean", r: float = 4.0, top_fraction: float = 0.1) -> None:
-        if kind not in KINDS:
-            raise InputError(f"pooling must be one of {', '.join(KINDS)}, got '{kind}'.")
+        if kind not in POOLINGS:
+            raise InputError(f"pooling must be one of {', '.join(POOLINGS)}, got '{kind}'.")
         if not 0 < r < math.inf:
             raise InputError(f"r must be above 0 and finite, got {r}.")
         if not 0 < top_fraction <= 1:
@@ -225,12 +254,7 @@ class Pooling:
         Returns:
             (B, M), in log(1e-30)..log(1 - 2^-24), so that the logarithm of its complement is finite, too.
         """
-        if self.kind == "generalized_mean":
-            log_pooled = log_generalized_mean(probability, self.r, mask, weights)
-        elif self.kind == "log_sum_exp_of_scores":
-            log_pooled = log_sum_exp_of_scores(probability, self.r, mask, weights)
-        else:
-            log_pooled = self._linear(probability, mask, **_given(weights)).clamp(min=P_MIN).log()
+        log_pooled = POOLINGS[self.kind](probability, mask, weights, self)
         return log_pooled.clamp(max=math.log(P_MAX))
 
     def __call__(
@@ -238,18 +262,6 @@ class Pooling:
     ) -> torch.Tensor:
         """Image-level probability of each map, (B, M) in 0..1. Arguments as `log`."""
         return self.log(probability, mask, **_given(weights)).exp()
-
-    def _linear(
-        self, probability: torch.Tensor, mask: torch.Tensor | None, weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        if self.kind == "log_sum_exp":
-            return log_sum_exp(probability, self.r, mask, weights)
-        if self.kind == "top_fraction":
-            return top_mean(probability, self.top_fraction, mask, weights)
-        if self.kind == "mean":
-            return masked_mean(probability, mask, weights)
-        peak = _flat(probability, mask).amax(dim=2)
-        return peak if mask is None else torch.where(_flat_mask(mask).any(dim=2), peak, math.nan)
 
 
 def _given(weights: torch.Tensor | None) -> dict[str, torch.Tensor]:

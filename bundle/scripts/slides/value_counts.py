@@ -63,8 +63,7 @@ class ValueCounts:
             return 0.0
         counts = torch.from_numpy(self.counts[values])
         p = torch.from_numpy(values / 65535)  # in double precision: counts go into the billions
-        methods = [getattr(pool, name) for name in ("__call__", "log", "_linear") if hasattr(pool, name)]
-        if all("weights" in signature(method).parameters for method in methods):
+        if all("weights" in signature(method).parameters for method in (pool.__call__, pool.log)):
             return float(pool(p[None, None], weights=counts.double()[None]))
         if self.total > MOST_REPEATED:
             return None

@@ -86,7 +86,7 @@ class AccumulatingTrainer(SupervisedTrainer):
         self._autocast = {"enabled": amp, "dtype": half} | self.amp_kwargs
         self._step_loss = 0.0
         self._fitting: int | None = None  # images that go through the network at once; None: all of a batch
-        for source in (sampler, train_data_loader.dataset):
+        for source in (sampler, train_data_loader.dataset, kwargs.get("loss_function")):
             if hasattr(source, "set_epoch"):
                 self.add_event_handler(Events.EPOCH_STARTED, lambda _, to=source: to.set_epoch(self.state.epoch))
         self.add_event_handler(Events.STARTED, lambda _: send_weights(self.network))

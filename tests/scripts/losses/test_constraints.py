@@ -18,12 +18,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scripts.losses.constraints import AreaConstraint, area_loss, barrier_sharpness, log_barrier
+from scripts.losses.constraints import CONSTRAINTS, PENALTIES, AreaConstraint, area_loss, barrier_sharpness, log_barrier
 from scripts.runtime.errors import InputError
 
 LN2, LN5 = math.log(2), math.log(5)
-KINDS = ["one_sided", "two_sided", "log_barrier", "none"]
-PENALTIES = ["absolute", "relative"]
+KINDS = list(CONSTRAINTS)
 MAP = torch.tensor([[[[0.2, 0.4], [0.4, 0.8]]]])  # of mean .45
 
 
@@ -168,6 +167,18 @@ def test_log_barrier_is_finite_however_much_is_violated() -> None:
     assert (values.diff() >= 0).all()
 
 
+def test_the_sharpness_follows_its_schedule() -> None:
+    constraint = AreaConstraint("log_barrier", sharpness=2.0, growth=1.5, maximum=4.0)
+    seen = [constraint.sharpness]
+    for epoch in (1, 2, 3, 4):
+        constraint.set_epoch(epoch)
+        seen.append(constraint.sharpness)
+    assert seen == pytest.approx([2.0, 2.0, 3.0, 4.0, 4.0])
+    constant = AreaConstraint("log_barrier", sharpness=7.0)
+    constant.set_epoch(9)
+    assert constant.sharpness == 7.0
+
+
 def test_a_set_sharpness_changes_the_cost() -> None:
     constraint = AreaConstraint("log_barrier", 0.05, sharpness=1.0)
     # v .6 and a .5: z .05 and -.15, both on the tangent up to -1
@@ -280,6 +291,8 @@ def test_half_precision_maps_lose_nothing_more(dtype: torch.dtype) -> None:
             ({"sharpness": t}, f"sharpness of the log-barrier must be above 0 and finite, got {t}")
             for t in (0.0, -5.0, math.nan, math.inf)
         ],
+        ({"growth": 0.0}, "growth of the log-barrier must be above 0 and finite, got 0"),
+        ({"maximum": math.inf}, "maximum of the log-barrier must be above 0 and finite, got inf"),
     ],
 )
 def test_refuses_impossible_options(options: dict, message: str) -> None:
@@ -295,7 +308,7 @@ def test_refuses_an_impossible_sharpness_later_and_keeps_the_old_one() -> None:
 
 
 @pytest.mark.parametrize("area", [30.0, 1.01, 0.0, -0.2, math.inf])
-@pytest.mark.parametrize("kind", ["one_sided", "two_sided", "log_barrier", "none"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_refuses_an_area_that_is_no_fraction(kind: str, area: float) -> None:
     maps, constraint = torch.full((2, 1, 2, 2), 0.5), AreaConstraint(kind)
     with pytest.raises(InputError, match=f"a fraction of the image, above 0 and up to 1; got {area:g}"):
