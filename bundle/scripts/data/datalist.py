@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from os import PathLike
@@ -137,7 +137,7 @@ def read_splits(
     problems += _unknown_keys(content, present, list(known))
     groups = {s: [(i.get("group"),) * 2 for i in items if isinstance(i, dict)] for s, items in present.items()}
     problems += _shared("group", groups)
-    datalist = {split: [_absolute(item, path.parent, paths) for item in items] for split, items in present.items()}
+    datalist = {s: [_absolute(item, path.parent, paths, known) for item in items] for s, items in present.items()}
     files = {split: _files(items, path.parent) for split, items in datalist.items()}
     problems += [problem for split, named in files.items() for problem in _contradictions(split, named)]
     for leak in _shared("image", {split: [(file, name) for file, name, _ in named] for split, named in files.items()}):
@@ -195,8 +195,11 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _absolute(item: object, folder: Path, keys: Sequence[str]) -> object:
-    """The item with its paths made absolute; what is not an item is left for the check to name."""
+def _absolute(item: object, folder: Path, keys: Sequence[str], known: Container[str]) -> object:
+    """
+    The item with its paths made absolute, without anybody's notes, which may be called what the transforms call theirs;
+    what is not an item is left for the check to name.
+    """
     if not isinstance(item, dict):
         return item
     paths = {k: str(folder / v) for k, v in item.items() if k in keys and isinstance(v, str)}
@@ -204,7 +207,7 @@ def _absolute(item: object, folder: Path, keys: Sequence[str]) -> object:
         del paths["label"]  # a number in quotes
     # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does
     absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v))}
-    return {k: v for k, v in (item | paths).items() if k not in absent}
+    return {k: v for k, v in (item | paths).items() if k in known and k not in absent}
 
 
 def _outside(datalist: dict[str, list], folder: Path, paths: Sequence[str]) -> list[str]:

@@ -43,9 +43,12 @@ def load_tensors(path: str | PathLike, map_location: str | torch.device | None =
 
 
 def not_finite(state: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor of a state dict with a value that is NaN or infinite; None if there is none."""
+    """
+    The name of the first tensor of a state dict with a value that is NaN or infinite as float32, which networks compute
+    in; None if there is none.
+    """
     for name, value in state.items():
         floating = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
-        if floating and not bool(torch.isfinite(value).all()):
+        if floating and not bool(torch.isfinite(value.float() if value.dtype == torch.float64 else value).all()):
             return name
     return None

@@ -18,6 +18,7 @@ from the command line itself.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from ast import literal_eval
@@ -99,5 +100,5 @@ def _value(name: str, typed: Any) -> Any:
         except (SyntaxError, ValueError):
             return typed
         files = isinstance(listed, (list, tuple)) and all(isinstance(path, str) for path in listed)
-        return list(listed) if files and not Path(typed).exists() else typed
+        return list(listed) if files and not os.path.exists(typed) else typed  # a list is too long for a name
     return typed

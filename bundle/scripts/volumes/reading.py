@@ -17,6 +17,7 @@ import bz2
 import gzip
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -116,7 +117,7 @@ def _dicom_files(folder: str | PathLike) -> DicomFiles:
 
 def volume_name(path: str | PathLike) -> str:
     """The name of a volume's results: that of its file without the suffix, or of its folder."""
-    name = Path(path).resolve().name
+    name = Path(os.path.abspath(path)).name  # of the link, where it is one: its target may be called by a checksum
     if Path(path).is_dir():
         return name
     suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)

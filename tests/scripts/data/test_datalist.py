@@ -450,3 +450,13 @@ def test_pictures_of_no_use_are_left_out_and_named_at_the_end(folder: Path, capl
 def test_pictures_none_of_which_is_of_use_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"1 problem in the images"):
         list_images([str(folder / "images" / "none.png")])
+
+
+def test_notes_that_are_called_as_what_the_transforms_make_are_left_out(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(tmp_path / f"{name}.png")
+    notes = {"valid": "yes", "probability": 0.5, "pred": None, "instances": [1]}
+    items = [{"image": "a.png", "label": 0, **notes}, {"image": "b.png", "label": 1, "area": 0.5}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
+    read = load_datalist(tmp_path, ["training"])["training"]
+    assert [set(item) for item in read] == [{"image", "label"}, {"image", "label", "area"}]

@@ -72,6 +72,12 @@ def test_images_may_be_a_list(monkeypatch, tmp_path: Path) -> None:
     assert parsed(monkeypatch, "--images", "['a']").get_parsed_content("run")[1] == "['a']"
 
 
+def test_a_list_may_be_longer_than_a_name_of_a_file(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"image_{number:04}.png" for number in range(400)]  # 7,600 letters; a name has 255, a path 4,096
+    assert parsed(monkeypatch, "--images", str(names)).get_parsed_content("run")[1] == names
+
+
 @pytest.mark.parametrize("words", [["--dataset_dir", "-x"], ["--dataset_dir", ""], ["--dataset_dir"]])
 def test_no_value_is_refused(monkeypatch, words: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "inferring", *words])

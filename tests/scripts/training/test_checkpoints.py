@@ -73,6 +73,13 @@ def test_one_bias_that_is_not_finite_is_refused(network, tmp_path: Path, value: 
         NetworkLoader(CDWSNet(), str(path))(None)
 
 
+def test_a_double_that_is_infinite_as_a_float_is_refused(network) -> None:
+    state = network.state_dict()
+    state["sides.0.bias"] = torch.tensor([-1e300], dtype=torch.float64)
+    with pytest.raises(InputError, match=r"'sides\.0\.bias' has values that are not finite"):
+        network.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     "network", [CDWSNet(), FCN(8, head_channels=8), DCAN(), UNet([4, 4, 4, 4, 4, 4])], ids=lambda n: type(n).__name__
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scripts.volumes.reading import read_volume
+from scripts.volumes.reading import read_volume, volume_name
 
 ARRAY = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 AFFINE = np.array([[2.0, 0, 0, -3], [0, 0, -5.0, 7], [0, 4.0, 0, 11], [0, 0, 0, 1]])  # RAS mm; 0.04 ml a voxel
@@ -185,3 +185,9 @@ def test_a_changed_byte_in_compressed_nifti_is_found(tmp_path):
 def test_what_is_not_one_number_a_voxel_is_refused(array, reason, tmp_path):
     with pytest.raises(ValueError, match=reason):
         read_volume(nifti(tmp_path / "a.nii", array=array))
+
+
+def test_results_are_called_after_a_link_not_after_what_it_leads_to(tmp_path):
+    (tmp_path / "blob_ab12.nii.gz").touch()
+    (tmp_path / "patient1.nii.gz").symlink_to(tmp_path / "blob_ab12.nii.gz")
+    assert volume_name(tmp_path / "patient1.nii.gz") == "patient1"
