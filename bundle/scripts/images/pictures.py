@@ -42,6 +42,7 @@ COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "RGB": 3, "PALETTE": 1, "SEPARATED"
 BY_PILLOW = ("YCBCR", "CIELAB")  # which it turns into RGB
 UNSPECIFIED, PREMULTIPLIED = 0, 1  # kinds of what is extra
 # Modes whose numbers are not grey levels or colours as they stand.
+SCALES = {"L;2": 85, "L;4": 17}  # from 0..3 and 0..15 to 0..255
 CONVERTED_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
 STRIP = 2**20  # pixels that are converted at a time
 
@@ -123,6 +124,9 @@ def _read_by_pillow(path: str | PathLike, formats: Sequence[str], shrink: int = 
         transparent = picture.info.get("transparency")
         if transparent is not None and picture.mode == "RGB" and any("16" in str(tile[3]) for tile in picture.tile):
             raise OSError("has a transparent colour of 16 bit, which is lost in 8; save it with an alpha channel")
+        if transparent is not None and picture.mode == "L":  # Pillow scales samples of 2 and 4 bit, and not this one
+            scale = next((SCALES[tile[3]] for tile in picture.tile if tile[3] in SCALES), 1)
+            picture.info["transparency"] = transparent * scale
         picture.load()
         orientation = 1 if picture.format == "TIFF" else _orientation(picture)  # that of a TIFF Pillow has followed
         mode = CONVERTED_MODES.get(picture.mode, picture.mode)

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import tifffile
 import torch
 from monai.transforms import LoadImage
 from PIL import Image
+from scripts.images.loading import load_image, load_mask
 from scripts.images.pictures import PictureReader
 
 SIZE = (5, 7)  # height, width
@@ -305,3 +308,22 @@ def test_missing_file_is_refused_by_the_reader(tmp_path: Path) -> None:
 )
 def test_suffixes(name: str, known: bool) -> None:
     assert PictureReader().verify_suffix(name) is known
+
+
+@pytest.mark.parametrize(("bits", "transparent"), [(2, 2), (4, 5)])
+def test_a_transparent_grey_of_few_bits_is_transparent(tmp_path, bits: int, transparent: int) -> None:
+    """A PNG written by hand, of four pixels, the third of them the transparent one: Pillow writes no such file."""
+    largest = 2**bits - 1
+    samples = (0, 1, transparent, largest)
+    packed = sum(sample << bits * (3 - i) for i, sample in enumerate(samples)).to_bytes(4 * bits // 8, "big")
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(">H", transparent)), (b"IDAT", zlib.compress(b"\0" + packed))]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")]))
+    grey, alpha = load_image(tmp_path / "a.png")[:, :, 0]
+    np.testing.assert_allclose(grey, [sample / largest for sample in samples], atol=1e-6)
+    assert alpha.tolist() == [1, 1, 0, 1]
+    assert np.asarray(load_mask(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 0, 1]
