@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -227,19 +228,28 @@ def _read_tiff(path: str | PathLike, shrink: int = 1) -> np.ndarray:
 
 def only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """The page of a TIFF beside which there are only smaller versions of it. Raises OSError when there are more."""
-    pages = [page for page in tiff.pages if not page.is_reduced and not page.is_mask] or list(tiff.pages)
+    found: dict[int, tifffile.TiffPage] = {}  # by their place in the file
+    for page in tiff.pages:
+        if page.offset in found:
+            raise OSError("is a TIFF whose pages lead back to an earlier one")
+        found[page.offset] = page
+    pages = [page for page in found.values() if not page.is_reduced and not page.is_mask] or list(found.values())
     if not pages:
         raise OSError("not a picture: a TIFF without a page")
     count = len(pages)
-    if count == 1 and (tiff.is_imagej or tiff.is_shaped):  # which may have many in what is one to all others
+    if count == 1 and (
+        tiff.is_imagej or tiff.is_shaped or tiff.is_stk
+    ):  # which may have many in what is one to all others
         count = tiff.series[0].size // pages[0].size
     page = pages[0]
     if count > 1 or page.imagedepth > 1:
         raise OSError(f"has {max(count, page.imagedepth)} pages; save the one that is meant")
     pixels = page.imagewidth * page.imagelength
-    if pixels > MAX_PIXELS or page.nbytes > MAX_BYTES:
+    tile = math.prod(page.chunks) * page.dtype.itemsize if page.dtype else 0  # may be larger than its image
+    size = max(page.nbytes, tile)
+    if pixels > MAX_PIXELS or size > MAX_BYTES:
         raise OSError(
-            f"has {page.imagewidth}x{page.imagelength} pixels, {page.nbytes / 2**20:.0f} MiB; at most "
+            f"has {page.imagewidth}x{page.imagelength} pixels, {size / 2**20:.0f} MiB; at most "
             f"{MAX_PIXELS} pixels and {MAX_BYTES >> 20} MiB are read: cut it into parts, or treat it as a slide"
         )
     if 0 in page.shape:

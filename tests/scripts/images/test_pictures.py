@@ -327,3 +327,24 @@ def test_a_transparent_grey_of_few_bits_is_transparent(tmp_path, bits: int, tran
     np.testing.assert_allclose(grey, [sample / largest for sample in samples], atol=1e-6)
     assert alpha.tolist() == [1, 1, 0, 1]
     assert np.asarray(load_mask(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 0, 1]
+
+
+def test_a_tiff_whose_pages_are_a_circle_is_refused(tmp_path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 6), 7, np.uint8))
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    first = struct.unpack_from("<I", content, 4)[0]
+    entries = struct.unpack_from("<H", content, first)[0]
+    struct.pack_into("<I", content, first + 2 + 12 * entries, first)  # the next page is this one
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(OSError, match="lead back to an earlier one"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_a_tile_larger_than_its_image_counts_as_it_is_decoded(tmp_path) -> None:
+    """One tile of 20,480 x 20,480 floats, 1.6 GB, announced for an image of 16 x 16."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16), np.float32), tile=(16, 16), metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        tiff.pages[0].tags["TileWidth"].overwrite(20_480)
+        tiff.pages[0].tags["TileLength"].overwrite(20_480)
+    with pytest.raises(OSError, match="has 16x16 pixels, 1600 MiB; at most"):
+        load_image(tmp_path / "a.tif")
