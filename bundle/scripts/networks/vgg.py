@@ -21,8 +21,8 @@ from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import make_layers
 
-from scripts.networks.weights import load_tensors, not_finite
-from scripts.runtime.errors import InputError, first_line
+from scripts.networks.weights import fit_channels, read_state_dict, refuse_not_finite
+from scripts.runtime.errors import InputError
 
 __all__ = [
     "VGG16_STAGES",
@@ -107,10 +107,8 @@ def load_trunk_weights(network: nn.Module, source: str) -> dict[str, torch.Tenso
         InputError: when the weights can't be downloaded, the file can't be read, a key is missing or misshapen, or a
             value is not finite.
     """
-    state = _imagenet_weights() if source == "imagenet" else _read_state_dict(source)
-    damaged = not_finite(state)
-    if damaged is not None:
-        raise InputError(f"The weights '{source}' have values in '{damaged}' that are not finite; give other weights.")
+    state = _imagenet_weights() if source == "imagenet" else read_state_dict(source)
+    refuse_not_finite(state, source)
     stages = _trunk_keys_by_stage(network)
     found = 1 + max((t for t, keys in enumerate(stages) if keys & set(state)), default=-1)
     missing = sorted(set().union(*stages[: max(found, 1)]) - set(state))
@@ -122,21 +120,11 @@ def load_trunk_weights(network: nn.Module, source: str) -> dict[str, torch.Tenso
         )
     trunk = {key.removeprefix("features."): state[key] for keys in stages[:found] for key in keys}
     try:
-        trunk["0.weight"] = _fit_channels(trunk["0.weight"], network.features[0].in_channels)
+        trunk["0.weight"] = fit_channels(trunk["0.weight"], network.features[0].in_channels)
         network.features.load_state_dict(trunk, strict=False)  # what may be missing was checked
     except (AttributeError, IndexError, RuntimeError) as error:
         raise InputError(f"The weights '{source}' don't fit VGG16: {str(error).splitlines()[-1].strip()}") from error
     return state
-
-
-def _fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """
-    Weights (64, 3, 3, 3) of the first layer for another number of channels: so many equal channels give the features
-    that they give as grey RGB.
-    """
-    if channels == weight.shape[1] or weight.shape[1] != 3:  # the latter is for load_state_dict to refuse
-        return weight
-    return weight.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
 
 
 def _trunk_keys_by_stage(network: nn.Module) -> list[set[str]]:
@@ -159,17 +147,3 @@ def _imagenet_weights() -> dict[str, torch.Tensor]:
             f"Torchvision's ImageNet weights of VGG16 could not be had ({error}): either put {weights.url} "
             f"into '{cache}', or give a file of VGG16 weights by --pretrained PATH (or start from --pretrained random)."
         ) from error
-
-
-def _read_state_dict(path: str) -> dict[str, torch.Tensor]:
-    if not Path(path).is_file():
-        raise InputError(f"There are no pretrained weights '{path}'; give 'imagenet', 'random', or an existing file.")
-    try:
-        state = load_tensors(path)
-    except Exception as error:  # unpickling a damaged file may raise anything
-        raise InputError(
-            f"'{path}' is not a state dict that PyTorch can read ({first_line(error)}); save one with torch.save."
-        ) from error
-    if not isinstance(state, dict):
-        raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict.")
-    return state

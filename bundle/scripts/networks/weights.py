@@ -16,11 +16,14 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["load_tensors", "not_finite"]
+from scripts.runtime.errors import InputError, first_line
+
+__all__ = ["fit_channels", "load_tensors", "not_finite", "read_state_dict", "refuse_not_finite"]
 
 
 def load_tensors(path: str | PathLike, map_location: str | torch.device | None = "cpu") -> Any:
@@ -52,3 +55,40 @@ def not_finite(state: Mapping[str, Any]) -> str | None:
         if floating and not bool(torch.isfinite(value.float() if value.dtype == torch.float64 else value).all()):
             return name
     return None
+
+
+def read_state_dict(path: str | PathLike) -> dict[str, torch.Tensor]:
+    """
+    Pretrained weights from a file.
+
+    Raises:
+        InputError: when there is no such file, or it holds no state dict that PyTorch can read.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"There are no pretrained weights '{path}'; give 'imagenet', 'random', or an existing file.")
+    try:
+        state = load_tensors(path)
+    except Exception as error:  # unpickling a damaged file may raise anything
+        raise InputError(
+            f"'{path}' is not a state dict that PyTorch can read ({first_line(error)}); save one with torch.save."
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict.")
+    return state
+
+
+def refuse_not_finite(state: Mapping[str, Any], source: str) -> None:
+    """Raises InputError when pretrained weights of that source have a value that is NaN or infinite."""
+    damaged = not_finite(state)
+    if damaged is not None:
+        raise InputError(f"The weights '{source}' have values in '{damaged}' that are not finite; give other weights.")
+
+
+def fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """
+    Weights (C, 3, h, w) of a first layer for another number of channels: so many equal channels give the features that
+    they give as grey RGB. Those of other than three channels stay, for `load_state_dict` to refuse.
+    """
+    if channels == weight.shape[1] or weight.shape[1] != 3:
+        return weight
+    return weight.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
