@@ -18,8 +18,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from monai.data import ImageReader, is_supported_format
@@ -37,13 +39,13 @@ MAX_BYTES = 2**30  # of a decoded picture: MAX_PIXELS in 16 bit colours
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274  # TIFF tag, also in EXIF
-PHOTOMETRIC = 262  # TIFF tag
+PHOTOMETRIC, INK_SET, NUMBER_OF_INKS = 262, 332, 334  # TIFF tags
 # Colours of a TIFF's pixel, before what is extra: alpha, or something that only its maker knows
 COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "RGB": 3, "PALETTE": 1, "SEPARATED": 4}
 BY_PILLOW = ("YCBCR", "CIELAB")  # which it turns into RGB
 UNSPECIFIED, PREMULTIPLIED = 0, 1  # kinds of what is extra
+EXIF_MARKS = (b"eXIf", b"exif", b"xmp")  # chunks of a PNG in which its orientation may be
 # Modes whose numbers are not grey levels or colours as they stand.
-SCALES = {"L;2": 85, "L;4": 17}  # from 0..3 and 0..15 to 0..255
 CONVERTED_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
 STRIP = 2**20  # pixels that are converted at a time
 
@@ -122,29 +124,33 @@ def open_picture(path: str | PathLike, formats: Sequence[str]) -> Iterator[Image
 
 def _read_by_pillow(path: str | PathLike, formats: Sequence[str], shrink: int = 1) -> np.ndarray:
     with open_picture(path, formats) as picture:
-        transparent = picture.info.get("transparency")
-        if transparent is not None and picture.mode == "RGB" and any("16" in str(tile[3]) for tile in picture.tile):
-            raise OSError("has a transparent colour of 16 bit, which is lost in 8; save it with an alpha channel")
-        if transparent is not None and picture.mode == "L":  # Pillow scales samples of 2 and 4 bit, and not this one
-            scale = next((SCALES[tile[3]] for tile in picture.tile if tile[3] in SCALES), 1)
-            picture.info["transparency"] = transparent * scale
+        if picture.format == "PNG":
+            return _read_png(Path(path).read_bytes(), picture, shrink)
         picture.load()
         orientation = 1 if picture.format == "TIFF" else _orientation(picture)  # that of a TIFF Pillow has followed
         mode = CONVERTED_MODES.get(picture.mode, picture.mode)
-        if transparent is not None and mode in ("L", "RGB"):
+        if "transparency" in picture.info and mode in ("L", "RGB"):
             mode = {"L": "LA", "RGB": "RGBA"}[mode]
 
         def rows(top: int, bottom: int) -> np.ndarray:
             strip = picture.crop((0, top, picture.width, bottom))
-            array = np.asarray(strip if mode == strip.mode else strip.convert(mode))
-            if array.dtype == np.uint8:
-                return array / np.float32(255)
-            values = array / np.float32(np.iinfo(np.uint16).max)
-            if transparent is not None:
-                values = np.stack([values, array != transparent], axis=-1)
-            return values
+            return np.asarray(strip if mode == strip.mode else strip.convert(mode)) / np.float32(255)
 
         return _assembled(rows, picture.height, picture.width, orientation, shrink)
+
+
+def _read_png(content: bytes, picture: Image.Image, shrink: int) -> np.ndarray:
+    """By libpng: Pillow cuts colours of 16 bit to 8, and leaves black what is missing."""
+    try:
+        decoded = imagecodecs.png_decode(content)
+    except Exception as error:
+        reason = str(error) or "damaged, or a palette is missing"  # libpng says nothing of that
+        raise OSError(f"not a picture that can be decoded: {reason}") from None
+    # Pillow would decode the whole picture again in search of it
+    orientation = _orientation(picture) if any(mark in content for mark in EXIF_MARKS) else 1
+    largest = np.float32(np.iinfo(decoded.dtype).max)
+    height, width = decoded.shape[:2]
+    return _assembled(lambda top, bottom: decoded[top:bottom] / largest, height, width, orientation, shrink)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -233,7 +239,9 @@ def only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
         if page.offset in found:
             raise OSError("is a TIFF whose pages lead back to an earlier one")
         found[page.offset] = page
-    pages = [page for page in found.values() if not page.is_reduced and not page.is_mask] or list(found.values())
+    if len(found) > 1 and any(page.is_mask for page in found.values()):
+        raise OSError("has a transparency mask on a page of its own; save it with an alpha channel")
+    pages = [page for page in found.values() if not page.is_reduced] or list(found.values())
     if not pages:
         raise OSError("not a picture: a TIFF without a page")
     count = len(pages)
@@ -260,6 +268,8 @@ def only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
 def _photometric(page: tifffile.TiffPage) -> str:
     if PHOTOMETRIC not in page.tags:
         raise OSError("is a TIFF that does not say what its numbers mean (PhotometricInterpretation)")
+    if not isinstance(page.bitspersample, int):
+        raise OSError(f"has channels of different depths, {page.bitspersample} bit; save all with 8 or 16 bit")
     if page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression == tifffile.COMPRESSION.JPEG:
         return "RGB"  # as decoded
     return getattr(page.photometric, "name", str(page.photometric))
@@ -290,6 +300,11 @@ class _Look:
             raise OSError(f"has {page.samplesperpixel} channels of type {page.dtype}, which are no picture")
         if extra > 1 or (extra == 1 and self.extra[0] == UNSPECIFIED and self.colours == 1):
             raise OSError(f"has {page.samplesperpixel} channels; save grey or RGB, with or without alpha")
+        inks = page.tags.valueof(INK_SET, 1), page.tags.valueof(NUMBER_OF_INKS, 4)
+        if kind == "SEPARATED" and (inks != (1, 4) or (extra == 1 and not page.extrasamples)):
+            raise OSError("has other inks than cyan, magenta, yellow and black; save it as RGB")
+        if kind in ("MINISWHITE", "SEPARATED") and extra == 1 and self.extra[0] == PREMULTIPLIED:
+            raise OSError(f"has {kind} multiplied by alpha, which programs read in two ways; save it as RGB")
         if kind == "MINISWHITE" and not self._has_range(page.dtype):
             raise OSError(f"has {page.dtype} of which 0 is white, so that nobody knows what is black")
         self.has_alpha = extra == 1 and self.extra[0] != UNSPECIFIED

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from monai.data import ImageReader, NibabelReader, NrrdReader
 
 from scripts.images.annotations import AnnotationReader, asap_region, region_size
 from scripts.images.dicom import DicomReader, is_dicom
+from scripts.images.headers import open_nifti, read_nrrd_header, refuse_larger
 from scripts.images.pictures import FORMATS, MAX_PIXELS, PictureReader, is_tiff, only_page, open_picture
 
 __all__ = ["image_size", "reader_of", "room_for"]
@@ -45,24 +47,21 @@ def reader_of(path: str | PathLike) -> ImageReader:
     `PictureReader` of everything else.
 
     Raises:
-        ValueError: for NRRD whose values are in another file.
+        OSError: for what is no regular file: nobody may ever write into a pipe.
+        ValueError: for NIfTI and NRRD that `open_nifti` and `read_nrrd_header` refuse, or of more than `MAX_PIXELS`.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("is no regular file")
     name = Path(path).name.lower()
     if name.endswith((".nii", ".nii.gz")):
+        refuse_larger(open_nifti(path).shape, MAX_PIXELS)
         return NibabelReader()
     if name.endswith(".nrrd"):
-        refuse_detached(path)
+        read_nrrd_header(path, MAX_PIXELS)
         return NrrdReader()
     if name.endswith(".xml"):
         return AnnotationReader()
     return DicomReader() if is_dicom(path) else PictureReader()
-
-
-def refuse_detached(path: str | PathLike) -> None:
-    """Raises ValueError for a header of NRRD whose values are in another file, which may be any."""
-    header = nrrd.read_header(str(path))
-    if "data file" in header or "datafile" in header:
-        raise ValueError("has its values in another file (a detached header); save it as one file")
 
 
 def image_size(path: str | PathLike) -> tuple[int, ...]:

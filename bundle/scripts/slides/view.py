@@ -73,6 +73,8 @@ class Slide:
 
     def __init__(self, path: str | Path, mpp: float | None = None) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # OpenSlide would wait for what is written into a pipe
+            raise InputError(f"'{path}' is no regular file.")
         try:
             self.file = openslide.OpenSlide(str(path))
         except (openslide.OpenSlideError, OSError) as error:

@@ -66,6 +66,8 @@ def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:
         path: of the file.
         default: where it doesn't say, or can't be read, which `NetworkLoader` reports.
     """
+    if not Path(path).is_file():  # one would wait for what is written into a pipe
+        return list(default)
     try:
         size = trained_as(_weights(torch.load(path, weights_only=True, map_location="cpu", mmap=True)))[1]
     except Exception:  # torch.load raises nearly anything on a damaged file

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import logging
 import math
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel
 import nrrd
@@ -30,9 +29,9 @@ import numpy as np
 from monai.data.utils import to_affine_nd
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from scripts.images.dicom import DicomFiles, DicomReader, group_files, is_dicom, unknown_size
+from scripts.images.dicom import DicomFiles, DicomReader, group_files, is_dicom, unknown_size, warn_once
+from scripts.images.headers import is_longer, open_nifti, read_nrrd_header, refuse_larger
 from scripts.images.limits import MAX_VOXELS
-from scripts.images.reading import refuse_detached
 from scripts.runtime.errors import InputError
 
 __all__ = ["SUFFIXES", "Geometry", "Volume", "find_volumes", "is_dicom_source", "read_volume", "volume_name"]
@@ -53,7 +52,6 @@ NRRD_UNITS = {
     **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre"), 1e-3),
     "nm": 1e-6,
 }
-DECOMPRESS = dict.fromkeys(("gzip", "gz"), gzip.open) | dict.fromkeys(("bzip2", "bz2"), bz2.open)
 NO_UNIT = "names no unit of length: its numbers are taken for millimetres"
 PLAUSIBLE = (0.01, 100)  # mm, of a voxel whose unit is not named
 logger = logging.getLogger(__name__)
@@ -180,6 +178,8 @@ def read_volume(path: str | PathLike) -> Volume:
         Exception: whatever the format's library raises on a damaged file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("is no regular file")
     array, geometry = _reader(path)(path)
     if array.dtype.kind not in "biuf":
         raise ValueError("has complex numbers for voxels; save one value a voxel")
@@ -215,8 +215,7 @@ def _volume_shape(sizes: Sequence[int]) -> tuple[int, int, int]:
         raise ValueError(f"has {len(sizes)} axes ({text}), must have 3; save the one volume that is meant")
     if min(sizes) < 1:
         raise ValueError("has no voxels")
-    if math.prod(sizes) > MAX_VOXELS:
-        raise ValueError(f"has {text} voxels, more than the {MAX_VOXELS} that are read; crop or resample it")
+    refuse_larger(sizes, MAX_VOXELS)
     return tuple(sizes)
 
 
@@ -229,14 +228,19 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, Geometry]:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
-    image = nibabel.load(path)
+    image = open_nifti(path)
     if image.header.get_data_dtype().names:
         raise ValueError("has colours for voxels; save one value a voxel")
     shape = _volume_shape(image.shape)
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as file:  # nibabel reads up to the last voxel, and not the checksum after it
-            _is_longer(file, image.dataobj.offset + math.prod(shape) * image.get_data_dtype().itemsize + 2**20)
+            is_longer(file, image.dataobj.offset + math.prod(shape) * image.get_data_dtype().itemsize + 2**20)
     affine = to_affine_nd(3, np.asarray(image.affine, float))
+    if not image.header["qform_code"] and not image.header["sform_code"]:
+        warn_once(
+            f"'{path}' doesn't say how it lies in the patient (qform_code and sform_code are 0): its axes are taken "
+            "for left, anterior and superior"
+        )
     unit = nifti_unit(image.header)
     note = "" if unit else NO_UNIT
     affine = np.diag([unit or 1.0] * 3 + [1.0]) @ affine
@@ -256,19 +260,11 @@ def nifti_unit(header: nibabel.Nifti1Header) -> float | None:
 
 
 def _read_nrrd(path: Path) -> tuple[np.ndarray, Geometry]:
-    refuse_detached(path)
-    with path.open("rb") as file:
-        header = nrrd.read_header(file)
-        if header["dimension"] != 3:
-            raise ValueError(f"has {header['dimension']} axes ({'x'.join(map(str, header['sizes']))}), must have 3")
-        shape = _volume_shape(header["sizes"])
-        start = file.tell()
-        if header.get("encoding") in DECOMPRESS:
-            with DECOMPRESS[header["encoding"]](file) as stream:
-                if _is_longer(stream, math.prod(shape) * 8):  # of the widest type
-                    raise ValueError("has more bytes than the voxels that its header announces")
-        file.seek(start)
-        array = nrrd.read_data(header, file, str(path))
+    header = read_nrrd_header(path, MAX_VOXELS)
+    if header["dimension"] != 3:
+        raise ValueError(f"has {header['dimension']} axes ({'x'.join(map(str, header['sizes']))}), must have 3")
+    shape = _volume_shape(header["sizes"])
+    array, _ = nrrd.read(str(path))
     affine, unit, note = _nrrd_affine(header)
     measured = unit is not None
     return array, Geometry(shape, np.diag([unit or 1.0] * 3 + [1.0]) @ affine, measured, note)
@@ -300,11 +296,3 @@ def _nrrd_affine(header: dict[str, Any]) -> tuple[np.ndarray, float | None, str]
         unit = NRRD_UNITS.get(next(iter(named))) if len(named) == 1 else None
         notes += [] if unit else [f"has {', '.join(sorted(named))} as its unit, which is no one length"]
     return np.diag([*NRRD_SPACES[space], 1]) @ affine, unit, " and ".join(notes)
-
-
-def _is_longer(stream: IO[bytes], limit: int) -> bool:
-    """Whether a compressed file has more than so many bytes, in little memory. Raises OSError where it is damaged."""
-    size = 0
-    while size <= limit and (data := stream.read(2**20)):
-        size += len(data)
-    return size > limit

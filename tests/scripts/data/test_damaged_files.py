@@ -21,6 +21,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from scripts.volumes.datalist import list_slices
 from scripts.volumes.reading import read_volume
 from scripts.volumes.slices import LoadSlice
 
+BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)  # (H, W, C)
 FRAMES = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
 
@@ -54,25 +56,15 @@ def encoded(kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that says it is so large, and has no pixels."""
+def png_of(width: int, height: int, bits: int, kind: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these bytes, right or wrong; kind 0 is grey, 2 RGB, 3 a palette."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def transparent_colour_of_16_bit() -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress((b"\0" + struct.pack(">HHH", 5000, 100, 7) * 8) * 8))
-    return (
-        b"\x89PNG\r\n\x1a\n" + header + chunk(b"tRNS", struct.pack(">HHH", 5000, 100, 7)) + pixels + chunk(b"IEND", b"")
-    )
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    parts = [header, *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def tiff_of(array: np.ndarray) -> bytes:
@@ -122,10 +114,10 @@ DAMAGED = {
     "truncated.tif": (encoded("TIFF")[:200], "cut short|not a picture"),
     "truncated.bmp": (encoded("BMP")[:100], "truncated"),
     "header_alone.png": (encoded("PNG")[:8], "not a picture"),
-    "bomb.png": (png_header(60_000, 60_000), "3600000000 pixels"),
+    "bomb.png": (png_of(60_000, 60_000, 8, 2, b""), "3600000000 pixels"),
     "bomb.tif": (tiff_header(60_000, 60_000, np.uint8), "60000x60000 pixels"),
     "bytes.tif": (tiff_header(13_000, 13_000, np.float64), "13000x13000 pixels, 1289 MiB"),
-    "no_pixels.png": (png_header(0, 7), "."),
+    "no_pixels.png": (png_of(0, 7, 8, 2, b""), "."),
     "nan.tif": (tiff_of(np.full((8, 8), np.nan, np.float32)), "not finite"),
     "infinite.tif": (tiff_of(np.full((8, 8), np.inf, np.float32)), "not finite"),
     "next_to_one.tif": (tiff_of(next_to_one()), r"from 0\.5 to 1\.0000001;"),
@@ -135,7 +127,8 @@ DAMAGED = {
     "small.png": (tiff_of(np.zeros((3, 9), np.uint8)), "is 9x3, smaller than 4x4"),
     "long_text.png": (png_with(pnginfo=long_text()), "MAX_TEXT_CHUNK"),
     "profile.png": (png_with(icc_profile=bytes(2_000_000)), "MAX_TEXT_CHUNK"),
-    "transparent16.png": (transparent_colour_of_16_bit(), "transparent colour of 16 bit"),
+    "few_rows.png": (png_of(8, 8, 8, 0, bytes(9) * 5), "Not enough image data"),
+    "no_palette.png": (png_of(8, 8, 8, 3, bytes(9) * 8), "a palette is missing"),
     "eps.png": (EPS, "not a picture"),
     "detached.png": (DETACHED, "not a picture"),
     "attached.png": (DETACHED.replace(b"data file: other.raw\n", b"") + bytes(64), "not a picture"),
@@ -174,6 +167,41 @@ def test_masks_are_refused_for_the_same_reasons(tmp_path: Path, name: str) -> No
     assert problem.startswith(f"training[0] '{tmp_path / 'whole.png'}': the mask '{tmp_path / name}' can't be read (")
     if content:
         assert re.search(reason, problem)
+
+
+WAITS = """
+import sys
+from pathlib import Path
+from scripts.data.datalist import load_datalist
+from scripts.images.loading import load_image
+from scripts.slides.view import Slide
+from scripts.training.checkpoints import trained_size
+from scripts.volumes.reading import read_volume
+
+folder = Path(sys.argv[1])
+for pipe in sorted(folder.glob("a.*")):
+    assert trained_size(pipe, [2, 3]) == [2, 3]
+    for read in (load_image, Slide, read_volume):
+        try:
+            read(pipe)
+        except Exception as error:
+            print(pipe.name, error)
+load_datalist(folder, ["training"])
+"""
+
+
+def test_nobody_waits_for_what_is_written_into_a_pipe(tmp_path: Path) -> None:
+    """In a process of its own: a test that waits could not fail."""
+    names = ["a.dcm", "a.nii.gz", "a.nrrd", "a.png", "a.tif", "a.xml"]
+    for name in names:
+        os.mkfifo(tmp_path / name)
+    items = [{"image": name, "label": 1, "mask": name} for name in names]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
+    command = [sys.executable, "-c", WAITS, str(tmp_path)]
+    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=100, check=False)
+    for name in names:
+        assert len(re.findall(rf"^{name} .*is no regular file", done.stdout, re.M)) == 3
+        assert len(re.findall(rf"^  - .*{name}'.* is no regular file", done.stderr, re.M)) == 2  # image and mask
 
 
 def test_an_eps_starts_no_program(tmp_path: Path, monkeypatch) -> None:

@@ -69,6 +69,20 @@ def pillow(array: np.ndarray, mode: str | None = None) -> Callable[[Path], None]
     return lambda path: (Image.fromarray(array) if mode is None else Image.fromarray(array).convert(mode)).save(path)
 
 
+def png(array: np.ndarray, bits: int, kind: int, *chunks: tuple[bytes, bytes]) -> Callable[[Path], None]:
+    """A PNG by its specification, of rows (H, bytes) that may be packed: Pillow writes no colours of 16 bit."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    width = array.shape[1] * 8 // bits if array.ndim == 2 and bits < 8 else array.shape[1]
+    header = struct.pack(">IIBBBBB", width, len(array), bits, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in array)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    return lambda path: path.write_bytes(content)
+
+
 def grey_alpha(path: Path) -> None:
     picture = Image.fromarray(marked(51, 255, np.uint8)).convert("LA")
     picture.putpixel((COLUMN, ROW), (51, 153))  # Pillow counts x, y
@@ -110,7 +124,19 @@ CASES = {
         [*BLUE_VALUE, 0.6],
         [*WHITE_VALUE, 1.0],
     ),
-    "palette.png": (palette, [*BLUE_VALUE, 1.0], [*WHITE_VALUE, 1.0]),
+    "rgb16.png": (png(marked((1, 2, 52428), WHITE16, np.uint16), 16, 2), [1 / 65535, 2 / 65535, 0.8], WHITE_VALUE),
+    "grey_alpha16.png": (png(marked((13107, 1), (65535, 65535), np.uint16), 16, 4), [0.2, 1 / 65535], [1.0, 1.0]),
+    "rgba16.png": (
+        png(marked((*BLUE16, 257), (*WHITE16, 65535), np.uint16), 16, 6),
+        [*BLUE_VALUE, 257 / 65535],
+        [*WHITE_VALUE, 1.0],
+    ),
+    "transparent_colour16.png": (
+        png(marked(BLUE16, (13107, 26214, 52429), np.uint16), 16, 2, (b"tRNS", struct.pack(">3H", *BLUE16))),
+        [*BLUE_VALUE, 0.0],
+        [0.2, 0.4, 52429 / 65535, 1.0],
+    ),
+    "palette.png": (palette, BLUE_VALUE, WHITE_VALUE),
     "palette.bmp": (palette, [*BLUE_VALUE, 1.0], [*WHITE_VALUE, 1.0]),
     "palette_transparent.png": (transparent_palette, [*BLUE_VALUE, 0.0], [*WHITE_VALUE, 1.0]),
     "cmyk.tif": (cmyk, BLUE_VALUE, WHITE_VALUE),  # R = 255 - C without black
@@ -312,21 +338,26 @@ def test_suffixes(name: str, known: bool) -> None:
 
 @pytest.mark.parametrize(("bits", "transparent"), [(2, 2), (4, 5)])
 def test_a_transparent_grey_of_few_bits_is_transparent(tmp_path, bits: int, transparent: int) -> None:
-    """A PNG written by hand, of four pixels, the third of them the transparent one: Pillow writes no such file."""
+    """Of four pixels, the third is the transparent one: Pillow writes no such file."""
     largest = 2**bits - 1
     samples = (0, 1, transparent, largest)
     packed = sum(sample << bits * (3 - i) for i, sample in enumerate(samples)).to_bytes(4 * bits // 8, "big")
 
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"tRNS", struct.pack(">H", transparent)), (b"IDAT", zlib.compress(b"\0" + packed))]
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")]))
+    transparency = (b"tRNS", struct.pack(">H", transparent))
+    png(np.frombuffer(packed, np.uint8)[None], bits, 0, transparency)(tmp_path / "a.png")
     grey, alpha = load_image(tmp_path / "a.png")[:, :, 0]
     np.testing.assert_allclose(grey, [sample / largest for sample in samples], atol=1e-6)
     assert alpha.tolist() == [1, 1, 0, 1]
     assert np.asarray(load_mask(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 0, 1]
+
+
+def test_a_mask_of_16_bit_colours_has_the_smallest_of_its_numbers(tmp_path) -> None:
+    """1 to 255 of 65535 are 0 in 8 bit."""
+    numbers = np.array([[0, 1, 255, 256, 65535]])
+    png(np.stack([numbers, 0 * numbers, 0 * numbers], axis=-1), 16, 2)(tmp_path / "rgb.png")
+    png(np.stack([numbers, 65535 + 0 * numbers], axis=-1), 16, 4)(tmp_path / "grey_alpha.png")
+    for name in ("rgb.png", "grey_alpha.png"):
+        assert np.asarray(load_mask(tmp_path / name))[0, :, 0].tolist() == [0, 1, 1, 1, 1]
 
 
 def test_a_tiff_whose_pages_are_a_circle_is_refused(tmp_path) -> None:

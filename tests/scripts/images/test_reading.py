@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import threading
 import time
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -129,6 +131,34 @@ def test_more_pages_than_one_are_counted_and_refused(write: Callable, count: int
         load_image(tmp_path / "a.tif")
 
 
+def inks(count: int, *tags: tuple, extra: str = "unspecified") -> Callable[[Path], None]:
+    """Of so many inks; what more than four are `extra` says, or nobody where it is empty."""
+
+    def write(path: Path) -> None:
+        options = contiguous(extra or "unspecified") if count > 4 else {}
+        tifffile.imwrite(path, np.zeros((*SIZE, count), np.uint8), photometric="separated", extratags=tags, **options)
+        if not extra:
+            with tifffile.TiffFile(path) as tiff:
+                at = tiff.pages[0].tags["ExtraSamples"].offset
+            content = bytearray(path.read_bytes())
+            struct.pack_into("<H", content, at, 65000)  # to a tag of no meaning
+            path.write_bytes(content)
+
+    return write
+
+
+def depths(path: Path) -> None:
+    tifffile.imwrite(path, np.zeros((*SIZE, 3), np.uint8), photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["BitsPerSample"].overwrite((5, 6, 5))
+
+
+def with_mask(path: Path) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(PAGE, photometric="rgb", metadata=None)
+        writer.write(PAGE[..., 0] > 0, photometric="mask", subfiletype=4, metadata=None)
+
+
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
@@ -139,12 +169,37 @@ def test_more_pages_than_one_are_counted_and_refused(write: Callable, count: int
         (tiff(np.zeros(SIZE, np.int16), photometric="miniswhite"), "nobody knows what is black"),
         (tiff(np.zeros(SIZE, np.uint32), photometric="miniswhite"), "nobody knows what is black"),
         (tiff(np.zeros(SIZE, np.uint16), photometric="cfa"), "whose numbers are CFA"),
+        (inks(5, (334, "H", 1, 5, True)), "other inks than cyan"),
+        (inks(4, (332, "H", 1, 2, True)), "other inks than cyan"),
+        (inks(5, extra=""), "other inks than cyan"),
+        (inks(5, extra="assocalpha"), "SEPARATED multiplied by alpha"),
+        (
+            tiff(np.zeros((*SIZE, 2), np.uint8), photometric="miniswhite", **contiguous("assocalpha")),
+            "MINISWHITE multiplied by alpha",
+        ),
+        (depths, r"channels of different depths, \(5, 6, 5\) bit"),
+        (with_mask, "has a transparency mask on a page of its own"),
     ],
 )
 def test_tiffs_that_no_viewer_shows_are_refused(write: Callable, reason: str, tmp_path: Path) -> None:
     write(tmp_path / "a.tif")
     with pytest.raises(OSError, match=reason):
         load_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "raw.nrrd", "gzip.nrrd"])
+def test_nifti_and_nrrd_are_pictures_of_no_more_pixels_than_others(name: str, tmp_path: Path) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((20000, 20000, 1))
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    nifti = header.binaryblock + bytes(4)
+    encoding = name.split(".")[0]
+    nrrd = f"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 20000 20000\nencoding: {encoding}\n\n".encode()
+    contents = {"a.nii": nifti, "a.nii.gz": gzip.compress(nifti)}
+    (tmp_path / name).write_bytes(contents.get(name, nrrd + gzip.compress(bytes(9))))
+    for read in (load_image, load_mask):
+        with pytest.raises(ValueError, match=r"has 20000x20000.* more than the 178956970 that are read"):
+            read(tmp_path / name)
 
 
 def annotations(region: str, points: list[tuple[int, int]]) -> str:

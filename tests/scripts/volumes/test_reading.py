@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import struct
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scripts.images.loading import load_image
 from scripts.volumes.reading import read_volume, volume_name
 
 ARRAY = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
@@ -150,6 +152,44 @@ def test_compressed_nrrd_is_read_and_a_bomb_is_refused(encoding, compress, tmp_p
     bomb = nrrd(tmp_path / "b.nrrd", "spacings: 2 4 5", encoding=encoding, data=compress(bytes(2**25)))
     with pytest.raises(ValueError, match="more bytes than the voxels that its header announces"):
         read_volume(bomb)
+
+
+@pytest.mark.parametrize("kind", ["RGB-color", "3-color", "list", "vector", "time"])
+def test_nrrd_with_an_axis_that_is_no_direction_is_refused(kind, tmp_path):
+    path = nrrd(tmp_path / "a.nrrd", "spacings: 2 4 5", f"kinds: {kind} domain domain")
+    with pytest.raises(ValueError, match=f"has an axis of the kind '{kind}'"):
+        read_volume(path)
+    nrrd(path, "spacings: 2 4 5", "kinds: domain space none")
+    assert read_volume(path).array.shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize("slope", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_nifti_scaled_by_no_number_is_refused(name, slope, tmp_path):
+    """nibabel gives the values as they are stored."""
+    data = bytearray(nifti(tmp_path / "whole.nii").read_bytes())
+    struct.pack_into("<f", data, 112, slope)  # scl_slope
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    for read in (read_volume, load_image):
+        with pytest.raises(ValueError, match=r"has -?(inf|nan) as its scl_slope"):
+            read(tmp_path / name)
+    struct.pack_into("<f", data, 112, 2)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert read_volume(tmp_path / name).array.max() == 2 * 119
+
+
+def test_nifti_that_lies_nowhere_is_warned_of_once(tmp_path, caplog):
+    """As nibabel has it: from the right to the left, to the front, upwards, around the middle."""
+    image = nib.Nifti1Image(ARRAY, None)
+    image.header["pixdim"][1:4] = 2, 4, 5
+    nib.save(image, tmp_path / "a.nii")
+    for _ in range(2):
+        volume = read_volume(tmp_path / "a.nii")
+        np.testing.assert_array_equal(volume.array, ARRAY[::-1])
+    assert caplog.text.count(f"'{tmp_path / 'a.nii'}' doesn't say how it lies in the patient") == 1
+    caplog.clear()
+    read_volume(nifti(tmp_path / "b.nii"))
+    assert caplog.text == ""
 
 
 def test_headers_that_announce_too_many_voxels_are_refused_before_decoding(tmp_path):
