@@ -47,8 +47,17 @@ SPACING_TOLERANCE = 0.05  # of the distance between slices
 MAY_BE_EMPTY = (
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness"),
     *("NominalScannedPixelSpacing", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
-    *("NumberOfFrames", "ImageType", "SpecificCharacterSet", "SeriesInstanceUID", "SOPClassUID"),
+    *("NumberOfFrames", "ImageType", "SpecificCharacterSet", "SOPClassUID", "HighBit"),
+    *("SeriesInstanceUID", "PatientID", "FrameOfReferenceUID"),
     *("PlanarConfiguration", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation", "Rows", "Columns"),
+)
+SERIES = ("SeriesInstanceUID", "PatientID", "FrameOfReferenceUID")  # what the slices of a volume share
+SEVERAL = "; put each into a folder of its own (those of one share " + ", ".join(SERIES) + ")"
+# What an enhanced image has of its frames, and other images have of themselves
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+FRAME_MACROS = (
+    *("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence"),
+    "PixelValueTransformationSequence",
 )
 META_AT = 144  # bytes of preamble, "DICM" and the length of what says how the rest is written
 PIXEL_SIZES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")  # the first is in the patient
@@ -94,12 +103,13 @@ def group_files(paths: Iterable[Path]) -> DicomFiles:
     """
     The one rule by which DICOM files make volumes, in whatever run.
 
-    Images of one series are a stack when there are several, and any of them has a place or a direction in the patient;
-    other images stand alone. What is no image (DICOMDIR, reports, segmentations ...) is left out, and so are
-    localizers: images that say so, and an image alone in its series that crosses the slices of a stack.
+    Images of one series, patient and frame of reference are a stack when there are several, and any of them has a place
+    or a direction in the patient; other images stand alone. What is no image (DICOMDIR, reports, segmentations ...) is
+    left out, and so are localizers: images that say so, and an image alone in its series that crosses the slices of a
+    stack.
     """
     found = DicomFiles()
-    series: dict[str, list[tuple[Path, pydicom.Dataset]]] = defaultdict(list)
+    series: dict[tuple, list[tuple[Path, pydicom.Dataset]]] = defaultdict(list)
     for path in paths:
         try:
             header = _read(path, stop_before_pixels=True)
@@ -114,7 +124,7 @@ def group_files(paths: Iterable[Path]) -> DicomFiles:
         elif int(header.get("NumberOfFrames", 1)) > 1:
             found.pictures.append(path)
         else:
-            series[str(header.get("SeriesInstanceUID"))].append((path, header))
+            series[_series_of(header)].append((path, header))
     placed = [s for s in series.values() if any("ImagePositionPatient" in h for _, h in s) or any(map(_normal_of, s))]
     stacks = [s for s in placed if len(s) > 1]
     for images in series.values():
@@ -125,6 +135,10 @@ def group_files(paths: Iterable[Path]) -> DicomFiles:
         else:
             found.pictures += [path for path, _ in images]
     return found
+
+
+def _series_of(header: pydicom.Dataset) -> tuple[str, ...]:
+    return tuple(str(header.get(name)) for name in SERIES)
 
 
 def _normal_of(image: tuple[Path, pydicom.Dataset]) -> tuple[float, ...] | None:
@@ -214,7 +228,7 @@ def _one_volume(files: DicomFiles) -> list[Path]:
     if volumes == 1:
         return files.stacks[0] if files.stacks else files.pictures
     if files.stacks:
-        raise ValueError(f"has {volumes} series; put each into a folder of its own")
+        raise ValueError(f"has {volumes} series{SEVERAL}")
     raise ValueError(f"has {volumes} DICOM images that are no slices of one stack; name the file that is meant")
 
 
@@ -229,20 +243,36 @@ def _check_size(headers: Sequence[pydicom.Dataset]) -> None:
             raise ValueError(f"has several frames in one file, {frames}; save each frame as a file of its own")
         if min(int(header.get("Rows", 0)), int(header.get("Columns", 0))) < 1:
             raise ValueError("has no Rows or Columns, or 0 of them")
+        stored = int(header.get("BitsStored", 0))
+        highest = int(header.get("HighBit", stored - 1))
+        if stored and highest != stored - 1:  # as old machines wrote it, in the upper bits or not
+            raise ValueError(
+                f"has {highest} as HighBit, must be {stored - 1} with {stored} bits stored: nobody knows which bits "
+                "are the image's; save it anew"
+            )
     voxels = sum(int(h.Rows) * int(h.Columns) * int(h.get("SamplesPerPixel", 1)) for h in headers)
     if voxels > MAX_VOXELS:
         raise ValueError(f"has {voxels} voxels, more than the {MAX_VOXELS} that are read")
 
 
 def _in_order(datasets: list[pydicom.Dataset]) -> list[pydicom.Dataset]:
-    series = {str(dataset.get("SeriesInstanceUID")) for dataset in datasets}
+    series = set(map(_series_of, datasets))
     if len(series) > 1:
-        raise ValueError(f"has {len(series)} series; put each into a folder of its own")
+        raise ValueError(f"has {len(series)} series{SEVERAL}")
     first = datasets[0]
     for name in ("Rows", "Columns", "PhotometricInterpretation"):
         if any(dataset.get(name) != first.get(name) for dataset in datasets):
             raise ValueError(f"has slices that differ in {name}; keep those of one stack")
-    if not all(np.allclose(_pixel_size(dataset)[0], _pixel_size(first)[0], atol=1e-3) for dataset in datasets):
+    for name in ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"):
+        without = [dataset for dataset in datasets if name not in dataset]
+        if 0 < len(without) < len(datasets):
+            which = f"'{Path(without[0].filename).name}'" + (f" and {len(without) - 1} more" if without[1:] else "")
+            raise ValueError(f"has slices without {name} among others with it, {which}; keep those of one stack")
+    units = sorted({str(dataset.RescaleType) for dataset in datasets if "RescaleType" in dataset})
+    if len(units) > 1:
+        raise ValueError(f"has slices that differ in RescaleType ({', '.join(units)}); keep those of one stack")
+    (spacing, known), *others = map(_pixel_size, datasets)
+    if not all(np.allclose(other, spacing, atol=1e-3) and also == known for other, also in others):
         raise ValueError("has slices that differ in PixelSpacing, or some that lack it; keep those of one stack")
     directions = [_numbers(dataset, "ImageOrientationPatient", 6) for dataset in datasets]
     if any(d is None or not np.allclose(d, directions[0], atol=1e-3) for d in directions):
@@ -348,11 +378,28 @@ def _slice(dataset: pydicom.Dataset) -> np.ndarray:
 
 def _meant(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     if "ModalityLUTSequence" in dataset:
+        _widen(dataset.ModalityLUTSequence[0], dataset.file_meta.TransferSyntaxUID.is_little_endian)
         return apply_modality_lut(stored, dataset).astype(np.float32)
     slope = float(dataset.get("RescaleSlope", 1))
     if slope == 0:
         raise ValueError("its RescaleSlope is 0, which leaves nothing of its values")
     return stored.astype(np.float32) * slope + float(dataset.get("RescaleIntercept", 0))
+
+
+def _widen(table: pydicom.Dataset, is_little_endian: bool) -> None:
+    """Make a table of 8 bit one of 16, which pydicom reads: its entries are packed, or each in a word of its own."""
+    if table.LUTDescriptor[2] != 8:
+        return
+    count = table.LUTDescriptor[0] or 2**16
+    words = table.LUTData
+    if isinstance(words, bytes):
+        words = np.frombuffer(words, "<u2" if is_little_endian else ">u2")
+    entries = np.atleast_1d(np.asarray(words, "<u2"))
+    entries = entries if len(entries) >= count else entries.view(np.uint8)
+    if len(entries) < count:
+        raise ValueError(f"its ModalityLUTSequence has {len(entries)} of {count} entries")
+    table.LUTDescriptor[2] = 16
+    table["LUTData"] = pydicom.DataElement("LUTData", "US", entries[:count].tolist())
 
 
 def _range(dataset: pydicom.Dataset) -> np.ndarray:
@@ -374,9 +421,16 @@ def _is_decoded_to_rgb(dataset: pydicom.Dataset) -> bool:
 
 
 def _read(path: str | PathLike, **options: Any) -> pydicom.Dataset:
-    """Read a DICOM file, in which what may be empty is absent when it is empty."""
+    """
+    Read a DICOM file, in which what may be empty is absent when it is empty, and what functional groups say of an only
+    frame is said of the image.
+    """
     _refuse_bomb(path)
     dataset = pydicom.dcmread(path, **options)
+    if int(dataset.get("NumberOfFrames") or 1) == 1:
+        for group in (group for name in FUNCTIONAL_GROUPS for group in (dataset.get(name) or ())[:1]):
+            for macro in (macro for name in FRAME_MACROS for macro in (group.get(name) or ())[:1]):
+                dataset.update(macro)
     for name in MAY_BE_EMPTY:
         if name in dataset and all(value in ("", None) for value in np.atleast_1d(_values(dataset, name))):
             del dataset[name]

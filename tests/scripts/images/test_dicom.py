@@ -27,12 +27,14 @@ from pydicom.uid import (
     BasicTextSRStorage,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     MediaStorageDirectoryStorage,
     SegmentationStorage,
     generate_uid,
 )
+from scripts.images.dicom import DicomReader
 from scripts.runtime.errors import InputError
 from scripts.volumes.datalist import list_slices, load_slice_datalist
 from scripts.volumes.reading import find_volumes, read_volume
@@ -132,6 +134,100 @@ def test_two_series_in_a_folder_are_refused_in_listing_and_in_a_data_set_alike(s
             run()
 
 
+@pytest.mark.parametrize("name", ["PatientID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize("uid", ["1.2.3.4", None])
+@pytest.mark.parametrize("others", [1, 2])
+def test_slices_of_two_patients_or_frames_make_no_volume(name, uid, others, tmp_path):
+    """Whatever their series is called; each part is a volume of its own."""
+    parts = [(k, "7.1" if k < 4 - others else "7.2") for k in range(4)]
+    for k, value in parts:
+        write(tmp_path / f"{k}.dcm", SLICES[..., 0], **place(k), **{"SeriesInstanceUID": uid, name: value})
+    for source in (tmp_path, sorted(tmp_path.iterdir())):
+        with pytest.raises(ValueError, match=f"has 2 series; put each into a folder .*{name}"):
+            DicomReader().read(source)
+    for k, value in parts:
+        (tmp_path / value).mkdir(exist_ok=True)
+        (tmp_path / f"{k}.dcm").rename(tmp_path / value / f"{k}.dcm")
+    assert read_volume(tmp_path / "7.1").array.shape == (6, 8, 4 - others)
+    assert read_volume(tmp_path / "7.2").array.shape == (6, 8, others)
+
+
+@pytest.mark.parametrize("other", [0, 1, 2])
+def test_a_slice_that_alone_has_a_pixel_size_or_lacks_it_is_refused(other, tmp_path):
+    """1 x 1 mm, which is what its shape would be without."""
+    folder = write_series(tmp_path / "scan")
+    write(folder / f"{other}.dcm", SLICES[..., other], **(place(other) | {"PixelSpacing": None}))
+    with pytest.raises(ValueError, match="differ in PixelSpacing, or some that lack it"):
+        read_volume(folder)
+    for k in {0, 1, 2} - {other}:
+        write(folder / f"{k}.dcm", SLICES[..., k], **(place(k) | {"PixelSpacing": None}))
+    write(folder / f"{other}.dcm", SLICES[..., other], **place(other))
+    with pytest.raises(ValueError, match="differ in PixelSpacing, or some that lack it"):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+def test_a_slice_without_rescaling_among_others_is_named(name, tmp_path):
+    scaling = {"RescaleSlope": 2, "RescaleIntercept": -1024}
+    folder = write_series(tmp_path / "scan", **scaling)
+    write(folder / "1.dcm", SLICES[..., 1], **(place(1) | scaling | {name: None}))
+    with pytest.raises(ValueError, match=rf"has slices without {name} among others with it, '1\.dcm'"):
+        read_volume(folder)
+
+
+def test_slices_in_two_units_are_refused(tmp_path):
+    folder = write_series(tmp_path / "scan", RescaleSlope=1, RescaleIntercept=0, RescaleType="HU")
+    scaling = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US"}
+    write(folder / "1.dcm", SLICES[..., 1], **place(1), **scaling)
+    with pytest.raises(ValueError, match=r"differ in RescaleType \(HU, US\)"):
+        read_volume(folder)
+
+
+def test_numbers_that_do_not_end_with_the_highest_bit_are_refused(tmp_path):
+    """12 bit in the upper ones of 16: as they stand they would be 16 times too large."""
+    pixels = (SLICES[..., 1] * 16).astype(np.uint16)
+    path = write(tmp_path / "a.dcm", pixels, BitsStored=12, HighBit=15)
+    with pytest.raises(ValueError, match="has 15 as HighBit, must be 11 with 12 bits stored"):
+        read_volume(path)
+    write(path, SLICES[..., 1].astype(np.uint16), BitsStored=12, HighBit=11)
+    np.testing.assert_array_equal(flat(read_volume(path)), SLICES[..., 1:2])
+
+
+def enhanced(path: Path, position: list[float], shared: bool) -> Path:
+    """An enhanced CT of one frame, which says all in its functional groups."""
+    macros = {
+        "PixelMeasuresSequence": {"PixelSpacing": [0.5, 0.25], "SliceThickness": 4},
+        "PlaneOrientationSequence": {"ImageOrientationPatient": SAGITTAL},
+        "PixelValueTransformationSequence": {"RescaleSlope": 2, "RescaleIntercept": -1000, "RescaleType": "HU"},
+        "PlanePositionSequence": {"ImagePositionPatient": position},
+    }
+    common, frame = Dataset(), Dataset()
+    for k, (name, elements) in enumerate(macros.items()):
+        macro = Dataset()
+        macro.update(elements)
+        setattr(common if shared and k < 3 else frame, name, [macro])
+    groups = {"SharedFunctionalGroupsSequence": [common], "PerFrameFunctionalGroupsSequence": [frame]}
+    pixels = np.full((6, 8), 10 + int(position[0]), np.int16)
+    return write(path, pixels, EnhancedCTImageStorage, NumberOfFrames=1, **groups)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_enhanced_image_of_one_frame_is_as_its_functional_groups_say(shared, tmp_path):
+    volume = read_volume(enhanced(tmp_path / "a.dcm", [7, 8, 9], shared))
+    np.testing.assert_array_equal(volume.array, np.full((1, 6, 8), 2 * 17 - 1000))
+    assert volume.geometry.note == ""
+    assert volume.geometry.millilitres == pytest.approx(0.5 * 0.25 * 4 / 1000)
+    # columns go to the back, 0.25 mm apart; rows to the feet, 0.5 mm; the normal to the patient's right, 4 mm
+    affine = [[0, 0, 4, -7], [-0.25, 0, 0, -8], [0, -0.5, 0, 9], [0, 0, 0, 1]]
+    np.testing.assert_allclose(volume.geometry.affine, affine)
+    folder = tmp_path / "series"
+    for name, x in (("b.dcm", 3), ("a.dcm", 6), ("c.dcm", 0)):
+        enhanced(folder / name, [x, 8, 9], shared)
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.array[:, 0, 0], [2 * 16 - 1000, 2 * 13 - 1000, 2 * 10 - 1000])
+    assert volume.geometry.millilitres == pytest.approx(0.5 * 0.25 * 3 / 1000)
+
+
 def test_a_series_of_which_one_slice_lacks_its_place_does_not_fall_into_slices(tmp_path):
     folder = write_series(tmp_path / "scan")
     write(folder / "1.dcm", SLICES[..., 1], **(place(1) | {"ImagePositionPatient": None}))
@@ -224,6 +320,27 @@ def test_the_table_of_a_modality_is_applied(tmp_path):
     pixels = np.tile(np.array([9, 10, 11, 12, 13, 200], np.uint8)[:, None], (1, 8))
     path = write(tmp_path / "a.dcm", pixels, ModalityLUTSequence=[table])
     np.testing.assert_array_equal(flat(read_volume(path))[:, 0, 0], [500, 500, 600, 700, 700, 700])
+
+
+TABLE = bytes([50, 60, 70])  # of 8 bit, for the numbers from 10 on
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [("OW", TABLE + b"\0"), ("OW", struct.pack("<3H", *TABLE)), ("US", [*TABLE]), ("US", [50 + 256 * 60, 70])],
+)
+def test_a_table_of_8_bit_is_applied(kind, content, tmp_path):
+    """Packed, as its standard says, or each entry in a word of its own."""
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [3, 10, 8], "US"
+    table.add_new("LUTData", kind, content)
+    pixels = np.tile(np.array([9, 10, 11, 12, 13, 200], np.uint8)[:, None], (1, 8))
+    path = write(tmp_path / "a.dcm", pixels, ModalityLUTSequence=[table])
+    np.testing.assert_array_equal(flat(read_volume(path))[:, 0, 0], [50, 50, 60, 70, 70, 70])
+    table.LUTDescriptor = [9, 10, 8]
+    write(path, pixels, ModalityLUTSequence=[table])
+    with pytest.raises(ValueError, match=r"its ModalityLUTSequence has [46] of 9 entries"):
+        read_volume(path)
 
 
 def test_a_slope_of_0_is_refused(tmp_path):
