@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, ScaleIntensityRangePercentiles, Transform
-from monai.utils import convert_to_tensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from skimage.util import img_as_float32
 
+from scripts.images.percentiles import ScalePercentiles
 from scripts.runtime.errors import InputError
 
 __all__ = ["ToRGB", "ToRGBd", "VolumeToRGB", "is_volume", "value_range"]
@@ -88,18 +89,26 @@ class VolumeToRGB(Transform):
     """
     A grey volume to RGB in 0..1.
 
-    Its values mean something else in each: they are scaled from the 1st to the 99th percentile, and clipped.
+    Its values mean something else in each: they are scaled by `ScalePercentiles`, from the 1st to the 99th.
     """
 
     def __init__(self) -> None:
-        self.scale = ScaleIntensityRangePercentiles(1, 99, 0.0, 1.0, clip=True)
+        self.scale = ScalePercentiles(1, 99)
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """(1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises InputError for another number of channels."""
+        """
+        (1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises InputError for another number of channels, values that are
+        not finite, or but one value.
+        """
         volume = convert_to_tensor(img, dtype=torch.float32, track_meta=isinstance(img, MetaTensor))
         if volume.shape[0] != 1:
             raise InputError(f"expected a volume of one channel, got {tuple(volume.shape)}")
-        return self.scale(volume).repeat(3, 1, 1, 1)
+        value_range(volume, "volume")
+        try:
+            scaled = self.scale(np.asarray(volume))
+        except ValueError as error:
+            raise InputError(f"the volume {error}") from error
+        return convert_to_dst_type(scaled, volume)[0].repeat(3, 1, 1, 1)
 
 
 class ToRGBd(MapTransform):

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scripts.networks.weights import fit_channels, read_state_dict, refuse_not_finite
+from scripts.networks.weights import fit_channels, read_state_dict, refuse_not_finite, refuse_not_floating
 from scripts.runtime.errors import InputError, first_line
 
 __all__ = ["create_encoder", "load_encoder_weights"]
@@ -80,7 +80,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:
             cache or downloaded; or the path of a state dict under timm's names or under the package's.
 
     Raises:
-        InputError: when the weights can't be had, don't fit, or are not finite.
+        InputError: when the weights can't be had, don't fit, are not finite, or not floating-point.
     """
     if source != "imagenet":
         state = read_state_dict(source)
@@ -106,6 +106,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:
         raise InputError(f"The weights '{source}' lack '{missing[0]}' of the encoder '{name}'.")
     first = next(key for key, value in own.items() if value.ndim == 4)
     state = {key: state[key] for key in own}
+    refuse_not_floating(state, own, source)
     state[first] = fit_channels(state[first], own[first].shape[1])
     try:
         encoder.load_state_dict(state)

@@ -28,6 +28,7 @@ from scripts.networks.vgg import (
     pooled_vgg16_trunk,
     stage_ends,
 )
+from scripts.networks.weights import refuse_not_floating
 from scripts.runtime.errors import InputError
 
 __all__ = ["FCN", "BilinearUpsampling", "load_head_weights"]
@@ -204,7 +205,7 @@ def load_head_weights(network: FCN, state: dict[str, torch.Tensor], source: str)
         source: where it is from, for messages.
 
     Raises:
-        InputError: when only some of the weights are there, or they are misshapen.
+        InputError: when only some of the weights are there, or they are misshapen or not floating-point.
     """
     layers = {"classifier.0": network.fc6, "classifier.3": network.fc7}
     keys = [f"{name}.{kind}" for name in layers for kind in ("weight", "bias")]
@@ -223,6 +224,7 @@ def load_head_weights(network: FCN, state: dict[str, torch.Tensor], source: str)
             )
             return
         for name, layer in layers.items():
+            refuse_not_floating(state, layer.state_dict(prefix=f"{name}."), source)
             weight = state[f"{name}.weight"].reshape(layer.weight.shape)
             layer.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
     except (AttributeError, RuntimeError, TypeError) as error:  # no tensors, or of other shapes

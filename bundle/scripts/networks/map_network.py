@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from scripts.networks.weights import not_finite
+from scripts.networks.weights import not_finite, not_floating
 from scripts.runtime.errors import InputError
 
 __all__ = ["MapNetwork", "check_finite", "trained_as"]
@@ -132,9 +132,15 @@ class MapNetwork(nn.Module):
             )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Raises InputError when a weight is NaN or infinite: such a network may say 'no cancer' of everything."""
+        """
+        Raises InputError when a weight is NaN or infinite: such a network may say 'no cancer' of everything; or when it
+        is integer or complex.
+        """
         name = not_finite(state_dict)
         if name is not None:
             raise InputError(f"its '{name}' has values that are not finite; name another checkpoint, or train again.")
+        other = not_floating(state_dict, self.state_dict(prefix=prefix))
+        if other is not None:
+            raise InputError(f"its {other} is not floating-point; name another checkpoint, or train again.")
         state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())  # weights from elsewhere have no method
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -21,7 +21,7 @@ from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import make_layers
 
-from scripts.networks.weights import fit_channels, read_state_dict, refuse_not_finite
+from scripts.networks.weights import fit_channels, read_state_dict, refuse_not_finite, refuse_not_floating
 from scripts.runtime.errors import InputError
 
 __all__ = [
@@ -105,10 +105,11 @@ def load_trunk_weights(network: nn.Module, source: str) -> dict[str, torch.Tenso
 
     Raises:
         InputError: when the weights can't be downloaded, the file can't be read, a key is missing or misshapen, or a
-            value is not finite.
+            value is not finite or not floating-point.
     """
     state = _imagenet_weights() if source == "imagenet" else read_state_dict(source)
     refuse_not_finite(state, source)
+    refuse_not_floating(state, network.features.state_dict(prefix="features."), source)
     stages = _trunk_keys_by_stage(network)
     found = 1 + max((t for t, keys in enumerate(stages) if keys & set(state)), default=-1)
     missing = sorted(set().union(*stages[: max(found, 1)]) - set(state))

@@ -23,26 +23,41 @@ import torch
 
 from scripts.runtime.errors import InputError, first_line
 
-__all__ = ["fit_channels", "load_tensors", "not_finite", "read_state_dict", "refuse_not_finite"]
+__all__ = [
+    "fit_channels",
+    "load_tensors",
+    "not_finite",
+    "not_floating",
+    "read_state_dict",
+    "refuse_not_finite",
+    "refuse_not_floating",
+]
 
 
-def load_tensors(path: str | PathLike, map_location: str | torch.device | None = "cpu") -> Any:
+def load_tensors(path: str | PathLike, map_location: str | torch.device | None = "cpu", checksums: bool = True) -> Any:
     """
     What `torch.save` has written, its checksums compared first: `torch.load` reads changed bytes without a word.
 
     Args:
         path: of the file.
         map_location: see `torch.load`.
+        checksums: whether a file without them is refused, as PyTorch before 1.6 wrote it.
 
     Raises:
         Exception: nearly any, when the file is damaged or has more than tensors and plain values in it.
     """
-    if zipfile.is_zipfile(path):  # PyTorch before 1.6 wrote no archive, and no checksums
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the bytes of '{damaged}' in it have changed since they were written")
-    return torch.load(path, map_location=map_location, weights_only=True)
+    content = torch.load(path, map_location=map_location, weights_only=True)
+    if checksums and not is_archive:
+        raise ValueError(
+            "it is in the format of PyTorch before 1.6, without checksums: load it, and torch.save it again"
+        )
+    return content
 
 
 def not_finite(state: Mapping[str, Any]) -> str | None:
@@ -57,6 +72,18 @@ def not_finite(state: Mapping[str, Any]) -> str | None:
     return None
 
 
+def not_floating(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> str | None:
+    """
+    The name of the first tensor of a state dict, and its type, that is integer or complex where that of the network,
+    `own`, is floating-point: PyTorch would convert it without a word. None if there is none.
+    """
+    for name, value in own.items():
+        given = state.get(name)
+        if value.is_floating_point() and isinstance(given, torch.Tensor) and not given.is_floating_point():
+            return f"'{name}' ({str(given.dtype).removeprefix('torch.')})"
+    return None
+
+
 def read_state_dict(path: str | PathLike) -> dict[str, torch.Tensor]:
     """
     Pretrained weights from a file.
@@ -67,7 +94,7 @@ def read_state_dict(path: str | PathLike) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
         raise InputError(f"There are no pretrained weights '{path}'; give 'imagenet', 'random', or an existing file.")
     try:
-        state = load_tensors(path)
+        state = load_tensors(path, checksums=False)  # torchvision's and others' weights are published without
     except Exception as error:  # unpickling a damaged file may raise anything
         raise InputError(
             f"'{path}' is not a state dict that PyTorch can read ({first_line(error)}); save one with torch.save."
@@ -75,6 +102,13 @@ def read_state_dict(path: str | PathLike) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict):
         raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict.")
     return state
+
+
+def refuse_not_floating(state: Mapping[str, Any], own: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raises InputError when pretrained weights of that source are not floating-point where the network's are."""
+    other = not_floating(state, own)
+    if other is not None:
+        raise InputError(f"The weights '{source}' are not floating-point in {other}; give other weights.")
 
 
 def refuse_not_finite(state: Mapping[str, Any], source: str) -> None:

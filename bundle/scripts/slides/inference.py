@@ -231,7 +231,7 @@ class SlideInference:
             view = slide.at(self.mpp)
             overview_view = _fitting(view, OVERVIEW)
             overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
-            tissue = TissueMask(tissue_of(self.tissue, overview, overview_view), view.width, view.height)
+            tissue = TissueMask(tissue_of(self.tissue, overview, overview_view, name), view.width, view.height)
             key = self._key(path, view, tissue)
             unfinished = self.output_dir / ".unfinished" / name
             if (done := self._read_record(name)) is not None and done["key"] == key:

@@ -40,6 +40,7 @@ __all__ = ["TissueMask", "find_tissue", "tissue_of"]
 LEAST_SATURATION = 0.05  # less is glass, also where Otsu's method has nothing but glass to divide
 MOST_SATURATION = 0.15  # more is tissue, also where there is nothing but tissue
 SMALLEST = 64  # pixels of the overview; smaller pieces and gaps are dust and pores
+ROUNDING = 0.02  # of a mask's width: what it may be wider or narrower than a picture of the whole slide
 GEOJSON_SUFFIXES = (".geojson", ".json")
 COLLECTIONS = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
 SINGLE = ("Point", "LineString", "Polygon")
@@ -85,22 +86,23 @@ def find_tissue(overview: np.ndarray) -> np.ndarray:
     return remove_small_holes(remove_small_objects(tissue, max_size=SMALLEST - 1), max_size=SMALLEST - 1)
 
 
-def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
+def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | None = None) -> np.ndarray:
     """
     Tissue in the overview of a slide; a slide without any is warned of.
 
     Args:
-        tissue: ``"auto"`` to find it, ``"all"`` to take everything; or a file: a mask of the whole slide, at any size,
-            above 0 in tissue, or GeoJSON polygons in pixels of level 0; or a folder that has one of these for every
-            slide, by the slide's name. What is no polygon in GeoJSON is left out, with a warning.
+        tissue: ``"auto"`` to find it, ``"all"`` to take everything; or a file: a mask of the whole slide, at any size
+            of its shape, above 0 in tissue, or GeoJSON polygons in pixels of level 0; or a folder that has one of these
+            for every slide, by the slide's name. What is no polygon in GeoJSON is left out, with a warning.
         overview: (H, W, 3) in 0..1.
         view: that the overview is.
+        name: of the slide, see `list_slides`; that of its file where None.
 
     Returns:
         (H, W) bool.
 
     Raises:
-        InputError: when there is no such file, or nothing can be made of it.
+        InputError: when there is no such file, nothing can be made of it, or a mask has not the slide's shape.
     """
     if tissue == "all":
         return np.ones(overview.shape[:2], bool)
@@ -116,7 +118,7 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
                 "Give --tissue all, or a mask."
             )
         return found
-    path = _file_for(Path(tissue), slide)
+    path = _file_for(Path(tissue), slide, name or slide.stem)
     if path.suffix.lower() in GEOJSON_SUFFIXES:
         polygons, left_out = _read_polygons(path)
         if left_out:
@@ -133,6 +135,7 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
             mask = np.asarray(load_mask(path))[0].T > 0  # MONAI has (W, H)
         except Exception as error:  # a damaged file may raise anything
             raise InputError(f"The tissue mask '{path}' can't be read ({first_line(error)}).") from error
+        _refuse_other_shape(path, mask.shape, view)
         found = resize(mask, overview.shape[:2], order=0, anti_aliasing=False).astype(bool)
     if not found.any():
         why = (
@@ -144,16 +147,29 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView) -> np.ndarray:
     return found
 
 
-def _file_for(path: Path, slide: Path) -> Path:
+def _file_for(path: Path, slide: Path, name: str) -> Path:
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"There is no tissue mask '{path}'; give 'auto', 'all', a mask or GeoJSON, or a folder.")
         return path
     suffixes = [*GEOJSON_SUFFIXES, *(f".{suffix}" for suffix in SUFFIXES)]
-    found = [path / f"{slide.stem}{suffix}" for suffix in suffixes if (path / f"{slide.stem}{suffix}").is_file()]
+    found = [path / f"{name}{suffix}" for suffix in suffixes if (path / f"{name}{suffix}").is_file()]
     if not found:
-        raise InputError(f"The folder '{path}' has no tissue mask of '{slide.name}', as {slide.stem}.geojson or .png.")
+        raise InputError(f"The folder '{path}' has no tissue mask of '{slide}', as {name}.geojson or .png.")
     return found[0]
+
+
+def _refuse_other_shape(path: Path, size: tuple[int, int], view: SlideView) -> None:
+    """Raises InputError for a mask (height, width) that would have to be stretched, by more than it may be rounded."""
+    height, width = size
+    # of the slide's pixels, or, where these are oblong, of what it looks like
+    for ratio in (view.slide.width / view.slide.height, view.width / view.height):
+        if abs(width - height * ratio) <= 1 + ratio + ROUNDING * width:
+            return
+    raise InputError(
+        f"The tissue mask '{path}' has {width}x{height} pixels, the slide {view.slide.width}x{view.slide.height}, "
+        "which is another shape; make it of the whole slide."
+    )
 
 
 def _read_polygons(path: Path) -> tuple[list[Polygon], Counter[str]]:

@@ -267,7 +267,12 @@ def _resolution(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[f
 
 
 def _ome_sizes(description: str, size: tuple[int, int]) -> tuple[float, float] | None:
-    """The physical sizes of a pixel in micrometres that OME-XML has of an image of this size; None without any."""
+    """
+    The physical sizes of a pixel in micrometres that OME-XML has of an image of this size; None without any.
+
+    Raises:
+        ValueError: when there is but one, or they are no lengths: what else the file says is then not to be trusted.
+    """
     if "<OME" not in description and ":OME" not in description:
         return None
     try:
@@ -276,10 +281,16 @@ def _ome_sizes(description: str, size: tuple[int, int]) -> tuple[float, float] |
         return None
     for pixels in root.iter():
         if pixels.tag.endswith("Pixels") and (pixels.get("SizeX"), pixels.get("SizeY")) == tuple(map(str, size)):
-            sizes = [_number(pixels.get(f"PhysicalSize{axis}")) for axis in "XY"]
-            units = [OME_UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m").strip()) for axis in "XY"]
+            given = [pixels.get(f"PhysicalSize{axis}") for axis in "XY"]
+            names = [pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m").strip() for axis in "XY"]
+            sizes, units = list(map(_number, given)), list(map(OME_UNITS.get, names))
             if None not in sizes and None not in units:
                 return sizes[0] * units[0], sizes[1] * units[1]
+            if given != [None, None]:
+                said = " x ".join(
+                    f"{size} {name}" if size else "nothing" for size, name in zip(given, names, strict=True)
+                )
+                raise ValueError(f"says in its OME-XML that its pixels are {said}, which is no width and height")
     return None
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from monai.transforms import ScaleIntensityRange, Transform
+from monai.transforms import ScaleIntensityRange
 
+from scripts.images.percentiles import ScalePercentiles
 from scripts.runtime.errors import InputError
 
 __all__ = ["CT_WINDOWS", "ScalePercentiles", "ct_window"]
 
-COINCIDING = 1e-4  # of the range of a volume: percentiles that are no further apart
 # Centre and width in Hounsfield units, as radiology workstations offer them.
 CT_WINDOWS = {
     "abdomen": (40, 400),
@@ -56,33 +56,3 @@ def ct_window(window: str | Sequence[float]) -> ScaleIntensityRange:
     if not 0 < width < np.inf:
         raise InputError(f"window must be two numbers, [centre, width], the width above 0; got {window!r}.")
     return ScaleIntensityRange(centre - width / 2, centre + width / 2, 0.0, 1.0, clip=True)
-
-
-class ScalePercentiles(Transform):
-    """
-    A volume to 0..1 between two of its percentiles, clipped.
-
-    Where they (nearly) coincide, since most of the volume is one background, they are those of the other voxels.
-
-    Args:
-        lower, upper: percentiles, from 0 to 100.
-    """
-
-    def __init__(self, lower: float, upper: float) -> None:
-        numbers = [v for v in (lower, upper) if isinstance(v, (int, float)) and not isinstance(v, bool)]
-        if len(numbers) < 2 or not 0 <= lower < upper <= 100:
-            raise InputError(
-                f"percentiles must be two numbers from 0 to 100, the lower one first; got [{lower!r}, {upper!r}]."
-            )
-        self.percentiles = (lower, upper)
-
-    def __call__(self, img: np.ndarray) -> np.ndarray:
-        """Any shape, finite, to the same. Raises ValueError when all voxels have one value."""
-        darkest, brightest = float(img.min()), float(img.max())
-        if darkest == brightest:
-            raise ValueError(f"has the value {darkest:g} in all voxels: there is nothing to see in it")
-        low, high = np.percentile(img, self.percentiles)
-        if high - low <= COINCIDING * (brightest - darkest):
-            others = np.percentile(img[(img < low) | (img > high)], self.percentiles)
-            low, high = min(low, others[0]), max(high, others[1])
-        return np.clip((img - low) / (high - low), 0, 1)

@@ -23,6 +23,7 @@ from PIL import Image
 from scripts.data.targets import LoadTruthd, WeakTargetd
 from scripts.images.colours import ToRGB, ToRGBd
 from scripts.images.pictures import PictureReader
+from scripts.runtime.errors import InputError
 
 
 def pixel(*channels: float, dtype: type = np.float32) -> np.ndarray:
@@ -83,6 +84,28 @@ def test_to_rgb_by_hand(image: np.ndarray | torch.Tensor, expected: list[float])
 def test_to_rgb_refuses(image: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ToRGB()(image)
+
+
+def test_a_volume_is_scaled_between_its_percentiles() -> None:
+    """0, 1 ... 100, whose 1st and 99th percentiles are 1 and 99."""
+    values = torch.arange(101.0).view(1, 101, 1, 1)
+    rgb = ToRGBd("image")({"image": MetaTensor(values, meta={"filename_or_obj": "a.nii"})})["image"]
+    expected = ((values - 1) / 98).clamp(0, 1).expand(3, 101, 1, 1)
+    torch.testing.assert_close(rgb.as_tensor(), expected)
+    assert rgb.meta["filename_or_obj"] == "a.nii"
+
+
+def test_a_mostly_empty_volume_is_not_flat() -> None:
+    """999 voxels of 0 and one of 7: both percentiles are 0, and those of the others 7."""
+    volume = torch.zeros(1, 10, 10, 10)
+    volume[0, 1, 2, 3] = 7
+    torch.testing.assert_close(ToRGBd("image")({"image": volume})["image"], (volume / 7).repeat(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("value", "reason"), [(3.0, "has the value 3 in all voxels"), (math.nan, "not finite")])
+def test_a_volume_with_nothing_to_see_is_refused(value: float, reason: str) -> None:
+    with pytest.raises(InputError, match=f"the volume .*{reason}"):
+        ToRGBd("image")({"image": torch.full((1, 4, 4, 4), value)})
 
 
 def test_to_rgbd_keeps_the_rest_and_the_metadata() -> None:

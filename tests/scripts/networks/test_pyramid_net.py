@@ -195,6 +195,9 @@ def test_weights_that_are_of_no_use_are_refused(tmp_path) -> None:
     torch.save(damaged | {name: torch.full_like(damaged[name], float("nan"))}, tmp_path / "nan.pth")
     with pytest.raises(InputError, match=f"values in '{name}' that are not finite"):
         load_encoder_weights(encoder, "resnet10t", str(tmp_path / "nan.pth"))
+    torch.save(damaged | {name: damaged[name].int()}, tmp_path / "int.pth")
+    with pytest.raises(InputError, match=f"not floating-point in '{name}'"):
+        load_encoder_weights(encoder, "resnet10t", str(tmp_path / "int.pth"))
     torch.save(damaged | {name: damaged[name][:1]}, tmp_path / "shape.pth")
     with pytest.raises(InputError, match="don't fit 'resnet10t'"):
         load_encoder_weights(encoder, "resnet10t", str(tmp_path / "shape.pth"))

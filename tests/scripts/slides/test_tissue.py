@@ -188,8 +188,28 @@ def test_a_folder_has_one_for_each_slide(view, tmp_path):
     (tmp_path / "tissue").mkdir()
     with pytest.raises(InputError, match=r"a\.tif"):
         tissue_of(str(tmp_path / "tissue"), np.zeros((50, 100, 3)), view)
-    Image.fromarray(np.full((5, 5), 255, np.uint8)).save(tmp_path / "tissue" / "a.png")
+    Image.fromarray(np.full((5, 10), 255, np.uint8)).save(tmp_path / "tissue" / "a.png")
     assert tissue_of(str(tmp_path / "tissue"), np.zeros((50, 100, 3)), view).all()
+
+
+def test_it_is_called_as_the_slide_is_and_not_as_one_of_its_files(view, tmp_path):
+    """A slide in DICOM is a folder of files."""
+    (tmp_path / "tissue").mkdir()
+    Image.fromarray(np.full((5, 10), 255, np.uint8)).save(tmp_path / "tissue" / "case 7.png")
+    assert tissue_of(str(tmp_path / "tissue"), np.zeros((50, 100, 3)), view, "case 7").all()
+    with pytest.raises(InputError, match=r"a\.tif', as case 8\.geojson"):
+        tissue_of(str(tmp_path / "tissue"), np.zeros((50, 100, 3)), view, "case 8")
+
+
+@pytest.mark.parametrize(("width", "right"), [(200, True), (203, True), (197, True), (210, False), (100, False)])
+def test_a_mask_of_another_shape_is_refused_and_not_stretched(view, tmp_path, width, right):
+    """Of a slide of 200 x 100 pixels; a few pixels are what programs round away."""
+    Image.fromarray(np.full((100, width), 255, np.uint8)).save(tmp_path / "mask.png")
+    if right:
+        assert tissue_of(str(tmp_path / "mask.png"), np.zeros((50, 100, 3)), view).all()
+    else:
+        with pytest.raises(InputError, match=rf"mask\.png' has {width}x100 pixels, the slide 200x100"):
+            tissue_of(str(tmp_path / "mask.png"), np.zeros((50, 100, 3)), view)
 
 
 def test_what_cannot_be_read_is_named(view, tmp_path):

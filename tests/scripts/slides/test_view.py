@@ -133,6 +133,16 @@ def test_ome_xml_without_a_length_gives_none(tmp_path, sizes, units):
         Slide(write_ome(tmp_path / "a.ome.tif", sizes, units))
 
 
+@pytest.mark.parametrize(("sizes", "units"), [((0.5, 0.5), ("pixel", "pixel")), ((0.5,), ("µm",))])
+def test_ome_xml_without_a_length_is_not_passed_over_for_tags(tmp_path, sizes, units):
+    with pytest.raises(InputError, match=r"says in its OME-XML that its pixels are 0\.5 .* no width and height; give"):
+        Slide(write_ome(tmp_path / "a.ome.tif", sizes, units, tags=101_600))
+    slide = Slide(
+        write_ome(tmp_path / "b.ome.tif", (), (), tags=101_600)
+    )  # it says nothing, and the tags 25.4 mm / 101600
+    assert (slide.mpp_x, slide.mpp_y) == pytest.approx((0.25, 0.25))
+
+
 APERIO = "Aperio Image Library v10\n600x400 [0,0 600x400] (128x128) JPEG/RGB Q=70|AppMag = {power}|MPP = {mpp}"
 
 

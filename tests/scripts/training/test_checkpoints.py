@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 from scripts.networks import DCAN, FCN, CDWSNet, MapNetwork, UNet
-from scripts.networks.weights import load_tensors
 from scripts.runtime.errors import InputError
 from scripts.training.checkpoints import NetworkLoader
 
@@ -53,9 +52,36 @@ def test_one_changed_bit_is_found_by_the_archives_checksum(network, tmp_path: Pa
         CDWSNet(pretrained=str(path))
 
 
-def test_weights_from_before_archives_are_read(network, tmp_path: Path) -> None:
+def test_weights_from_before_archives_are_read_as_published_weights_alone(network, tmp_path: Path) -> None:
+    """torchvision's VGG16 is such a file. It has no checksums: a changed bit would be in the network without a word."""
     torch.save(network.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(load_tensors(tmp_path / "old.pt")["features.0.weight"], network.features[0].weight)
+    assert torch.equal(CDWSNet(pretrained=str(tmp_path / "old.pt")).features[0].weight, network.features[0].weight)
+    with pytest.raises(
+        InputError, match=r"old\.pt' is damaged, .* without checksums: load it, and torch\.save it again"
+    ):
+        NetworkLoader(CDWSNet(), str(tmp_path / "old.pt"))(None)
+    torch.save(torch.load(tmp_path / "old.pt", weights_only=True), tmp_path / "new.pt")
+    NetworkLoader(CDWSNet(), str(tmp_path / "new.pt"))(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
+def test_weights_that_are_not_floating_point_are_refused(network, tmp_path: Path, dtype: torch.dtype) -> None:
+    """PyTorch would take 0 for 0.3, and the real part of a complex number."""
+    state = network.state_dict()
+    name = str(dtype).removeprefix("torch.")
+    for key in ("features.2.weight", "features.2.bias"):
+        torch.save({**state, key: state[key].to(dtype)}, tmp_path / "model.pt")
+        with pytest.raises(InputError, match=rf"model\.pt' can't be used here: its '{key}' \({name}\) is not floating"):
+            NetworkLoader(CDWSNet(), str(tmp_path / "model.pt"))(None)
+        with pytest.raises(InputError, match=rf"model\.pt' are not floating-point in '{key}' \({name}\)"):
+            CDWSNet(pretrained=str(tmp_path / "model.pt"))
+    torch.save(
+        {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
+        tmp_path / "model.pt",
+    )
+    half = CDWSNet()
+    NetworkLoader(half, str(tmp_path / "model.pt"))(None)
+    assert torch.equal(half.features[2].weight, network.features[2].weight.half().float())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
