@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -28,11 +29,13 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from PIL import Image, ImageDraw
 
 from scripts.images.colours import value_range
+from scripts.images.limits import FARTHEST
 from scripts.images.pictures import MAX_PIXELS, PictureReader
 from scripts.runtime.errors import InputError
 
 __all__ = ["AnnotationReader", "BinaryMask", "asap_region", "region_size"]
 
+AREAS = (None, "Polygon", "Rectangle", "Spline")  # ASAP's types of annotations that have one; None where none is named
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +69,7 @@ class AnnotationReader(ImageReader):
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> np.ndarray:
         """
-        Read one file. Points and lines beside its polygons are left out, with a warning.
+        Read one file. What has no area, or lies outside the region, is left out, with a warning.
 
         Returns:
             uint8, (H, W), 0 or 1.
@@ -79,28 +82,66 @@ class AnnotationReader(ImageReader):
         region = asap_region(path)
         size = region_size(region)
         try:
-            polygons = [
-                [(float(point.get("X")), float(point.get("Y"))) for point in annotation.iter("Coordinate")]
-                for annotation in region.iter("Annotation")
-            ]
+            polygons = [(annotation.get("Type"), _corners(annotation)) for annotation in region.iter("Annotation")]
         except (TypeError, ValueError) as error:
             raise OSError(f"not polygons of a region in ASAP's form: {error}") from error
-        if not np.isfinite([number for polygon in polygons for point in polygon for number in point]).all():
+        if not np.isfinite([number for _, polygon in polygons for point in polygon for number in point]).all():
             raise OSError("polygons with coordinates that are not finite")
-        areas = [polygon for polygon in polygons if len(polygon) > 2]
+        if any(abs(number) > FARTHEST for _, polygon in polygons for point in polygon for number in point):
+            raise OSError(f"polygons with coordinates of more than {FARTHEST:g} pixels, which nobody can mean")
+        areas = [polygon for kind, polygon in polygons if kind in AREAS and len(polygon) > 2]
         if polygons and not areas:
             raise OSError("nothing but points and lines, which have no area; draw polygons")
         if len(areas) < len(polygons):
+            kinds = Counter(kind or "Polygon" for kind, polygon in polygons if kind not in AREAS or len(polygon) <= 2)
+            named = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
             count = f"{len(polygons) - len(areas)} of {len(polygons)}"
-            logger.warning(f"'{path}': {count} annotations are points or lines, which have no area: left out")
+            logger.warning(f"'{path}': {count} annotations are points or lines, which have no area: left out ({named})")
         mask = Image.new("L", size)
-        for polygon in areas:
-            ImageDraw.Draw(mask).polygon(polygon, fill=1)
+        inside = [polygon for polygon in (_clipped(polygon, size) for polygon in areas) if len(polygon)]
+        for polygon in inside:
+            ImageDraw.Draw(mask).polygon(polygon.ravel().tolist(), fill=1)
+        if len(inside) < len(areas):
+            count = f"{len(areas) - len(inside)} of {len(areas)}"
+            logger.warning(f"'{path}': {count} polygons lie outside the region of {size[0]}x{size[1]} pixels: left out")
+        if mask.getbbox() is None:
+            logger.warning(f"'{path}' has no polygon in its region of {size[0]}x{size[1]} pixels: the mask is empty")
         return np.array(mask)
 
     def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict]:
         """The array with its axes swapped, and MONAI's metadata."""
         return PictureReader().get_data(img)
+
+
+def _corners(annotation: ElementTree.Element) -> list[tuple[float, float]]:
+    """Of an annotation, sorted by their ``Order``. Raises TypeError or ValueError for what is not numbers."""
+    points = list(annotation.iter("Coordinate"))
+    if any(point.get("Order") is not None for point in points):
+        points.sort(key=lambda point: int(point.get("Order")))
+    return [(float(point.get("X")), float(point.get("Y"))) for point in points]
+
+
+def _clipped(polygon: Sequence[tuple[float, float]], size: tuple[int, int]) -> np.ndarray:
+    """
+    What of a polygon lies in an image, (N, 2): empty where it lies outside.
+
+    Sutherland and Hodgman's algorithm, with a frame of two pixels, in which are the sides that it makes. Pillow itself
+    draws with single precision.
+    """
+    points = np.asarray(polygon, float)
+    for axis, sign, limit in ((0, 1, -2), (0, -1, size[0] + 1), (1, 1, -2), (1, -1, size[1] + 1)):
+        depth = sign * (points[:, axis] - limit)  # of each corner on the inner side of a line
+        following, depth_there = np.roll(points, -1, axis=0), np.roll(depth, -1)
+        kept = []
+        for here, there, d, e in zip(points, following, depth, depth_there, strict=True):
+            if d >= 0:
+                kept.append(here)
+            if (d >= 0) != (e >= 0):
+                kept.append(here + (there - here) * (d / (d - e)))
+        points = np.array(kept).reshape(-1, 2)
+    (left, top), (right, bottom) = (points.min(axis=0), points.max(axis=0)) if len(points) else ((0, 0), (-1, -1))
+    seen = right >= 0 and bottom >= 0 and left <= size[0] - 1 and top <= size[1] - 1
+    return points if seen else points[:0]
 
 
 def asap_region(path: str | PathLike) -> ElementTree.Element:

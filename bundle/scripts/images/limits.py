@@ -15,3 +15,4 @@ from __future__ import annotations
 
 MIN_SIZE = 4  # pixels; less vanishes in the network's pooling
 MAX_VOXELS = 2**29  # 512 x 512 x 2048: about 8 GB of memory, since a volume is copied as it is turned and scaled
+FARTHEST = 1e9  # pixels from an image, of a corner that anybody can mean; arithmetic with it is exact enough

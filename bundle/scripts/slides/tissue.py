@@ -30,6 +30,7 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import resize
 
+from scripts.images.limits import FARTHEST
 from scripts.images.loading import load_mask
 from scripts.images.pictures import SUFFIXES
 from scripts.runtime.errors import InputError, first_line
@@ -121,6 +122,8 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | No
     path = _file_for(Path(tissue), slide, name or slide.stem)
     if path.suffix.lower() in GEOJSON_SUFFIXES:
         polygons, left_out = _read_polygons(path)
+        outside = sum(not _is_on(polygon, view) for polygon in polygons)
+        left_out += Counter({"polygon outside the slide": outside} if outside else {})
         if left_out:
             logger.warning(f"Of '{path}' is left out: {', '.join(f'{n} x {what}' for what, n in left_out.items())}.")
         crossing = sum(not polygon.is_valid for polygon in polygons)
@@ -216,9 +219,18 @@ def _polygon(geometry: Any) -> Polygon | None:
     if _kind(geometry) != "Polygon" or not geometry.get("coordinates"):
         return None
     polygon = shape(geometry)
-    if not np.isfinite(get_coordinates(polygon)).all():
+    coordinates = get_coordinates(polygon)
+    if not np.isfinite(coordinates).all():
         raise ValueError("a coordinate is no number")
+    if np.abs(coordinates).max(initial=0) > FARTHEST:
+        raise ValueError(f"a coordinate has more than {FARTHEST:g} pixels")
     return None if polygon.is_empty else polygon
+
+
+def _is_on(polygon: Polygon, view: SlideView) -> bool:
+    """Whether the box around a polygon, in pixels of level 0, meets the slide."""
+    left, top, right, bottom = polygon.bounds
+    return right > 0 and bottom > 0 and left < view.width * view.scale_x and top < view.height * view.scale_y
 
 
 def _kind(content: Any) -> str | None:

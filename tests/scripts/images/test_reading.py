@@ -231,9 +231,64 @@ def test_a_point_beside_polygons_is_left_out_with_a_word(tmp_path: Path, caplog)
     assert "1 of 2 annotations are points or lines" in caplog.text
 
 
+SQUARE = [(4, 1), (6, 1), (6, 3), (4, 3)]  # 3 x 3 pixels
+
+
+def mask_of(tmp_path: Path, content: str) -> np.ndarray:
+    """(H, W) bool."""
+    (tmp_path / "label.xml").write_text(content)
+    return load_mask(tmp_path / "label.xml").numpy()[0].T > 0
+
+
+def test_corners_are_taken_by_their_order(tmp_path: Path) -> None:
+    """As they stand in the file they would be a bow-tie, without the middle of its upper side."""
+    content = annotations('W="9" H="5"', [SQUARE[i] for i in (0, 2, 1, 3)])
+    for place, order in enumerate((0, 2, 1, 3)):
+        content = content.replace(f'Order="{place}"', f'Order="#{order}"')
+    truth = np.zeros((5, 9), bool)
+    truth[1:4, 4:7] = True
+    np.testing.assert_array_equal(mask_of(tmp_path, content.replace("#", "")), truth)
+    with pytest.raises(OSError, match="ASAP"):
+        mask_of(tmp_path, content)
+
+
+@pytest.mark.parametrize("kind", ["PointSet", "Polyline", "Dot", "Measurement"])
+def test_what_has_no_area_by_its_type_is_no_polygon(tmp_path: Path, caplog, kind: str) -> None:
+    square, points = (annotations('W="9" H="5"', corners) for corners in (SQUARE, [(0, 0), (3, 0), (3, 4), (0, 4)]))
+    with pytest.raises(OSError, match="points and lines"):
+        mask_of(tmp_path, points.replace('"Polygon"', f'"{kind}"'))
+    other = points[points.index("<Annotation ") : points.index("</Annotations>")].replace('"Polygon"', f'"{kind}"')
+    assert mask_of(tmp_path, square.replace("</Annotations>", f"{other}</Annotations>")).sum() == 9
+    assert (
+        f"label.xml': 1 of 2 annotations are points or lines, which have no area: left out (1 x {kind})" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("far", [20, 1e5, 1e8])
+def test_a_polygon_is_cut_off_at_the_region(tmp_path: Path, far: float) -> None:
+    """Left of the line x = 4, and right above the diagonal through (0, 0), which goes on beyond the region."""
+    everything_left = [(-far, -far), (4, -far), (4, far), (-far, far)]
+    truth = np.zeros((5, 9), bool)
+    truth[:, :5] = True
+    np.testing.assert_array_equal(mask_of(tmp_path, annotations('W="9" H="5"', everything_left)), truth)
+    found = mask_of(tmp_path, annotations('W="9" H="5"', [(-far, -far), (far, -far), (far, far)]))
+    np.testing.assert_array_equal(found, ~np.tri(5, 9, -1, bool))
+
+
+@pytest.mark.parametrize("corners", [None, [(20, 1), (30, 1), (30, 4)], [(-9, -9), (-3, -9), (-3, -3)]])
+def test_an_empty_mask_is_warned_of_by_name(tmp_path: Path, caplog, corners) -> None:
+    content = annotations('W="9" H="5"', corners or [])
+    if corners is None:
+        content = content[: content.index("<Annotation ")] + content[content.index("</Annotations>") :]
+    assert not mask_of(tmp_path, content).any()
+    assert f"'{tmp_path / 'label.xml'}' has no polygon in its region of 9x5 pixels" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        (annotations('W="9" H="5"', [(-1e12, -1e12), (1e12, -1e12), (1e12, 1e12)]), "more than 1e"),
+        (annotations('W="9" H="5"', [(-1e300, 0), (1e300, 0), (1e300, 4)]), "more than 1e"),
         ("not XML", "ASAP"),
         ("<ASAP_Annotations/>", "ASAP"),
         (annotations("", [(1, 1)]), "width and height"),

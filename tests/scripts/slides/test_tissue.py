@@ -107,6 +107,14 @@ PARTLY_USABLE = {
         "Polygon that can't be read",
     ),
     "text": (collection({"type": "Polygon", "coordinates": "here"}, POLYGON), "Polygon that can't be read"),
+    "far": (
+        collection({"type": "Polygon", "coordinates": [[[x * 1e300 for x in xy] for xy in HOLE]]}, POLYGON),
+        "Polygon that can't be read (a coordinate has more than 1e+09 pixels)",
+    ),
+    "outside": (
+        collection({"type": "Polygon", "coordinates": [[[x + 200 for x in xy] for xy in HOLE]]}, POLYGON),
+        "1 x polygon outside the slide",
+    ),
     "nan": (
         collection({"type": "Polygon", "coordinates": [[[0, 0], [np.nan, 1], [1, 0], [0, 0]]]}, POLYGON),
         "no number",
