@@ -18,6 +18,8 @@ import logging
 import math
 import os
 import stat
+import unicodedata
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
@@ -53,6 +55,7 @@ SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
 KEYS = ("image", "label", "area", "mask", "group")
+AREA_STEP = 0.1  # by which an annotator's area may differ from that of a mask
 SHOWN = 20  # problems, or names, in one message
 _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
@@ -83,14 +86,20 @@ def load_datalist(
     """
     path, datalist, problems = read_splits(dataset_dir, splits, allow_outside)
     entries = [(split, f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
-    classes: dict[str, set] = {split: set() for split in datalist}
+    labels: dict[str, list] = {split: [] for split in datalist}
+    doubtful = []
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
         checks = pool.map(lambda entry: _check_item(*entry[1:]), entries)
         progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False)
-        for (split, _, _), (found_problems, label) in zip(entries, progress, strict=True):
+        for (split, _, _), (found_problems, label, doubts) in zip(entries, progress, strict=True):
             problems += found_problems
-            classes[split].add(label)
-    problems += [problem for split, labels in classes.items() for problem in class_problems(split, labels)]
+            doubtful += doubts
+            labels[split].append(label)
+    if doubtful:
+        logger.warning(f"Areas that their masks contradict: {first_names(doubtful)}; the areas are what counts.")
+    for split, items in datalist.items():
+        problems += _contradictions(split, items, labels[split], path.parent)
+    problems += [problem for split, found in labels.items() for problem in class_problems(split, set(found))]
     if pixel_labels:
         problems += [
             f"{where} '{item['image']}': has no mask, which this method learns from; add one, or take a weak method"
@@ -135,12 +144,14 @@ def read_splits(
     problems += [f"the split '{split}' must be a list of items" for split in no_lists]
     known = dict.fromkeys((*KEYS, *paths, *(("range",) if "slices" in paths else ())))
     problems += _unknown_keys(content, present, list(known))
-    groups = {s: [(i.get("group"),) * 2 for i in items if isinstance(i, dict)] for s, items in present.items()}
-    problems += _shared("group", groups)
+    groups = {s: [i.get("group") for i in items if isinstance(i, dict)] for s, items in present.items()}
+    problems += _shared("group", {s: [(_plain(group), group) for group in named] for s, named in groups.items()})
+    for leak in _alike(groups):
+        logger.warning(f"{leak} if they are the same")
     datalist = {s: [_absolute(item, path.parent, paths, known) for item in items] for s, items in present.items()}
-    files = {split: _files(items, path.parent) for split, items in datalist.items()}
-    problems += [problem for split, named in files.items() for problem in _contradictions(split, named)]
-    for leak in _shared("image", {split: [(file, name) for file, name, _ in named] for split, named in files.items()}):
+    images = {s: [i["image"] for i in items if _is_item(i)] for s, items in datalist.items()}
+    files = {s: [(_file(name), _shown(name, path.parent)) for name in names] for s, names in images.items()}
+    for leak in _shared("image", files):
         logger.warning(f"{leak}, or results on it say nothing of new images")
     if not allow_outside:
         outside = _outside(datalist, path.parent, paths)
@@ -205,8 +216,8 @@ def _absolute(item: object, folder: Path, keys: Sequence[str], known: Container[
     paths = {k: str(folder / v) for k, v in item.items() if k in keys and isinstance(v, str)}
     if item.get("label") in QUOTED and "label" in paths:
         del paths["label"]  # a number in quotes
-    # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does
-    absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v))}
+    # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does, but of what must be known
+    absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v) and k != "label")}
     return {k: v for k, v in (item | paths).items() if k in known and k not in absent}
 
 
@@ -249,15 +260,29 @@ def _unknown_keys(content: dict, splits: dict[str, list], known: Sequence[str]) 
                         notes.setdefault(key, f"{split}[{i}]")
                     else:
                         problems.append(f"{split}[{i}] '{item.get('image')}': unknown key '{key}'; write '{near}'")
-    for key, value in content.items():
-        near = _nearest(key, SPLITS) if key not in splits and isinstance(value, list) else None
-        if near is not None and near not in splits:
-            problems.append(f"unknown split '{key}'; write '{near}'")
-        elif near is not None:
-            logger.warning(f"The list '{key}' is not used (did you mean '{near}'?).")
+    problems += _unused_lists(content, splits)
     if notes:
         named = first_names([f"'{key}' (first in {where})" for key, where in notes.items()])
         logger.warning(f"Keys that mean nothing here, of {', '.join(known)}: {named}.")
+    return problems
+
+
+def _unused_lists(content: dict, splits: dict[str, list]) -> list[str]:
+    """Lists that are likely a misspelt split; others that may be one are warned of."""
+    problems = []
+    for key, value in content.items():
+        if key in splits or not isinstance(value, list):
+            continue
+        near = _nearest(key, SPLITS)
+        if near is not None and near not in splits:
+            problems.append(f"unknown split '{key}'; write '{near}'")
+            continue
+        word = key.strip().lower()
+        near = near or next((s for s in SPLITS if len(word) > 2 and (s.startswith(word) or word.startswith(s))), None)
+        if near is not None:
+            logger.warning(f"The list '{key}' is not used (did you mean '{near}'?).")
+        elif any(map(_is_item, value)):
+            logger.warning(f"The list '{key}' is not used (the splits are {', '.join(SPLITS)}).")
     return problems
 
 
@@ -266,31 +291,53 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     return next(iter(exact or get_close_matches(key.strip().lower()[:40], known, n=1, cutoff=0.75)), None)
 
 
-def _files(items: Sequence[object], folder: Path) -> list[tuple[object, str, object]]:
-    """Of each image the file, however its name is written; the name as it is in the list; and the label."""
-    named = []
-    for item in items:
-        if isinstance(item, dict) and isinstance(item.get("image"), str):
-            try:
-                status = os.stat(item["image"])
-                file: object = (status.st_dev, status.st_ino)
-            except (OSError, ValueError):
-                file = os.path.normpath(item["image"])
-            shown = item["image"].removeprefix(f"{folder}{os.sep}")
-            named.append((file, shown, item.get("label")))
-    return named
+def _is_item(item: object) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("image"), str)
 
 
-def _contradictions(split: str, named: Sequence[tuple[object, str, object]]) -> list[str]:
-    """Images that are listed as positive and as negative in one split."""
-    first: dict[object, tuple[str, object]] = {}
+def _file(path: str) -> object:
+    """What is the same for one file, however its name is written."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.normpath(path)
+    return status.st_dev, status.st_ino
+
+
+def _shown(path: str, folder: Path) -> str:
+    """The name of a file as it is in the list."""
+    return path.removeprefix(f"{folder}{os.sep}")
+
+
+def _contradictions(split: str, items: Sequence[Any], labels: Sequence[bool | None], folder: Path) -> list[str]:
+    """
+    Images that are listed twice in one split with two labels, areas or masks.
+
+    Args:
+        split: its name.
+        items: of the split, of whatever kind.
+        labels: of each, also where it is that of a mask.
+        folder: of ``dataset.json``.
+    """
+    first: dict[tuple, tuple] = {}
     problems = []
-    for file, name, label in named:
-        if label in (0, 1):
-            other, before = first.setdefault(file, (name, label))
-            if before != label:
-                same = "" if name == other else f" (as '{other}')"
-                problems.append(f"image '{name}' has label {before}{same} and label {label} in '{split}'; keep one")
+    for item, label in zip(items, labels, strict=True):
+        if not _is_item(item):
+            continue
+        file, name, mask = _file(item["image"]), _shown(item["image"], folder), _mask_path(item)
+        masked = isinstance(mask, str)
+        facts = {
+            "label": None if label is None else (int(label), int(label)),
+            "area": None if item.get("area") is None or _area_problems(item) else (item["area"],) * 2,
+            "mask": (_file(mask), f"'{_shown(mask, folder)}'") if masked else None,
+        }
+        for key, fact in facts.items():
+            if fact is not None:
+                other, before, stated = first.setdefault((file, key), (name, *fact))
+                if before != fact[0]:
+                    same = "" if name == other else f" (as '{other}')"
+                    text = f"image '{name}' has {key} {stated}{same} and {key} {fact[1]} in '{split}'; keep one"
+                    problems.append(text)
     return problems
 
 
@@ -310,15 +357,22 @@ def file_problem(path: str | PathLike) -> str | None:
     return "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
 
 
-def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
-    """What breaks the contract in one item, each problem beginning with its place; and its label, None if unknown."""
+def _check_item(where: str, item: object) -> tuple[list[str], bool | None, list[str]]:
+    """
+    Check one item.
+
+    Returns:
+        What breaks the contract, each problem beginning with its place; its label, None if unknown; and, where its mask
+        contradicts its area, both.
+    """
     if not isinstance(item, dict) or not isinstance(item.get("image"), str):
-        return [f"{where}: must be an object with an 'image'"], None
+        return [f"{where}: must be an object with an 'image'"], None, []
     label, label_problems = _read_label(item)
     with room_for(*(path for path in (item["image"], _mask_path(item)) if isinstance(path, str))):
         size, problems = check_picture(Path(item["image"]))
         mask, mask_problems = _read_mask(item)
-    problems += label_problems + mask_problems + _area_problems(item)
+    area_problems = _area_problems(item)
+    problems += label_problems + mask_problems + area_problems
     if mask is not None and size is not None and mask.shape[1:] != size:
         sizes = "{}x{}, the image {}x{}".format(*mask.shape[1:], *size)
         problems.append(f"the mask '{_mask_path(item)}' is {sizes}; they must be of one size")
@@ -327,7 +381,11 @@ def _check_item(where: str, item: object) -> tuple[list[str], bool | None]:
     elif mask is not None and label is not None and bool(mask.any()) != label:
         found = "has positive pixels" if mask.any() else "is empty"
         problems.append(f"label is {item['label']}, but the mask '{item['mask']}' {found}")
-    return [f"{where} '{item['image']}': {problem}" for problem in problems], label
+    area, doubts = item.get("area"), []
+    if mask is not None and area and not area_problems and mask.any():
+        covered = float(np.count_nonzero(mask)) / mask.size
+        doubts = [f"{where} {area:g} (the mask: {covered:.3g})"] if abs(area - covered) > AREA_STEP + 1e-9 else []
+    return [f"{where} '{item['image']}': {problem}" for problem in problems], label, doubts
 
 
 def _read_label(item: dict) -> tuple[bool | None, list[str]]:
@@ -383,12 +441,18 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
         return None, []
     if not isinstance(path, str):
         return None, [f"mask is {_repr.repr(path)}, must be the path of a mask"]
+    other = item.get("mask", path)
+    if other != path and not (isinstance(other, str) and _file(other) == _file(path)):
+        shown = f"'{other}'" if isinstance(other, str) else _repr.repr(other)
+        return None, [f"label is the mask '{path}', and mask is {shown}; remove one"]
     problem = file_problem(path)
     if problem and item.get("label") == path and not Path(path).suffix:
         return None, []  # the label says it
     if problem:
         missing = problem.startswith("there is no such file")
         return None, [problem.replace("such file", f"mask '{path}'") if missing else f"the mask '{path}' {problem}"]
+    if _file(path) == _file(item["image"]):
+        return None, [f"the mask '{path}' is the image itself"]
     try:
         return np.asarray(load_mask(path)), []
     except Exception as error:
@@ -424,6 +488,21 @@ def _shared(key: str, splits: dict[str, list[tuple]]) -> list[str]:
                 )
         first = {value: (split, name) for value, name in named.items()} | first
     return problems
+
+
+def _plain(group: object) -> str | None:
+    """A group's name without what nobody sees: surrounding space, and how its letters are composed."""
+    return None if group is None else unicodedata.normalize("NFC", str(group).strip())
+
+
+def _alike(groups: dict[str, list]) -> list[str]:
+    """Groups in two splits whose names differ in case alone; those that are the same are a problem already."""
+    plain = {split: {_plain(group) for group in named if group is not None} for split, named in groups.items()}
+    splits_of = Counter(name for names in plain.values() for name in names)
+    alone = {
+        split: [(name.casefold(), name) for name in names if splits_of[name] == 1] for split, names in plain.items()
+    }
+    return _shared("group", alone)
 
 
 def data_error(where: str | PathLike, problems: list[str]) -> InputError:

@@ -161,6 +161,7 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"label": -1}, "label is -1, must be 0 or 1"),
         ({"label": 0.5}, "label is 0.5, must be 0 or 1"),
         ({"label": None}, "label is None, must be 0 or 1"),
+        ({"label": math.nan}, "label is nan, must be 0 or 1"),
         ({"label": [1]}, "label is [1], must be 0 or 1"),
         ({"label": "1"}, "label is the text '1'; write the number 1, without quotes"),
         ({"area": 30}, "area is 30, must be a fraction of the image above 0 and up to 1; did you mean 0.3?"),
@@ -175,6 +176,12 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"label": "masks/large.png"}, "the mask '{folder}/masks/large.png' is 6x9, the image 8x5; they must be"),
         ({"mask": "masks/none.png"}, "there is no mask '{folder}/masks/none.png'"),
         ({"mask": "masks/text.png"}, "the mask '{folder}/masks/text.png' can't be read ("),
+        ({"mask": "images/a.png"}, "the mask '{folder}/images/a.png' is the image itself"),
+        ({"label": "images/../images/a.png"}, "the mask '{folder}/images/../images/a.png' is the image itself"),
+        (
+            {"label": "masks/full.png", "mask": "masks/empty.png"},
+            "label is the mask '{folder}/masks/full.png', and mask is '{folder}/masks/empty.png'; remove one",
+        ),
         ({"mask": 5}, "mask is 5, must be the path of a mask"),
         ({"mask": ["masks/full.png"]}, "mask is ['masks/full.png'], must be the path of a mask"),
         ({"mask": "masks/empty.png"}, "label is 1, but the mask '{folder}/masks/empty.png' is empty"),
@@ -340,6 +347,70 @@ def test_one_file_under_two_names_is_one_image(folder: Path, how: str, caplog) -
     (problem,) = problems_of(folder)
     assert problem.startswith(f"image '{shown}' has label 1")
     assert problem.endswith("and label 0 in 'training'; keep one")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "problem"),
+    [
+        ({"area": 0.3}, {"area": 0.4}, "area 0.3 and area 0.4"),
+        ({"label": "masks/full.png"}, {"label": 0, "area": None}, "label 1 and label 0"),
+        ({"label": "masks/empty.png"}, {"label": 1}, "label 0 and label 1"),
+        ({"mask": "masks/full.png"}, {"mask": "masks/other.png"}, "mask 'masks/full.png' and mask 'masks/other.png'"),
+        ({"mask": "masks/full.png"}, {"label": "masks/./full.png"}, None),
+        ({"area": 0.3}, {"area": None}, None),
+    ],
+)
+def test_an_image_that_is_listed_twice_says_one_thing(folder: Path, first, second, problem) -> None:
+    write_picture(folder / "masks" / "other.png", (HEIGHT, WIDTH), 2)
+    base = {"image": "images/a.png", "label": 1}
+    write_set(folder, training=[base | first, base | second, NEGATIVE])
+    if problem is None:
+        load_datalist(folder)
+    else:
+        assert problems_of(folder) == [f"image 'images/a.png' has {problem} in 'training'; keep one"]
+
+
+@pytest.mark.parametrize(
+    ("area", "contradicts"), [(0.2, False), (0.3, False), (0.35, False), (0.4, True), (1.0, True), (0.1, True)]
+)
+def test_an_area_that_its_mask_contradicts_is_warned_of(folder: Path, caplog, area: float, contradicts: bool) -> None:
+    """The mask covers 10 of 40 pixels: a quarter, which an annotator in steps of 0.1 calls 0.2 or 0.3."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, :2] = 255
+    Image.fromarray(mask).save(folder / "masks" / "quarter.png")
+    write_set(folder, training=[POSITIVE | {"area": area, "mask": "masks/quarter.png"}, NEGATIVE])
+    load_datalist(folder)
+    assert (f"contradict: training[0] {area:g} (the mask: 0.25)" in caplog.text) == contradicts
+
+
+@pytest.mark.parametrize(
+    ("other", "refused"), [("p1", True), (" p1", True), ("p1\n", True), ("P1", False), ("p2", None)]
+)
+def test_groups_that_look_alike_are_named(folder: Path, caplog, other: str, refused: bool | None) -> None:
+    write_set(
+        folder, training=[POSITIVE | {"group": "p1"}, NEGATIVE], validation=[POSITIVE, NEGATIVE | {"group": other}]
+    )
+    if refused:
+        (problem,) = problems_of(folder)
+        assert problem.startswith(f"group '{other}' is in 'training'")
+    else:
+        load_datalist(folder)
+        assert ("group 'P1' is in 'training' (as 'p1') and in 'validation'" in caplog.text) == (refused is False)
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("val", "(did you mean 'validation'?)"),
+        ("testing", "(did you mean 'test'?)"),
+        (" Training ", "(did you mean 'training'?)"),
+        ("fold_3", "(the splits are training, validation, test)"),
+    ],
+)
+def test_a_list_that_is_not_used_is_named(folder: Path, caplog, key: str, named: str) -> None:
+    write_set(folder, **{key: [POSITIVE], "classes": ["a"]})
+    load_datalist(folder)
+    assert [m for m in caplog.messages if "not used" in m] == [f"The list '{key}' is not used {named}."]
 
 
 @pytest.mark.parametrize(
