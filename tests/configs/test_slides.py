@@ -410,3 +410,18 @@ def test_a_dicom_slide(configs, red_detector, tmp_path, given):
     truth = (stained(200, 260) == RED).all(axis=2)
     mask = tifffile.imread(out / f"{name}_mask.ome.tif") > 0
     assert (mask != truth).mean() < 0.01  # JPEG
+
+
+def test_the_tissue_of_a_dicom_slide_is_called_as_the_slide(configs, red_detector, tmp_path):
+    folder = tmp_path / "in" / "case 7"
+    folder.mkdir(parents=True)
+    write_dicom(folder / "level0.dcm", stained(200, 260), 0.5)
+    tissue = np.zeros((200, 260), np.uint8)
+    tissue[:, :80] = 255
+    (tmp_path / "tissue").mkdir()
+    Image.fromarray(tissue).save(tmp_path / "tissue" / "case 7.png")
+    out = infer(configs, red_detector, folder, tmp_path / "out", mpp=0.5, tissue=str(tmp_path / "tissue"))
+    mask = tifffile.imread(out / "case 7_mask.ome.tif") > 0
+    truth = (stained(200, 260) == RED).all(axis=2) & (tissue > 0)
+    assert truth.any()
+    assert (mask != truth).mean() < 0.01  # JPEG
