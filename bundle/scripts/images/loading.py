@@ -14,15 +14,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from functools import lru_cache
 from os import PathLike
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform
-from monai.utils import convert_to_tensor, ensure_tuple_rep
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import EnsureChannelFirst, MapTransform
+from monai.transforms.io.array import switch_endianness
+from monai.utils import ImageMetaKey, convert_to_tensor, ensure_tuple_rep
 
 from scripts.images.annotations import BinaryMask
 from scripts.images.colours import ToRGB
@@ -32,10 +32,15 @@ from scripts.images.reading import image_size, reader_of, room_for
 __all__ = ["KeepPictured", "load_image", "load_mask", "load_preview"]
 
 
-@lru_cache
-def _loader() -> LoadImage:
-    """Give it the reader with each file: MONAI tries others after one that it is made with."""
-    return LoadImage(dtype=None, ensure_channel_first=True, expanduser=False)  # '~' is a letter as any other
+def _load(path: str | PathLike, reader: ImageReader) -> MetaTensor:
+    """
+    Read a file by this reader alone, as MONAI's `LoadImage` does.
+
+    That makes all readers it knows first, with a word on each library that is missing, and takes '~' for a folder.
+    """
+    pixels, meta = reader.get_data(reader.read(path))
+    meta = switch_endianness(meta, "<") | {ImageMetaKey.FILENAME_OR_OBJ: str(path)}
+    return EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(pixels, meta))
 
 
 def load_image(path: str | PathLike) -> MetaTensor:
@@ -46,7 +51,7 @@ def load_image(path: str | PathLike) -> MetaTensor:
         OSError, InputError: saying what is wrong with the file, see `PictureReader` and `reader_of`.
         Exception: whatever the format's library raises on a damaged file.
     """
-    return _loader()(path, reader_of(path))
+    return _load(path, reader_of(path))
 
 
 def load_mask(path: str | PathLike) -> MetaTensor:
@@ -74,7 +79,7 @@ def load_preview(path: str | PathLike, longest_side: int) -> np.ndarray:
         reader = reader_of(path)
         if isinstance(reader, PictureReader):
             reader = PictureReader(shrink=max(1, max(image_size(path)) // longest_side))
-        image = ToRGB()(_loader()(path, reader))
+        image = ToRGB()(_load(path, reader))
         return (np.asarray(image).transpose(2, 1, 0) * 255).round().astype(np.uint8)  # from MONAI's (C, W, H)
 
 

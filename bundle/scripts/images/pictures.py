@@ -58,7 +58,7 @@ class PictureReader(ImageReader):
     is 1. MONAI's `PILReader` returns the indices of a palette, and its `LoadImage` turns 16 bit into 32, after which
     nobody can tell the range. Axes are (W, H) or (W, H, C), as with `PILReader`.
 
-    Hand it to a `LoadImage` when that is called: it tries MONAI's other readers after one that it was made with.
+    MONAI's `LoadImage` takes it when it is called: it tries other readers after one that it was made with.
 
     Args:
         shrink: side of the squares of pixels that become one, their mean; what is left at the right and at the bottom

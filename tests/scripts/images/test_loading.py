@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from monai.data import MetaTensor
 from PIL import Image
 from scripts.data.targets import LoadTruthd, WeakTarget, WeakTargetd
 from scripts.images.loading import load_image, load_mask, load_preview
+
+BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 
 
 def write_mask(path: Path, array: np.ndarray) -> str:
@@ -39,6 +43,15 @@ def test_masks_and_images_load_in_one_orientation(tmp_path: Path) -> None:
     expected[0, 1, 2] = 1.0
     assert torch.equal(load_mask(path).as_tensor(), expected)
     assert torch.equal(load_image(path).as_tensor(), expected)
+
+
+def test_loading_says_nothing_of_libraries_that_it_does_not_need(tmp_path: Path) -> None:
+    """MONAI's LoadImage, made once a process, warns of a codec that only machines with a GPU have."""
+    write_mask(tmp_path / "mask.png", np.ones((3, 5), np.uint8))
+    code = "import sys; from scripts.images.loading import load_image; print(tuple(load_image(sys.argv[1]).shape))"
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "mask.png")]
+    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(1, 5, 3)\n", "")
 
 
 SHAPE = np.array([[0, 1, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], np.uint8)  # what is drawn
