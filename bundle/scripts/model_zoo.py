@@ -26,13 +26,17 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
+from scripts import bundle_root, bundle_version
+from scripts.runtime.errors import InputError, first_line, report_input_errors
+
+if __name__ == "__main__":  # before imports that take seconds, in which a signal would be a traceback
+    report_input_errors()
+
 import yaml
 from monai.bundle import push_to_hf_hub
 from monai.utils import OptionalImportError
 
-from scripts import bundle_root, bundle_version
 from scripts.networks.weights import load_tensors, not_finite
-from scripts.runtime.errors import InputError, first_line, report_input_errors
 from scripts.runtime.files import new_folder
 
 __all__ = ["assemble", "find_problems", "push"]
@@ -162,7 +166,6 @@ def main() -> None:
     parser.add_argument("--push", metavar="USER/NAME", help="repository on the Hugging Face hub")
     parser.add_argument("--public", action="store_true", help="of a repository that is new (private)")
     arguments = parser.parse_args()
-    report_input_errors()
     try:
         for file in assemble(arguments.folder):
             print(f"{(arguments.folder / file).stat().st_size:>12,}  {file}")

@@ -25,7 +25,7 @@ from scripts.images.reading import SLIDE_SUFFIXES
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import result_name
 
-__all__ = ["ImageList", "list_images"]
+__all__ = ["ImageList", "check_given", "list_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +45,12 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
         InputError: when there is no image left, naming everything that was left out.
     """
     if isinstance(images, (str, PathLike)):
-        folder = Path(images)
-        problem = file_problem(folder)
-        if problem and not os.path.isdir(folder):
-            raise InputError(
-                f"There is no folder or image '{images}'; name one with --dataset_dir."
-                if problem.startswith("there is no")
-                else f"'{images}' {problem}; name another with --dataset_dir."
-            )
+        is_folder = check_given(images, "image")
         try:
-            files = sorted(p for p in folder.iterdir() if os.path.isfile(p)) if problem else [folder]
+            files = sorted(p for p in Path(images).iterdir() if os.path.isfile(p)) if is_folder else [Path(images)]
         except OSError as error:
             raise InputError(f"The folder '{images}' can't be read ({error.strerror}).") from error
-        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if problem else files
+        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if is_folder else files
         skipped = sorted({p.name for p in files} - {p.name for p in paths})
         if skipped:
             logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {first_names(skipped)}")
@@ -84,6 +77,27 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
             found.append({"image": str(path)})
     found.log_left_out("the images")
     return found
+
+
+def check_given(path: str | PathLike, what: str) -> bool:
+    """
+    Whether what is to be inferred on is a folder.
+
+    Args:
+        path: as it was given.
+        what: is expected, if it is no folder.
+
+    Raises:
+        InputError: when it is neither a folder nor a file that can be read.
+    """
+    if os.path.isdir(path):  # False for what is no name of a file
+        return True
+    problem = file_problem(path)
+    if problem and problem.startswith("there is no"):
+        raise InputError(f"There is no folder or {what} '{path}'; name one with --dataset_dir.")
+    if problem:
+        raise InputError(f"'{path}' {problem}; name another with --dataset_dir.")
+    return False
 
 
 def _name_problems(path: Path, seen: Mapping[str, Path]) -> list[str]:

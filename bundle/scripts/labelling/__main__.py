@@ -24,12 +24,18 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
+
+from scripts.runtime.errors import InputError, first_line, report_input_errors
+
+if __name__ == "__main__":  # before imports that take seconds, in which a signal would be a traceback
+    report_input_errors()
 
 import numpy as np
 import uvicorn
@@ -41,7 +47,6 @@ from scripts.labelling.dataset import check_replaceable, write_dataset
 from scripts.labelling.journal import Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
 from scripts.labelling.server import make_app
-from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import claim, replacing
 
 logger = logging.getLogger("scripts.labelling")
@@ -149,6 +154,7 @@ def run_page(arguments: argparse.Namespace) -> None:
         )
         if not arguments.no_browser:
             threading.Timer(1, webbrowser.open, [address]).start()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # of Ctrl+C, which is how one ends this
         with suppress(KeyboardInterrupt):  # after which the server has ended what it was at
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
     print(save())

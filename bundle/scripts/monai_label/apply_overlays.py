@@ -25,10 +25,14 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from monai.bundle import ConfigParser
-
 from scripts import bundle_root
 from scripts.runtime.errors import InputError, first_line, report_input_errors
+
+if __name__ == "__main__":  # before imports that take seconds, in which a signal would be a traceback
+    report_input_errors()
+
+from monai.bundle import ConfigParser
+
 from scripts.runtime.files import new_folder
 
 __all__ = ["apply_overlays"]
@@ -74,7 +78,6 @@ def main() -> None:
     parser.add_argument("folder", help="of the copy")
     parser.add_argument("overlays", nargs="+", help="config files, or names of some in the bundle's configs")
     arguments = parser.parse_args()
-    report_input_errors()
     try:
         apply_overlays(arguments.folder, arguments.overlays)
     except InputError as error:

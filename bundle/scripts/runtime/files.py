@@ -19,7 +19,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -115,7 +115,7 @@ def new_folder(folder: str | PathLike) -> Iterator[Path]:
     """
     A folder to fill that takes its name only when it is complete; nothing is left when filling it fails.
 
-    A process that is killed leaves it under a hidden name.
+    A process that is killed leaves it under a hidden name, and the next one that makes a folder there removes it.
 
     Args:
         folder: of a copy of the bundle; must not exist, and not lie in the bundle.
@@ -129,15 +129,44 @@ def new_folder(folder: str | PathLike) -> Iterator[Path]:
     if folder.resolve().is_relative_to(Path(bundle_root()).resolve()):
         raise InputError(f"'{folder}' lies in the bundle, which can't be copied into itself; name one outside of it.")
     temporary = folder.with_name(f".{uuid4().hex}.part")
-    try:
+    with ExitStack() as held:
         try:
-            temporary.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_over(folder.parent)
+            temporary.mkdir()
+            held.callback(shutil.rmtree, temporary, ignore_errors=True)
+            held.enter_context(_locked(temporary))
         except OSError as error:
             raise InputError(f"'{folder}' can't be made ({error.strerror}); name another folder.") from error
         yield temporary
         temporary.rename(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder of `new_folder`. Whether it is held: neither Windows nor some networks have one."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = True
+        except OSError:
+            is_held = False
+        yield is_held
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_left_over(parent: Path) -> None:
+    """Remove what `new_folder` has left there in processes that were killed: nobody has its lock."""
+    for folder in parent.glob(PARTIAL.removesuffix("*")):
+        if folder.is_dir() and not folder.is_symlink():
+            with suppress(OSError), _locked(folder) as is_mine:
+                if is_mine:
+                    shutil.rmtree(folder)
 
 
 def report_written(paths: Mapping[str, str | PathLike]) -> None:

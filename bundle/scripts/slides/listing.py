@@ -22,7 +22,7 @@ from pathlib import Path
 import pydicom
 
 from scripts.images.reading import SLIDE_SUFFIXES
-from scripts.runtime.errors import InputError
+from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import result_name
 
 __all__ = ["SlideList", "dicom_files", "list_slides"]
@@ -60,8 +60,9 @@ def list_slides(slides: str | PathLike | Sequence[str]) -> SlideList:
     for path in paths:
         try:
             inside = _sources(path)
-        except OSError as error:
-            found.left_out.append(f"'{path}' can't be read ({error.strerror})")
+        except (OSError, ValueError) as error:  # ValueError: no name of a file
+            reason = error.strerror if isinstance(error, OSError) else first_line(error)
+            found.left_out.append(f"'{path}' can't be read ({reason})")
             continue
         for source in inside:
             try:

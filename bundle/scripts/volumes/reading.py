@@ -29,6 +29,7 @@ import numpy as np
 from monai.data.utils import to_affine_nd
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
+from scripts.data.listing import check_given
 from scripts.images.dicom import DicomFiles, DicomReader, group_files, is_dicom, unknown_size, warn_once
 from scripts.images.headers import is_longer, open_nifti, read_nrrd_header, refuse_larger
 from scripts.images.limits import MAX_VOXELS
@@ -138,12 +139,8 @@ def find_volumes(images: str | PathLike | Sequence[str]) -> list[str]:
     """
     if not isinstance(images, (str, PathLike)):
         found = [Path(image) for image in images]
-    elif Path(images).is_dir():
-        found = _volumes_in(Path(images))
     else:
-        found = [Path(images)]
-    if isinstance(images, (str, PathLike)) and not Path(images).exists():
-        raise InputError(f"There is no volume '{images}'; name a file or a folder with --dataset_dir.")
+        found = _volumes_in(Path(images)) if check_given(images, "volume") else [Path(images)]
     if not found:
         raise InputError(f"There is no volume ({', '.join(SUFFIXES)} or DICOM) in '{images}'.")
     return [str(path) for path in found]

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +109,29 @@ def test_first_line_is_that_of_the_innermost_cause() -> None:
     error.__cause__ = OSError("\n  broken data stream\nat byte 7")
     assert first_line(error) == "broken data stream"
     assert first_line(KeyError()) == "KeyError"
+
+
+HEARS = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("scripts.labelling", "numpy"),
+        ("scripts.model_zoo", "yaml"),
+        ("scripts.monai_label.apply_overlays", "monai"),
+        ("scripts.experiments", "fire"),
+    ],
+)
+def test_a_signal_during_the_imports_is_no_traceback(tmp_path: Path, module: str, imported: str, number: int) -> None:
+    (tmp_path / f"{imported}.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+    command = [sys.executable, "-c", HEARS, module]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=BUNDLE, env=environment, capture_output=True, text=True, check=False)
+    sentence = f"\nstopped by {number.name}; give the same command again to go on\n"
+    assert (done.returncode, done.stderr) == (128 + number, sentence)

@@ -17,11 +17,15 @@ import csv
 import io
 import logging
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from scripts import bundle_root
 from scripts.runtime.errors import InputError
-from scripts.runtime.files import replacing, report_written, result_name, write_rows
+from scripts.runtime.files import new_folder, replacing, report_written, result_name, write_rows
 
 
 def write_half(path: Path) -> None:
@@ -117,3 +121,24 @@ def test_a_table_holds_no_formula() -> None:
     first, second = csv.reader(io.StringIO(file.getvalue(), newline=""))
     assert first == [f"'{name}" for name in names]
     assert second == ["-0.5", "-0.5", "+1e-3", "a=1", "", "", "'", "1,2"]
+
+
+HALF = """
+import os, signal, sys
+from scripts.runtime.files import new_folder
+with new_folder(sys.argv[1]) as folder:
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_copy_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".mine.part").mkdir()
+    killed = subprocess.run([sys.executable, "-c", HALF, str(tmp_path / "a")], cwd=bundle_root(), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = (path for path in tmp_path.iterdir() if path.name != ".mine.part")
+    with new_folder(tmp_path / "b") as first, new_folder(tmp_path / "c"):
+        assert not left.exists()
+        (first / "whole").touch()  # of a process that is alive
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.part", "b", "c"]
+    assert (tmp_path / "b" / "whole").exists()

@@ -55,3 +55,12 @@ def test_of_two_slides_of_one_name_the_first_is_taken(tmp_path):
     same, missing = found.left_out
     assert str(tmp_path / "2" / "a.svs") in same
     assert str(tmp_path / "3") in missing
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300])
+def test_what_is_no_name_of_a_file_costs_no_other_slide(tmp_path, name):
+    touch(tmp_path / "a.svs")
+    found = list_slides([f"{tmp_path}/{name}", str(tmp_path / "a.svs")])
+    assert list(found) == ["a"]
+    (problem,) = found.left_out
+    assert "can't be read (" in problem

@@ -22,7 +22,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scripts.images.loading import load_image
-from scripts.volumes.reading import read_volume, volume_name
+from scripts.runtime.errors import InputError
+from scripts.volumes.reading import find_volumes, read_volume, volume_name
 
 ARRAY = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 AFFINE = np.array([[2.0, 0, 0, -3], [0, 0, -5.0, 7], [0, 4.0, 0, 11], [0, 0, 0, 1]])  # RAS mm; 0.04 ml a voxel
@@ -231,3 +232,11 @@ def test_results_are_called_after_a_link_not_after_what_it_leads_to(tmp_path):
     (tmp_path / "blob_ab12.nii.gz").touch()
     (tmp_path / "patient1.nii.gz").symlink_to(tmp_path / "blob_ab12.nii.gz")
     assert volume_name(tmp_path / "patient1.nii.gz") == "patient1"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("n" * 300, "File name too long"), ("a\0b", "null byte"), ("none", "no folder or volume")]
+)
+def test_what_is_no_name_of_a_volume_is_named(tmp_path, name, reason):
+    with pytest.raises(InputError, match=rf"{reason}.*name (one|another) with --dataset_dir"):
+        find_volumes(f"{tmp_path}/{name}")
