@@ -13,7 +13,8 @@ What was typed: a path means the file of exactly that name.
 
 Fire reads ``2024`` as a number and cuts ``set#2`` at its comment; MONAI's parser replaces ``#`` by ``::``, and takes
 what begins with ``@`` or ``$`` for a reference or for Python. So values of settings that are paths or names are taken
-from the command line itself.
+from the command line itself, and from its ``--args_file``. MONAI adds a setting that no config has, so a misspelt
+one is refused here.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import re
 import sys
 from ast import literal_eval
 from collections.abc import Mapping, MutableMapping, Sequence
+from difflib import get_close_matches
+from inspect import signature
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from scripts.runtime.errors import InputError
 
-__all__ = ["NAMES", "PATHS", "is_rewritten", "keep_typed", "remember", "typed_options"]
+__all__ = ["NAMES", "PATHS", "is_rewritten", "keep_typed", "refuse_unknown", "remember", "typed_options"]
 
 PATHS = ("dataset_dir", "images", "output_dir", "prediction_dir", "ckpt_dir", "ckpt_path", "superpixel_cache")
 PATHS += ("demo_dir", "pretrained", "tissue")
@@ -53,9 +56,15 @@ def keep_typed(resolved: MutableMapping[str, Any]) -> None:
         resolved: what MONAI's parser has resolved so far, and doesn't resolve again; ``$__local_refs`` in a config.
 
     Raises:
-        InputError: when one of them has no value.
+        InputError: when one of them has no value, or what was typed is no setting of the configs.
     """
-    options = _given or (typed_options(sys.argv[1:]) if _is_monai_bundle(sys.argv[0]) else {})
+    options: Mapping[str, Any] = _given
+    if not _given and _is_monai_bundle(sys.argv[0]):
+        options = typed_options(sys.argv[1:])
+        defaults = _read_arguments(options.get("args_file"))
+        refuse_unknown(defaults | options)
+        # a file has references and Python, as configs have
+        options = {k: v for k, v in defaults.items() if not str(v).startswith(("@", "$", "%"))} | options
     _exact.clear()
     for name in (*PATHS, *NAMES):
         if name in options:
@@ -83,6 +92,63 @@ def typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
             options[name.replace("-", "_")] = value if equals else arguments[position] if follows else None
             position += not equals and follows
     return options
+
+
+def refuse_unknown(options: Mapping[str, Any]) -> None:
+    """
+    Refuse settings that no config has, nor MONAI's own ``run``.
+
+    A component may be given an argument that its config leaves out: MONAI fails where it takes none.
+
+    Args:
+        options: of a ``python -m monai.bundle run``, with values as typed.
+
+    Raises:
+        InputError: naming them, each with the nearest that there is.
+    """
+    from fire.parser import DefaultParseValue
+    from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
+    from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+    tracking = options.get("tracking")
+    settings = DEFAULT_EXP_MGMT_SETTINGS.get(str(tracking)) if tracking else {"configs": {}}
+    files = options.get("config_file")
+    if settings is None or not files:  # tracking may bring settings of its own
+        return
+    try:
+        listed = DefaultParseValue(files) if isinstance(files, str) else files
+        config = ConfigParser(ConfigParser.load_config_files(listed))
+    except Exception:  # MONAI has read them, so they were written in another way
+        return
+    own = {name for function in (run, create_workflow, ConfigWorkflow) for name in signature(function).parameters}
+    known = {*config.get(), *own, *settings["configs"]}
+    unknown = []
+    for name in options:
+        setting = name.removeprefix("+").replace("::", "#")
+        top, *inner = setting.split("#")
+        replaced = str(options.get(top, "")).startswith("%")  # by part of another file
+        if top in own or top in settings["configs"] or top.startswith("_") or (inner and replaced):
+            continue
+        if setting not in config and not (inner and _is_component(config, setting.rpartition("#")[0])):
+            parent = "#".join([top, *inner[:-1]])
+            siblings = config[parent] if inner and parent in config and isinstance(config[parent], dict) else {}
+            near = get_close_matches(setting, [*known, *(f"{parent}#{key}" for key in siblings)], n=1)
+            unknown.append(f"--{name}" + (f" (did you mean --{near[0]}?)" if near else ""))
+    if unknown:
+        raise InputError(f"There is no such setting in the configs: {', '.join(unknown)}.")
+
+
+def _is_component(config: Any, name: str) -> bool:
+    return name in config and isinstance(config[name], dict) and "_target_" in config[name]
+
+
+def _read_arguments(path: str | None) -> dict[str, Any]:
+    """The options in a file of them, in which MONAI has found them; none where there is none."""
+    if not path:
+        return {}
+    from monai.bundle import ConfigParser
+
+    return dict(ConfigParser.load_config_file(path))
 
 
 def _is_monai_bundle(program: str) -> bool:

@@ -24,7 +24,7 @@ import pytest
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from PIL import Image
-from scripts.runtime.command_line import is_rewritten, keep_typed, remember, typed_options
+from scripts.runtime.command_line import is_rewritten, keep_typed, refuse_unknown, remember, typed_options
 from scripts.runtime.errors import InputError
 from scripts.runtime.processes import start_alone
 from scripts.training.checks import check_settings
@@ -112,6 +112,60 @@ def test_the_options_of_another_program_are_not_taken(monkeypatch) -> None:
     remember({"dataset_dir": Path("a#b"), "epochs": 3})
     keep_typed(resolved)
     assert resolved == {"dataset_dir": "a#b"}
+
+
+def test_paths_in_an_args_file_are_as_written_and_references_stay(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text(
+        json.dumps({"dataset_dir": "set #2", "ckpt_path": "@x", "output_dir": "file #1", "split": "a#b"})
+    )
+    command = [PROGRAM, "run", "inferring", "--args_file", str(tmp_path / "args.json"), "--output_dir", "typed #1"]
+    monkeypatch.setattr(sys, "argv", command)
+    resolved: dict = {}
+    keep_typed(resolved)
+    assert resolved == {"dataset_dir": "set #2", "output_dir": "typed #1", "split": "a#b"}
+
+
+KNOWN = [
+    {"spatial_size": "[64,64]", "dataset_dir": "x"},
+    {"run_id": "inferring", "logging_file": "False", "tracking": None, "meta_file": "m.json", "+save": "[]"},
+    {"network_def#stages": "2", "network_def::stages": "2", "network_def#a_new_argument": "1", "save#0#width": "3"},
+    {"tracking": "mlflow", "experiment_name": "x", "run_name": "y"},
+    {"tile_size": "256"},  # of the overlay
+    {"network": "%other.json", "network#anything": "1"},
+]
+UNKNOWN = {
+    "spatail_size": r"--spatail_size \(did you mean --spatial_size\?\)",
+    "displayable_configs#treshold": r"did you mean --displayable_configs#threshold\?",
+    "image_list_dir#a": "--image_list_dir#a",
+    "zzz": r"--zzz\.",
+    "experiment_name": r"--experiment_name",  # nothing is tracked
+    "+sav": r"--\+sav \(did you mean --save\?\)",
+}
+
+
+def files_of(configs: Path, *names: str) -> str:
+    return str([str(configs / f"{name}.json") for name in names])
+
+
+@pytest.mark.parametrize("options", KNOWN)
+def test_settings_that_there_are_pass(configs, options: dict) -> None:
+    refuse_unknown({"config_file": files_of(configs, "inference", "slides")} | options)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_misspelt_setting_is_refused_with_the_nearest(configs, name: str) -> None:
+    with pytest.raises(InputError, match=UNKNOWN[name]):
+        refuse_unknown({"config_file": files_of(configs, "inference"), name: "1"})
+
+
+def test_one_of_an_overlay_that_is_not_given_is_refused_and_so_is_one_in_an_args_file(
+    configs, monkeypatch, tmp_path: Path
+) -> None:
+    content = {"config_file": [str(configs / "inference.json")], "tile_size": 64}
+    (tmp_path / "args.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "inferring", "--args_file", str(tmp_path / "args.json")])
+    with pytest.raises(InputError, match="--tile_size"):
+        keep_typed({})
 
 
 def test_a_path_that_only_the_parser_has_seen_is_refused_where_it_was_rewritten(monkeypatch, tmp_path: Path) -> None:
