@@ -15,6 +15,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,3 +87,37 @@ def test_an_image_that_vanishes_is_named_and_the_others_are_scored(configs, red_
         assert [row["image"] for row in csv.DictReader(file)] == [
             str(tests_alone / name) for name in ("a $x_{.png", "c.png", "d.png")
         ]
+
+
+EVALUATE_AND_REMOVE = """
+import sys
+from pathlib import Path
+import scripts.data.datalist as datalist
+from monai.bundle import run
+check = datalist.load_datalist
+def then_remove(*arguments, **options):
+    found = check(*arguments, **options)
+    Path(sys.argv[1], "b.png").unlink(missing_ok=True)
+    return found
+datalist.load_datalist = then_remove
+run("evaluating", config_file=sys.argv[4:], dataset_dir=sys.argv[1], output_dir=sys.argv[2], ckpt_path=sys.argv[3],
+    fusion_weights=[1.0, 0.0, 0.0], split="test", spatial_size=[32, 32], logging_file=False,
+    device="$torch.device('cpu')")
+"""
+
+
+def test_an_image_that_vanishes_costs_no_other_in_many_processes(configs, red_detector, tests_alone):
+    """The second of four: the second process has the fourth left, and rows stay in the order of the images."""
+    (tests_alone / "evaluate.py").write_text(EVALUATE_AND_REMOVE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(tests_alone / "evaluate.py"), str(tests_alone), str(tests_alone / "out"), str(red_detector)]
+    command += [str(configs / f"{name}.json") for name in ("train", "evaluate", "multi_gpu_evaluate")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(configs.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode != 0
+    assert f"  - '{tests_alone / 'b.png'}': can't be read" in done.stderr, done.stderr[-3000:]
+    assert json.loads((tests_alone / "out" / "metrics.json").read_text())["images"] == 3
+    with (tests_alone / "out" / "metrics_per_image.csv").open() as file:
+        rows = [(Path(row["image"]).name, row["label"]) for row in csv.DictReader(file)]
+    assert rows == [("a $x_{.png", "1"), ("c.png", "0"), ("d.png", "0")]
+    assert (tests_alone / "out" / "examples.png").is_file()

@@ -28,9 +28,11 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 from scripts.images.dicom import DicomReader
-from scripts.runtime.errors import input_error_of
+from scripts.runtime.errors import InputError, input_error_of
+from scripts.training import trainer
 from scripts.volumes import datalist as slices
 from scripts.volumes.reading import read_volume
+from scripts.volumes.writing import VolumeWriter
 
 DARK, BRIGHT = 10, 200
 OBLIQUE = np.array([[0.0, 1.9, 0.5, -20], [-0.8, 0.2, 1.0, 7], [0.1, -0.6, 2.8, 31], [0, 0, 0, 1]])
@@ -424,6 +426,40 @@ def test_a_volume_lost_during_inference_undoes_no_other(configs, red_detector, t
     assert rows == ["a.nii", "d.nii"]
     assert_lies_on(out / "d_mask.nii.gz", corner(), np.eye(4))
     assert not (out / "b_mask.nii.gz").exists()
+
+
+def test_a_volume_that_cannot_be_mapped_or_written_undoes_no_other(configs, red_detector, tmp_path, monkeypatch):
+    """Of four, the map of one slice of the second is not finite, and the third can't be drawn."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abcd":
+        nib.save(nib.Nifti1Image(corner(), np.eye(4)), folder / f"{name}.nii")
+    checked = trainer.check_finite
+
+    def check(tensor, source):
+        if source.endswith("b.nii"):
+            raise InputError("the map is not finite")
+        return checked(tensor, source)
+
+    def draw(writer, *_):
+        if (writer.output_dir / "c_mask.nii.gz").exists() and not (writer.output_dir / "d_mask.nii.gz").exists():
+            raise ValueError("no paint is left")
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(trainer, "check_finite", check)
+    monkeypatch.setattr(VolumeWriter, "_picture", draw)
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, folder, tmp_path / "out", spatial_size=[9, 12])
+    first, *problems = str(input_error_of(caught.value)).split("\n  - ")
+    assert "2 problems in the images; all others are done" in first
+    assert problems == [
+        f"'{folder / 'b.nii'}': the map is not finite",
+        f"the volume '{folder / 'c.nii'}' can't be finished (no paint is left)",
+    ]
+    out = tmp_path / "out" / "predictions"
+    rows = [Path(row["image"]).name for row in csv.DictReader((out / "predictions.csv").open())]
+    assert rows == ["a.nii", "d.nii"]
+    assert_lies_on(out / "d_mask.nii.gz", corner(), np.eye(4))
 
 
 def test_a_single_image_across_the_patient_is_one_slice(configs, red_detector, tmp_path):

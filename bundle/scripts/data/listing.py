@@ -24,6 +24,7 @@ from scripts.images.pictures import SUFFIXES
 from scripts.images.reading import SLIDE_SUFFIXES
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import result_name
+from scripts.runtime.processes import process_rank, union
 
 __all__ = ["ImageList", "check_given", "list_images"]
 
@@ -126,6 +127,9 @@ class ImageList(list):
             logger.error(f"Left out: {len(self.left_out) - SHOWN} more.")
 
     def report_left_out(self) -> None:
-        """End a run whose other images are done. Raises InputError naming what was left out, if anything was."""
-        if self.left_out:
-            raise data_error("the images; all others are done", self.left_out)
+        """
+        End a run whose other images are done. Raises InputError naming what all processes have left out, if anything.
+        """
+        left_out = union({(process_rank(), place): problem for place, problem in enumerate(self.left_out)})
+        if left_out:
+            raise data_error("the images; all others are done", list(left_out.values()))

@@ -66,7 +66,7 @@ class ScoreCollector:
     def __init__(self, threshold: float = 0.5, pool: Pooling | None = None) -> None:
         self.threshold = threshold
         self.pool = pool or Pooling()
-        self.scores: list[ImageScores] = []
+        self.scores: list[ImageScores | None] = []  # None: an image that was left out
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, lambda _: self.scores.clear())
@@ -74,9 +74,11 @@ class ScoreCollector:
 
     def all_scores(self) -> list[ImageScores]:
         """Those of all processes, in the order of the images."""
-        return gather(self.scores)
+        return [scores for scores in gather(self.scores) if scores is not None]
 
     def __call__(self, engine: Engine) -> None:
+        if not engine.state.output:
+            self.scores.append(None)
         for item in engine.state.output:
             truth = item.get("truth")
             self.scores.append(
@@ -144,7 +146,8 @@ class EvaluationReport(ScoreCollector):
                 np.savez_compressed(self._maps_file(position), **maps)
 
     def write(self, engine: Engine) -> None:
-        scores = self.all_scores()
+        gathered = gather(self.scores)
+        scores = [s for s in gathered if s is not None]
         if {s.label for s in scores} != {0, 1}:
             raise InputError(f"The split '{self.split}' can't be scored: of one class, no image could be used.")
         metrics = {"split": self.split, "images": len(scores)}
@@ -164,7 +167,7 @@ class EvaluationReport(ScoreCollector):
         if process_rank() == 0:
             written += self._write_tables(scores, metrics, volumes)
         if known:  # after the tables: a picture is the last thing that may fail
-            written += self._draw(scores, metrics["px_ap"])
+            written += self._draw(gathered, metrics["px_ap"])
         if process_rank() > 0:
             return
         shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap", "dice_per_volume")
@@ -198,7 +201,7 @@ class EvaluationReport(ScoreCollector):
         )
         return Thresholds(None, None)
 
-    def _draw(self, scores: list[ImageScores], px_ap: float) -> list[Path]:
+    def _draw(self, scores: list[ImageScores | None], px_ap: float) -> list[Path]:
         examples = self._examples(scores)
         boundary, pixels = self.boundary.scores(), self.pixels.curve()
         if process_rank() > 0:
@@ -217,7 +220,7 @@ class EvaluationReport(ScoreCollector):
         self.summary_writer.flush()
         return paths
 
-    def _examples(self, scores: list[ImageScores]) -> list[Example]:
+    def _examples(self, scores: list[ImageScores | None]) -> list[Example]:
         """The images to show; the map of each is with the process that has made it."""
         chosen = _choose_examples(scores)
         places = {position: place for place, position in enumerate(share(range(len(scores))))}
@@ -247,9 +250,10 @@ class EvaluationReport(ScoreCollector):
         return Path(self.maps.name) / f"{position}.npz"
 
 
-def _choose_examples(scores: list[ImageScores]) -> dict[str, int]:
+def _choose_examples(scores: list[ImageScores | None]) -> dict[str, int]:
     """Titles and positions of the images to show."""
-    by_score = sorted(range(len(scores)), key=lambda position: scores[position].f_measure)
+    used = [position for position, one in enumerate(scores) if one is not None]
+    by_score = sorted(used, key=lambda position: scores[position].f_measure)
     positives, negatives = ([i for i in by_score if scores[i].label == label] for label in (1, 0))
     chosen = {"best": positives[-1], "median": positives[len(positives) // 2], "worst": positives[0]}
     return chosen | {"worst negative": negatives[0]}

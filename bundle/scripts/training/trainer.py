@@ -254,21 +254,16 @@ class ItemwiseEvaluator(PartialEvaluator):
     Args:
         val_data_loader: of batches of one, over a data set with a ``transform``.
         left_out: a list to add to; its own by default.
-        enabled: False for an evaluator that a failure ends.
         kwargs: see `SupervisedEvaluator`.
     """
 
-    def __init__(
-        self, *, val_data_loader: DataLoader, left_out: ImageList | None = None, enabled: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, val_data_loader: DataLoader, left_out: ImageList | None = None, **kwargs: Any) -> None:
         super().__init__(val_data_loader=val_data_loader, **kwargs)
         self.left_out = ImageList() if left_out is None else left_out
         self._mapped = False
-        self._enabled = enabled
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
-        if enabled:
-            dataset = val_data_loader.dataset
-            dataset.transform = LoadOrTell(dataset.transform)
+        dataset = val_data_loader.dataset
+        dataset.transform = LoadOrTell(dataset.transform)
 
     def report_left_out(self) -> None:
         """See `ImageList.report_left_out`."""
@@ -285,7 +280,7 @@ class ItemwiseEvaluator(PartialEvaluator):
         try:
             return super()._iteration(engine, batchdata)
         except Exception as error:  # of a writer, which may raise anything
-            if not self._enabled or not self._mapped or lack_of(error) is not None:
+            if not self._mapped or lack_of(error) is not None:
                 raise
             if input_error_of(error) is None and not _is_of_files(error):
                 logger.exception("An image can't be finished.")
@@ -293,8 +288,9 @@ class ItemwiseEvaluator(PartialEvaluator):
 
     def _leave_out(self, image: str, reason: str) -> list:
         problem = f"'{image}': {reason}"
-        logger.error(f"Left out: {problem}")
-        self.left_out.left_out.append(problem)
+        if problem not in self.left_out.left_out:  # as of all slices of a volume
+            logger.error(f"Left out: {problem}")
+            self.left_out.left_out.append(problem)
         self.state.batch = self.state.output = []
         return []
 
@@ -327,7 +323,8 @@ def _is_of_files(error: BaseException | None) -> bool:
 
 
 def _file_of(batch: Mapping[str, Any]) -> str:
-    name = getattr(batch[CommonKeys.IMAGE], "meta", {}).get("filename_or_obj", "?")
+    meta = getattr(batch[CommonKeys.IMAGE], "meta", {})
+    name = meta.get("volume", meta.get("filename_or_obj", "?"))  # of a slice its volume
     return name[0] if isinstance(name, (list, tuple)) else str(name)
 
 

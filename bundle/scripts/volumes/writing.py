@@ -27,7 +27,7 @@ from scripts.data.listing import ImageList
 from scripts.evaluation.predictions import PredictionTable, image_probability
 from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
-from scripts.runtime.errors import first_line
+from scripts.runtime.errors import first_line, input_error_of, lack_of
 from scripts.runtime.files import replacing
 from scripts.volumes.dicom_seg import dicom_segmentation
 from scripts.volumes.reading import Geometry, is_dicom_source, volume_name
@@ -81,17 +81,29 @@ class VolumeWriter(PredictionTable):
 
     def __call__(self, engine: Engine) -> None:
         for item, source in zip(engine.state.output, engine.state.batch, strict=True):
+            if int(source["slice"]) == 0:  # the last volume may have been left out before its end
+                self.slices.clear()
+                self.probabilities.clear()
             meta = item["image"].meta
             maps = {key: np.asarray(item[key].cpu()) for key in ("probability", "pred")}
             self.slices.append(maps | {"picture": np.asarray(source["picture"].cpu())})
             self.probabilities.append(image_probability(item, self.pool))
-            if int(source["slice"]) + 1 == int(source["count"]):
-                problem = meta.get("problem") or self.write(meta["volume"])
+            if int(source["slice"]) + 1 == int(source["count"]) == len(self.slices):  # none was left out
+                problem = meta.get("problem") or self._try_write(meta["volume"])
                 if problem:
                     logger.error(f"Left out: {problem}")
                     self.images.left_out.append(problem)
-                self.slices.clear()
-                self.probabilities.clear()
+
+    def _try_write(self, path: str) -> str:
+        """Write the volume whose slices are there. Returns why that is not possible."""
+        try:
+            return self.write(path)
+        except Exception as error:  # of a format's library, which may raise anything
+            if lack_of(error) is not None:
+                raise
+            if input_error_of(error) is None and not isinstance(error, OSError):
+                logger.exception(f"The volume '{path}' can't be finished.")
+            return f"the volume '{path}' can't be finished ({first_line(error)})"
 
     def write(self, path: str) -> str:
         """Write the volume whose slices are there. Returns what is wrong when it can't be read any more."""
