@@ -266,6 +266,21 @@ def test_a_file_that_is_no_result_is_not_replaced(configs, red_detector, write_s
     assert (folder / "c.json").read_text() != before
 
 
+def test_a_table_that_is_no_result_is_not_replaced(configs, red_detector, write_slide, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_slide(folder / "a.tif", stained(100, 100), 1.0)
+    (folder / "slides.csv").write_text("slide,patient\na,7\n")
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, folder, tmp_path / "out", prediction_dir=str(folder))
+    assert f"'{folder / 'slides.csv'}' would be replaced" in str(input_error_of(caught.value))
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == ["a.tif", "slides.csv"]
+    (folder / "slides.csv").unlink()
+    for _ in range(2):  # the second finds its own table and maps, and takes neither for a slide
+        infer(configs, red_detector, folder, tmp_path / "out", prediction_dir=str(folder))
+        assert list(rows(folder)) == ["a"]
+
+
 @pytest.mark.parametrize("failure", ["vanishes", "is no file", "bug"])
 def test_a_slide_that_fails_midway_costs_no_other(configs, red_detector, write_slide, tmp_path, failure):
     folder = tmp_path / "in"

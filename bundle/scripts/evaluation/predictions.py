@@ -20,8 +20,7 @@ from ignite.engine import Engine, Events
 
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
-from scripts.runtime.errors import InputError
-from scripts.runtime.files import write_rows
+from scripts.runtime.files import is_table, refuse_to_replace, write_rows
 
 __all__ = ["PredictionTable", "image_probability"]
 
@@ -61,15 +60,12 @@ class PredictionTable:
         logger.info(f"Written: {self.path.parent}")
 
     def start(self, engine: Engine) -> None:
-        """Raises InputError when files called as results lie there without a table that says they are some."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not (self.path.exists() or self.partial.exists()):
-            foreign = min((p.name for p in self.path.parent.iterdir() if p.name.endswith(RESULTS)), default=None)
-            if foreign is not None:
-                raise InputError(
-                    f"'{self.path.parent / foreign}' may be yours, and might be replaced by a result: no "
-                    f"{self.path.name} there says that it is one; name another folder with --prediction_dir."
-                )
+        """Raises InputError when files called as results, or the table, lie there and no table says they are some."""
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (is_table(self.path, PredictionTable.columns) or self.partial.exists()):
+            called = sorted(path for path in folder.iterdir() if path.name.endswith(RESULTS))
+            refuse_to_replace([*called, self.path], f"no {self.path.name} of an inference there")
         self._write("w", [self.columns])
 
     def __call__(self, engine: Engine) -> None:

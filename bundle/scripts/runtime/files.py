@@ -33,7 +33,17 @@ try:
 except ImportError:  # Windows, where folders are not claimed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PARTIAL", "claim", "new_folder", "replacing", "report_written", "result_name", "write_rows"]
+__all__ = [
+    "PARTIAL",
+    "claim",
+    "is_table",
+    "new_folder",
+    "refuse_to_replace",
+    "replacing",
+    "report_written",
+    "result_name",
+    "write_rows",
+]
 
 logger = logging.getLogger(__name__)
 PARTIAL = f".{'[0-9a-f]' * 32}.part*"  # what `replacing` leaves when it is killed
@@ -98,6 +108,32 @@ def write_rows(file: IO, rows: Iterable[Sequence[Any]]) -> None:
         rows: of cells. Numbers, also as text, stay what they are.
     """
     csv.writer(file).writerows([_harmless(cell) for cell in row] for row in rows)
+
+
+def is_table(path: str | PathLike, columns: Sequence[str]) -> bool:
+    """Whether a file is a table of `write_rows` whose columns begin with these."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8", errors="backslashreplace") as file:
+            header = next(csv.reader(file), [])
+    except (OSError, csv.Error):
+        return False
+    return header[: len(columns)] == list(columns)
+
+
+def refuse_to_replace(paths: Iterable[Path], proof: str) -> None:
+    """
+    Raises InputError naming the first of these files that is there.
+
+    Args:
+        paths: that results will have.
+        proof: what would say that they are results, and is not there.
+    """
+    found = next((path for path in paths if os.path.lexists(path)), None)
+    if found is not None:
+        raise InputError(
+            f"'{found}' would be replaced by a result, and may be yours: {proof} says that it is one; move it, or name "
+            "another folder with --prediction_dir."
+        )
 
 
 def _harmless(cell: Any) -> Any:

@@ -34,7 +34,7 @@ from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.errors import InputError, first_line, lack_of
-from scripts.runtime.files import replacing, write_rows
+from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
 from scripts.runtime.processes import launched_processes
 from scripts.slides.listing import dicom_files
 from scripts.slides.polygons import trace, write_geojson
@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 OVERVIEW = 2048  # longest side in pixels, of the picture in which tissue is found
 THUMBNAIL = 1024
 FULL = 65535  # of probability 1 in the unfinished map
+TABLE = "slides.csv"
 ENDINGS = (".json", ".geojson", "_probability.ome.tif", "_mask.ome.tif", "_thumbnail.png")  # of a slide's results
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
 
@@ -174,9 +175,13 @@ class SlideInference:
         Map all slides, and write the table.
 
         Raises:
-            InputError: at the end, naming the slides that can't be used; all others are done. Any other error that
-                comes of one slide is raised at the end as well; a lack of memory, or of room on a disk, at once.
+            InputError: at once, for a ``slides.csv`` of somebody else; at the end, naming the slides that can't be
+                used; all others are done. Any other error that comes of one slide is raised at the end as well; a lack
+                of memory, or of room on a disk, at once.
         """
+        table = self.output_dir / TABLE
+        if not is_table(table, [field.name for field in fields(SlideResult)][:2]):
+            refuse_to_replace([table], "no header of such a table in it")
         self.loader(None)
         self.network.eval()
         problems: list[str] = []
@@ -238,7 +243,9 @@ class SlideInference:
                 logger.info(f"{name}: is finished already")
                 return
             if done is None and not TileStore.is_in(unfinished):
-                self._refuse_to_replace(name)
+                refuse_to_replace(
+                    (self._path(name, ending) for ending in ENDINGS), f"no {name}.json of an inference there"
+                )
             if min(view.scale_x, view.scale_y) < 0.99:
                 logger.warning(
                     f"{name}: was scanned at {slide.mpp_x:g} micrometres per pixel, coarser than {self.mpp:g}"
@@ -415,15 +422,6 @@ class SlideInference:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def _refuse_to_replace(self, name: str) -> None:
-        """Raises InputError when a file has the name of a result and nothing says that it is one."""
-        for ending in ENDINGS:
-            path = self._path(name, ending)
-            if path.exists():
-                raise InputError(
-                    f"'{path}' would be replaced by a result, and may be yours; move it, or name another --output_dir."
-                )
-
     def _result(self, name: str) -> SlideResult | None:
         record = self._read_record(name)
         return None if record is None else record["row"]
@@ -431,7 +429,7 @@ class SlideInference:
     def _write_table(self) -> None:
         columns = [field.name for field in fields(SlideResult)]
         rows = [asdict(result) for name in self.slides if (result := self._result(name)) is not None]
-        with replacing(self.output_dir / "slides.csv") as file:
+        with replacing(self.output_dir / TABLE) as file:
             cells = ([_cell(row[column]) for column in columns] for row in rows)
             write_rows(file, [columns, *cells])
 

@@ -28,6 +28,7 @@ from scripts.runtime.files import result_name
 __all__ = ["SlideList", "dicom_files", "list_slides"]
 
 TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
+MAPS = ("_probability.ome.tif", "_mask.ome.tif")
 logger = logging.getLogger(__name__)
 
 
@@ -92,12 +93,18 @@ def _sources(path: Path) -> list[Path]:
     if path.is_file() or dicom_files(path):
         return [path]
     inside = sorted(path.iterdir())
-    named = [p for p in inside if p.suffix[1:].lower() in TAKEN]
+    named = [p for p in inside if p.suffix[1:].lower() in TAKEN and not _is_result(p)]
     taken = [p for p in inside if (_holds_dicom(p) if p.is_dir() else p in named)]
     left_out = [p.name for p in inside if (p.is_file() or p in named) and p not in taken]
     if left_out:
         logger.warning(f"Not slides, left out: {', '.join(left_out)}")
     return taken
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is a map of an inference that has written into the folder of its slides."""
+    ending = next((ending for ending in MAPS if path.name.endswith(ending)), None)
+    return ending is not None and path.with_name(f"{path.name.removesuffix(ending)}.json").exists()
 
 
 def dicom_files(folder: Path) -> list[Path]:

@@ -27,10 +27,10 @@ def run(folder: Path) -> None:
     engine.run([0])
 
 
-@pytest.mark.parametrize("name", ["a_mask.png", "p1_mask.nii.gz", "b_overlay.png"])
+@pytest.mark.parametrize("name", ["a_mask.png", "p1_mask.nii.gz", "b_overlay.png", "predictions.csv"])
 def test_files_called_as_results_are_not_replaced_unless_a_table_is_there(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("drawn for a week")
-    with pytest.raises(InputError, match=f"{name}' may be yours"):
+    with pytest.raises(InputError, match=f"{name}' would be replaced by a result, and may be yours"):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     (tmp_path / "predictions.csv.part").touch()  # of a run that was stopped
