@@ -25,7 +25,7 @@ import torch
 from scripts.losses.pooling import masked_mean
 from scripts.runtime.errors import InputError
 
-__all__ = ["CONSTRAINTS", "PENALTIES", "AreaConstraint", "area_loss", "barrier_sharpness", "log_barrier"]
+__all__ = ["CONSTRAINTS", "PENALTIES", "AreaConstraint", "area_loss", "barrier_sharpness", "check_areas", "log_barrier"]
 
 
 def one_sided(v: torch.Tensor, area: torch.Tensor, scale: torch.Tensor, **_: float) -> torch.Tensor:
@@ -172,6 +172,19 @@ def barrier_sharpness(current_step: int, start: float, growth: float, maximum: f
     return maximum if exponent > math.log(maximum / start) else start * math.exp(exponent)  # which can't overflow
 
 
+def check_areas(label: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
+    """
+    The rough areas (B,) as they are.
+
+    Raises:
+        InputError: when that of a positive image is known, and not above 0 and up to 1.
+    """
+    wrong = area[(label > 0.5) & ~area.isnan() & ~((area > 0) & (area <= 1))]
+    if len(wrong):
+        raise InputError(f"an area must be a fraction of the image, above 0 and up to 1; got {float(wrong[0]):g}.")
+    return area
+
+
 def area_loss(
     probability: torch.Tensor,
     label: torch.Tensor,
@@ -198,8 +211,5 @@ def area_loss(
     constraint = constraint or AreaConstraint()
     constrained = ((label > 0.5) & ~area.isnan()).view(-1, 1)
     # the NaN must go before the cost is computed, whose gradient it would get into
-    known_area = torch.where(constrained, area.view(-1, 1), 1.0)
-    wrong = known_area[(known_area <= 0) | (known_area > 1)]
-    if len(wrong):
-        raise InputError(f"an area must be a fraction of the image, above 0 and up to 1; got {float(wrong[0]):g}.")
+    known_area = torch.where(constrained, check_areas(label, area).view(-1, 1), 1.0)
     return torch.where(constrained, constraint(masked_mean(probability, mask), known_area), 0.0)

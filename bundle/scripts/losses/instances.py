@@ -25,7 +25,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
 
-__all__ = ["SuperpixelMean", "SuperpixelMeand", "instances_of", "superpixel_means"]
+__all__ = ["SuperpixelMean", "SuperpixelMeand", "instances_of", "paint_superpixels", "superpixel_means"]
 
 
 def superpixel_means(
@@ -55,6 +55,24 @@ def superpixel_means(
     p = torch.where(counted, p, 0.0)  # not a product, or NaN in the padding would survive
     sums = p.new_zeros(*p.shape[:2], count).scatter_add(2, labels.expand_as(p), p)  # (B, M, K)
     return sums / pixels.clamp(min=1), pixels.squeeze(1) > 0
+
+
+def paint_superpixels(
+    probability: torch.Tensor, superpixels: torch.Tensor, valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Give every pixel of a map the mean of its superpixel.
+
+    Args:
+        probability, superpixels, valid: see `superpixel_means`.
+
+    Returns:
+        (B, M, H, W) float32 at least, 0 for pixels of no superpixel.
+    """
+    means, _ = superpixel_means(probability, superpixels, valid)
+    labels = superpixels.to(means.device, torch.long).flatten(2)  # (B, 1, N)
+    painted = means.gather(2, labels.clamp(min=0).expand(-1, means.shape[1], -1))
+    return torch.where(labels >= 0, painted, 0.0).view(*means.shape[:2], *probability.shape[2:])
 
 
 def instances_of(
@@ -97,8 +115,7 @@ class SuperpixelMean(Transform):
         """
         probability = convert_to_tensor(img, track_meta=False)
         labels = convert_to_tensor(superpixels, track_meta=False, device=probability.device).long()
-        means, _ = superpixel_means(probability[None], labels[None])  # (1, C, K)
-        painted = means[0][:, labels[0].clamp(min=0)] * (labels >= 0)  # (C, H, W)
+        painted = paint_superpixels(probability[None], labels[None])[0]
         return MetaTensor(painted, meta=img.meta) if isinstance(img, MetaTensor) else painted
 
 

@@ -1,0 +1,210 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""
+Area-ranked labels: the rough area as a budget of pixels, spent on those that a teacher ranks highest.
+
+A rough area a, rounded up to a step s, says that between a - s and a of the image is positive, not where. The teacher
+says where: of an image's N pixels, the (a - s) N that it ranks highest are positive, those below the a N highest are
+negative, and those between may be either. It is an expectation-maximisation step with the area as its constraint.
+
+Shapes: a probability map is (B, M, H, W), M maps of B images; a weak target is (B, 2), label and area, NaN where it is
+not known; a ranking, superpixels and the region of the image are (B, 1, H, W). Everything is computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scripts.losses.cdws import mil_loss
+from scripts.losses.constraints import check_areas
+from scripts.losses.instances import paint_superpixels
+from scripts.losses.pooling import Pooling, masked_mean
+from scripts.runtime.errors import InputError
+
+__all__ = ["AreaRankedLoss", "area_ranked_labels", "proportion_loss"]
+
+P_MIN = 1e-6  # of a probability in a cross-entropy: bounds the loss of a pixel by 14 and its gradient by 10^6
+
+
+def area_ranked_labels(
+    ranking: torch.Tensor, area: torch.Tensor, area_step: float, valid: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Label of each pixel by its rank and the area.
+
+    Pixels of equal score have equal labels: those that the end of a budget would divide have none.
+
+    Args:
+        ranking: (B, 1, H, W), any scores, higher where positive is likelier.
+        area: (B,), rough area as a fraction of the image, rounded up to a step; 0 for a negative image.
+        area_step: that step, a fraction of the image.
+        valid: (B, 1, H, W), above 0 where a pixel belongs to the image; all of them where it is None.
+
+    Returns:
+        Labels (B, 1, H, W), 0. or 1.; and (B, 1, H, W), True for the pixels that have one.
+
+    Examples:
+        >>> ranking = torch.tensor([[[[0.9, 0.4], [0.7, 0.1]]]])
+        >>> labels, known = area_ranked_labels(ranking, torch.tensor([0.5]), area_step=0.25)
+        >>> labels[0, 0].tolist(), known[0, 0].tolist()
+        ([[1.0, 0.0], [0.0, 0.0]], [[True, True], [False, True]])
+    """
+    score = ranking.detach().float().flatten(1)  # (B, N)
+    inside = torch.ones_like(score, dtype=torch.bool) if valid is None else valid.to(score.device).flatten(1) > 0
+    ordered = torch.where(inside, score, -torch.inf).sort(dim=1, descending=True).values
+    count = inside.sum(dim=1)  # (B,)
+    surely = ((area - area_step).clamp(min=0) * count).round().long()
+    at_most = (area * count).round().long()
+
+    def at(place: torch.Tensor) -> torch.Tensor:
+        return ordered.gather(1, place.clamp(0, ordered.shape[1] - 1).view(-1, 1))
+
+    positive = inside & ((score > at(surely)) | (surely >= count).view(-1, 1))
+    negative = inside & ((score < at(at_most - 1)) | (at_most == 0).view(-1, 1))
+    return positive.float().view_as(ranking), (positive | negative).view_as(ranking)
+
+
+def proportion_loss(v: torch.Tensor, proportion: torch.Tensor) -> torch.Tensor:
+    """
+    Cross-entropy between a map's mean probability and the proportion of positive pixels: 0 where they are equal.
+
+    The entropy of the proportion, which no map can go below, is taken off.
+
+    Args:
+        v: (B, M) mean probability.
+        proportion: (B, 1) in 0..1.
+
+    Returns:
+        (B, M).
+    """
+    v, q = v.clamp(P_MIN, 1 - P_MIN), proportion.expand_as(v)
+    return F.binary_cross_entropy(v, q, reduction="none") + torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q)
+
+
+class AreaRankedLoss(nn.Module):
+    """
+    Cross-entropy of the pixels with their area-ranked labels, see `area_ranked_labels`, summed over the maps.
+
+    For the first epochs there is no ranking worth following. Until then, and wherever no ranking is given, a positive
+    image costs the `proportion_loss` of its mean against the middle of its area's interval, a - s / 2. A negative
+    image costs the cross-entropy of all its pixels, a positive one of unknown area the MIL loss, always.
+
+    A last term keeps the mean v of a positive map in the interval while labels are ranked:
+    w max(0, |v - (a - s/2)| - s/2)^2.
+
+    With superpixels each pixel has the mean of its superpixel, in the ranking and in the map.
+
+    Args:
+        area_step: s, a fraction of the image.
+        warm_up: epochs without ranking.
+        interval_weight: w.
+        pool: of the MIL loss; the paper's generalized mean by default.
+        reduction: ``"mean"`` over the images, or ``"none"`` for one value an image.
+
+    Raises:
+        InputError: for an unknown `reduction`, a step that is not above 0 and up to 1, a `warm_up` or a weight below 0.
+    """
+
+    inputs = ("ranking", "superpixels", "valid")  # of a batch, beside prediction and target
+
+    def __init__(
+        self,
+        area_step: float = 0.1,
+        warm_up: int = 1,
+        interval_weight: float = 5.0,
+        pool: Pooling | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if reduction not in ("mean", "none"):
+            raise InputError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
+        if not 0 < area_step <= 1:
+            raise InputError(f"area_step must be above 0 and up to 1, got {area_step}.")
+        for name, value in {"warm_up": warm_up, "interval_weight": interval_weight}.items():
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name} must be 0 or more and finite, got {value}.")
+        self.area_step = area_step
+        self.warm_up = warm_up
+        self.interval_weight = interval_weight
+        self.pool = pool or Pooling()
+        self.reduction = reduction
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which epoch begins, from 1."""
+        self.epoch = epoch
+
+    @property
+    def needs_ranking(self) -> bool:
+        """Whether the warm-up is over."""
+        return self.epoch > self.warm_up
+
+    def forward(
+        self,
+        prediction: torch.Tensor,
+        target: torch.Tensor,
+        ranking: torch.Tensor | None = None,
+        superpixels: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            prediction: (B, M, H, W) in 0..1.
+            target: (B, 2), label and area.
+            ranking: (B, 1, H, W), the teacher's map; None in the warm-up.
+            superpixels: (B, 1, H, W), integer labels from 0, or None.
+            valid: (B, 1, H, W), above 0 where a pixel belongs to the image, where images have been padded.
+
+        Returns:
+            A scalar for reduction ``"mean"``, (B,) for ``"none"``.
+
+        Raises:
+            ValueError: when shapes don't fit; `InputError` for a label that is not 0 or 1, or an area not in 0..1.
+        """
+        batch, _, *size = prediction.shape
+        if target.shape != (batch, 2):
+            raise ValueError(f"expected a target of shape {(batch, 2)}, got {tuple(target.shape)}.")
+        for name, given in {"ranking": ranking, "superpixels": superpixels, "valid": valid}.items():
+            if given is not None and given.shape != (batch, 1, *size):
+                raise ValueError(f"expected {name} of shape {(batch, 1, *size)}, got {tuple(given.shape)}.")
+        label, area = target[:, 0], target[:, 1]
+        unknown = (label > 0.5) & area.isnan()
+        area = torch.where(label > 0.5, check_areas(label, area).nan_to_num(1.0), 0.0)
+        with torch.autocast(prediction.device.type, enabled=False):
+            p = prediction.float()
+            if superpixels is not None:
+                p = paint_superpixels(p, superpixels, valid)
+                ranking = None if ranking is None else paint_superpixels(ranking.float(), superpixels, valid)
+            mask = None if valid is None else valid[:, 0].to(p.device) > 0
+            v, middle = masked_mean(p, mask), (area - self.area_step / 2).clamp(min=0).view(-1, 1)
+            if ranking is None:
+                negative = -masked_mean(torch.log1p(-p.clamp(max=1 - P_MIN)), mask)
+                positive = proportion_loss(v, middle)
+            else:
+                labels, known = area_ranked_labels(ranking, area, self.area_step, valid)
+                negative = _cross_entropy(p, labels, known)
+                excess = ((v - middle).abs() - self.area_step / 2).clamp(min=0)
+                positive = negative + self.interval_weight * excess.square()
+            cost = torch.where((label > 0.5).view(-1, 1), positive, negative)
+            if unknown.any():
+                cost = torch.where(unknown.view(-1, 1), mil_loss(p, label, self.pool, mask), cost)
+        total = cost.sum(dim=1)
+        return total.mean() if self.reduction == "mean" else total
+
+
+def _cross_entropy(p: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Mean over an image's pixels that have a label, (B, M); 0 where none has."""
+    cost = F.binary_cross_entropy(p.clamp(P_MIN, 1 - P_MIN), labels.expand_as(p), reduction="none")
+    weight = known.float()
+    return (cost * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp(min=1)
