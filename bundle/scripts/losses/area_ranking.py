@@ -108,12 +108,14 @@ class AreaRankedLoss(nn.Module):
     Args:
         area_step: s, a fraction of the image.
         warm_up: epochs without ranking.
+        teacher_decay: how much of its weights the teacher keeps at each step, see `AccumulatingTrainer`.
         interval_weight: w.
         pool: of the MIL loss; the paper's generalized mean by default.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image.
 
     Raises:
-        InputError: for an unknown `reduction`, a step that is not above 0 and up to 1, a `warm_up` or a weight below 0.
+        InputError: for an unknown `reduction`, a step that is not above 0 and up to 1, a decay that is not
+            below 1, and a `warm_up`, a decay or a weight below 0.
     """
 
     inputs = ("ranking", "superpixels", "valid")  # of a batch, beside prediction and target
@@ -122,6 +124,7 @@ class AreaRankedLoss(nn.Module):
         self,
         area_step: float = 0.1,
         warm_up: int = 1,
+        teacher_decay: float = 0.98,
         interval_weight: float = 5.0,
         pool: Pooling | None = None,
         reduction: str = "mean",
@@ -131,11 +134,14 @@ class AreaRankedLoss(nn.Module):
             raise InputError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
         if not 0 < area_step <= 1:
             raise InputError(f"area_step must be above 0 and up to 1, got {area_step}.")
+        if not 0 <= teacher_decay < 1:
+            raise InputError(f"teacher_decay must be 0 or more and below 1, got {teacher_decay}.")
         for name, value in {"warm_up": warm_up, "interval_weight": interval_weight}.items():
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} must be 0 or more and finite, got {value}.")
         self.area_step = area_step
         self.warm_up = warm_up
+        self.teacher_decay = teacher_decay
         self.interval_weight = interval_weight
         self.pool = pool or Pooling()
         self.reduction = reduction

@@ -81,8 +81,9 @@ class TrainingState:
     """
     Handler that keeps the state of a training at the end of each epoch, and puts it back at the start of a run.
 
-    Network, optimiser, gradient scaler, epoch, best metrics, and the random states of Python, NumPy, PyTorch and the
-    training data's transforms. Attach it after all other handlers, so that nothing follows that it would miss.
+    Network, optimiser, gradient scaler, teacher, step of the schedule, epoch, best metrics, and the random states of
+    Python, NumPy, PyTorch and the training data's transforms. Attach it after all other handlers, so that nothing
+    follows that it would miss.
 
     Args: see `fit`.
     """
@@ -136,7 +137,6 @@ class TrainingState:
                 f"The weights are not finite after epoch {engine.state.epoch}: the training has diverged. The state of "
                 "the epoch before is kept; train anew with a smaller --learning_rate and --resume False."
             )
-        scaler = getattr(self.trainer, "scaler", None)
         content = {
             "format": FORMAT,
             "epoch": engine.state.epoch,
@@ -144,7 +144,8 @@ class TrainingState:
             "settings": json.dumps(self.settings),
             "model": self.trainer.network.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "scheduled": getattr(getattr(self.trainer, "lr_scheduler", None), "last_epoch", 0),
             "best": [_best(run) for run in (self.trainer, self.evaluator)],
             "random": _random_states(self._transforms()),
         }
@@ -188,8 +189,11 @@ class TrainingState:
         if new_options:
             for group, options in zip(trainer.optimizer.param_groups, chosen, strict=True):
                 group.update(options)
-        if content["scaler"] is not None and getattr(trainer, "scaler", None) is not None:
-            trainer.scaler.load_state_dict(content["scaler"])
+        for name, part in self._parts().items():
+            if content.get(name) is not None:
+                part.load_state_dict(content[name])
+        if getattr(trainer, "lr_scheduler", None) is not None:  # of its state its step alone: it may be longer now
+            trainer.lr_scheduler.last_epoch = content.get("scheduled", 0)
         trainer.state.epoch = epoch
         trainer.state.iteration = epoch * trainer.state.epoch_length
         for run, (metric, best_epoch) in zip((trainer, self.evaluator), content["best"], strict=True):
@@ -203,6 +207,11 @@ class TrainingState:
             )
         else:
             logger.warning(f"Going on after epoch {epoch} of {trainer.state.max_epochs}, from '{self.folder}'.")
+
+    def _parts(self) -> dict[str, Any]:
+        """What a trainer may have beside network and optimiser, and has."""
+        parts = {name: getattr(self.trainer, name, None) for name in ("scaler", "teacher")}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _transforms(self) -> list[Randomizable]:
         return list(_randomizables(getattr(self.trainer.data_loader.dataset, "transform", None), set()))

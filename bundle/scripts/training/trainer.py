@@ -23,6 +23,8 @@ from ignite.metrics import Average
 from monai.data import MetaTensor
 from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
 from monai.utils import CommonKeys
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from scripts.data.listing import ImageList
@@ -30,6 +32,7 @@ from scripts.networks import check_finite
 from scripts.runtime.errors import InputError, first_line, input_error_of, is_out_of_memory, lack_of
 from scripts.runtime.processes import add_gradients_up, process_count, send_weights, sum_over_processes
 from scripts.training.sampling import Batch
+from scripts.training.schedule import SCHEDULES
 
 __all__ = [
     "AccumulatingTrainer",
@@ -60,7 +63,10 @@ class AccumulatingTrainer(SupervisedTrainer):
     With ``amp`` the network computes in half precision, forth and back, see `half_precision`, on a CPU too; weights,
     losses and steps stay float32.
 
-    What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names.
+    What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names. A loss with a
+    ``teacher_decay`` has a teacher: an exponential average of the network's weights over the steps, which keeps that
+    much of itself at each (Tarvainen and Valpola, NeurIPS 2017). Its map (B, 1, H, W) of the same images is the
+    ``ranking`` that such a loss is given whenever it ``needs_ranking``.
 
     Leaves in ``state.output`` an item for each image, as MONAI does when it decollates: ``image``, ``label``, ``pred``,
     its own ``image_loss``, and ``loss``, the mean of the batch. ``state.mean_loss`` is that mean; of many processes
@@ -70,13 +76,28 @@ class AccumulatingTrainer(SupervisedTrainer):
         train_data_loader: a `DataLoader` with a `StepSampler` as its ``batch_sampler``.
         loss_function: returns one loss per image, (B,). What it takes beside prediction and target, it may name in
             ``inputs``.
+        lr_schedule: one of `SCHEDULES`, or what makes a schedule of the optimiser and of the number of all steps. It
+            moves on at every step.
+        max_norm: to which a step's gradient is cut; None leaves it as it is.
         kwargs: see `SupervisedTrainer`; ``decollate`` is not needed.
 
     Raises:
-        InputError: when a single image does not fit into memory.
+        InputError: when a single image does not fit into memory, for an unknown schedule, and for a `max_norm` that is
+            not above 0.
     """
 
-    def __init__(self, *, train_data_loader: DataLoader, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        train_data_loader: DataLoader,
+        lr_schedule: str | Callable[[torch.optim.Optimizer, int], LRScheduler] = "constant",
+        max_norm: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if max_norm is not None and not max_norm > 0:
+            raise InputError(f"max_norm must be above 0, got {max_norm}.")
+        if not callable(lr_schedule) and lr_schedule not in SCHEDULES:
+            raise InputError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, got '{lr_schedule}'.")
         sampler = train_data_loader.batch_sampler
         self._batches = sampler.plan()
         amp, half = kwargs.get("amp", False), half_precision(torch.device(kwargs["device"]))
@@ -89,7 +110,17 @@ class AccumulatingTrainer(SupervisedTrainer):
         for source in (sampler, train_data_loader.dataset, kwargs.get("loss_function")):
             if hasattr(source, "set_epoch"):
                 self.add_event_handler(Events.EPOCH_STARTED, lambda _, to=source: to.set_epoch(self.state.epoch))
-        self.add_event_handler(Events.STARTED, lambda _: send_weights(self.network))
+        steps = self.state.max_epochs * sum(batch.ends_step for batch in self._batches)
+        self.lr_scheduler = SCHEDULES.get(lr_schedule, lr_schedule)(self.optimizer, steps)
+        self._max_norm = max_norm
+        decay = getattr(self.loss_function, "teacher_decay", None)
+        self.teacher = None if decay is None else _teacher(self.network, decay)
+        self.add_event_handler(Events.STARTED, self._begin)
+
+    def _begin(self, engine: SupervisedTrainer) -> None:
+        send_weights(self.network)
+        if self.teacher is not None and self.teacher.n_averaged == 0:
+            self.teacher.update_parameters(self.network)
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
         index = (self.state.iteration - 1) % self.state.epoch_length
@@ -144,6 +175,9 @@ class AccumulatingTrainer(SupervisedTrainer):
             p.grad = None
         try:
             with torch.autocast(image.device.type, **self._autocast):
+                if self.teacher is not None and self.loss_function.needs_ranking:
+                    with torch.no_grad():
+                        extra = {**extra, "ranking": self.inferer(image, self.teacher.eval())}
                 prediction = self.inferer(image, self.network)
                 losses = self.loss_function(prediction, label, **extra)[:counted]
                 loss = losses.sum() / images_in_step
@@ -176,11 +210,18 @@ class AccumulatingTrainer(SupervisedTrainer):
             torch.cuda.empty_cache()
 
     def _step(self) -> None:
+        if self._max_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._max_norm)
         if self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        self.lr_scheduler.step()
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.network)
 
     def _join_processes(self, losses: torch.Tensor, batch: Batch) -> None:
         """Once a step: gradients are added up, and so are the losses."""
@@ -189,6 +230,11 @@ class AccumulatingTrainer(SupervisedTrainer):
             add_gradients_up(self.network)
             self.state.mean_loss = sum_over_processes(self._step_loss).item() / batch.images_in_step
             self._step_loss = 0.0
+
+
+def _teacher(network: torch.nn.Module, decay: float) -> AveragedModel:
+    """The network's average over the steps, buffers included, which no optimiser trains."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).requires_grad_(False)
 
 
 def half_precision(device: torch.device) -> torch.dtype:

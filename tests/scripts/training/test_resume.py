@@ -40,14 +40,28 @@ RATE = 0.01
 
 
 class Loss(torch.nn.Module):
-    """Squared error of each image."""
+    """Squared error of each image, and its distance from the teacher."""
 
-    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return (prediction.mean(dim=(1, 2, 3)) - target[:, 0]) ** 2
+    inputs = ("ranking",)
+    teacher_decay = 0.9
+    needs_ranking = True
+
+    def forward(
+        self, prediction: torch.Tensor, target: torch.Tensor, ranking: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        away = 0 if ranking is None else (prediction - ranking).square().mean(dim=(1, 2, 3))
+        return (prediction.mean(dim=(1, 2, 3)) - target[:, 0]) ** 2 + away
 
 
 def train(
-    folder: Path, epochs: int = EPOCHS, stop=None, resume=True, rate: float = RATE, workers: int = 0, amp: bool = False
+    folder: Path,
+    epochs: int = EPOCHS,
+    stop=None,
+    resume=True,
+    rate: float = RATE,
+    workers: int = 0,
+    amp: bool = False,
+    schedule: str = "constant",
 ) -> None:
     """A small training with everything that draws at random: shuffling, flips, noise, dropout."""
     random.seed(0)
@@ -80,6 +94,7 @@ def train(
         loss_function=Loss(),
         decollate=False,
         amp=amp,
+        lr_schedule=schedule,
         train_handlers=[LastCheckpoint(saved, folder / "last.pt"), ValidationHandler(1, evaluator)],
     )
     if stop is not None:
@@ -130,6 +145,14 @@ def test_with_loader_processes(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", epochs=2, stop=stop_in(6), workers=1)
     train(tmp_path / "stopped", epochs=2, workers=1)
+    assert_same_results(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_with_a_schedule(tmp_path: Path) -> None:
+    train(tmp_path / "whole", schedule="one_cycle")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", schedule="one_cycle", stop=stop_in(10))
+    train(tmp_path / "stopped", schedule="one_cycle")
     assert_same_results(tmp_path / "stopped", tmp_path / "whole")
 
 

@@ -27,6 +27,7 @@ from scripts.losses.cdws import CDWSLoss
 from scripts.networks import CDWSNet
 from scripts.runtime.errors import InputError
 from scripts.training.sampling import StepSampler
+from scripts.training.schedule import SCHEDULES
 from scripts.training.trainer import AccumulatingTrainer, MeanLoss, half_precision, image_losses
 from torch import nn
 
@@ -279,3 +280,92 @@ def _engine_with(output: dict) -> Any:
     trainer = trainer_of(points(1), 1, "all", Polynomial())
     trainer.state.output = output
     return trainer
+
+
+class Follow(nn.Module):
+    """Squared distance to twice the teacher's map, from the second epoch on; to the label before."""
+
+    inputs = ("ranking",)
+    teacher_decay = 0.75
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.needs_ranking = False
+        self.rankings: list[torch.Tensor] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.needs_ranking = epoch > 1
+
+    def forward(
+        self, prediction: torch.Tensor, target: torch.Tensor, ranking: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        assert (ranking is not None) == self.needs_ranking
+        if ranking is not None:
+            self.rankings.append(ranking)
+        return squares(prediction, target if ranking is None else 2 * ranking)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 5])
+def test_the_teacher_is_the_average_of_the_weights(micro: int) -> None:
+    """Against a loop written by hand, whatever goes through the network at once."""
+    items = points(5)
+    x = torch.stack([item["image"] for item in items])
+    y = torch.stack([item["label"] for item in items])
+    w = torch.tensor([0.5, -0.25], dtype=torch.float64)
+    teacher = w.clone()
+    expected = []
+    for epoch in range(3):
+        target = y if epoch == 0 else 2 * (teacher[0] + teacher[1] * x)
+        if epoch > 0:
+            expected.append(target / 2)
+        error = 2 * (w[0] + w[1] * x - target)
+        w = w - 0.1 * torch.stack([error.mean(), (error * x).mean()])
+        teacher = 0.75 * teacher + 0.25 * w
+
+    network, loss = Polynomial(), Follow()
+    trainer = trainer_of(items, micro, "all", network, loss_function=loss, max_epochs=3)
+    trainer.run()
+    torch.testing.assert_close(network.w.detach(), w)
+    torch.testing.assert_close(trainer.teacher.module.w, teacher)
+    torch.testing.assert_close(torch.cat(loss.rankings), torch.cat(expected))
+
+
+def test_without_a_loss_that_asks_there_is_no_teacher() -> None:
+    assert trainer_of(points(2), 1, 2, Polynomial()).teacher is None
+
+
+def test_the_gradient_of_a_step_is_cut_at_its_norm() -> None:
+    """Of one step over all images, however many go through at once: SGD of lr 1 shows it."""
+    moved = []
+    for micro in (1, 5):
+        network = Polynomial()
+        before = network.w.detach().clone()
+        trainer_of(points(5), micro, "all", network, lr=1.0, max_norm=0.5).run()
+        moved.append(network.w.detach() - before)
+    assert float(moved[0].norm()) == pytest.approx(0.5)
+    torch.testing.assert_close(moved[0], moved[1])
+    with pytest.raises(InputError, match="max_norm"):
+        trainer_of(points(5), 1, "all", Polynomial(), max_norm=0)
+
+
+def test_the_learning_rate_follows_the_schedule_step_by_step() -> None:
+    """One step to a constant gradient of 1: what the weight moves by is the rate. 10 steps, of which 3 rise."""
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.w.expand(len(x), 1)
+
+    network, seen = Slope(), [0.0]
+    trainer = trainer_of(
+        points(5), 1, 1, network, lr=1.0, max_epochs=2, lr_schedule=SCHEDULES["one_cycle"],
+        loss_function=lambda prediction, target: prediction.flatten(),
+    )  # fmt: skip
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: seen.append(-network.w.item()))
+    trainer.run()
+    rising = [0.04 + 0.96 * step / 3 for step in range(3)]
+    falling = [(1 + math.cos(math.pi * step / 7)) / 2 for step in range(7)]
+    assert torch.tensor(seen).diff().tolist() == pytest.approx(rising + falling, abs=1e-6)
