@@ -48,6 +48,7 @@ from scripts.runtime.processes import gather, process_rank, share, union
 
 __all__ = ["EvaluationReport", "ScoreCollector"]
 
+NOT_IN_TABLE = ("disc_f", "f_by_threshold", "area_by_threshold", "volume")
 logger = logging.getLogger(__name__)
 
 
@@ -90,6 +91,7 @@ class ScoreCollector:
                     truth=None if truth is None else np.asarray(truth.cpu())[0] > 0.5,
                     threshold=self.threshold,
                     volume=item["image"].meta.get("volume"),
+                    area=None if item["label"][1].isnan() else float(item["label"][1]),
                 )
             )
 
@@ -170,7 +172,17 @@ class EvaluationReport(ScoreCollector):
             written += self._draw(gathered, metrics["px_ap"])
         if process_rank() > 0:
             return
-        shown = ("auc", "accuracy", "ods", "ois", "boundary_ap", "px_ap", "dice_per_volume")
+        shown = (
+            "auc",
+            "accuracy",
+            "ods",
+            "ois",
+            "boundary_ap",
+            "px_ap",
+            "border_recall",
+            "inner_recall",
+            "dice_per_volume",
+        )
         rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
         logger.info(f"{self.split}, {len(scores)} images\n{baseline_table(metrics)}\n{rest}")
         logger.info("Written: " + ", ".join(map(str, written)))
@@ -184,7 +196,7 @@ class EvaluationReport(ScoreCollector):
             with replacing(written[-1]) as file:
                 write_rows(file, [("volume", "dice"), *volumes.items()])
         with replacing(written[1]) as file:
-            columns = [f.name for f in fields(ImageScores) if f.name not in ("disc_f", "f_by_threshold", "volume")]
+            columns = [f.name for f in fields(ImageScores) if f.name not in NOT_IN_TABLE]
             write_rows(file, [columns, *([getattr(s, name) for name in columns] for s in scores)])
         with replacing(written[0]) as file:
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN

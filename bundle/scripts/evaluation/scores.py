@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 DISC_FRACTIONS = tuple(fraction / 100 for fraction in range(5, 100, 5))
+BORDER = 0.07  # of the height at top and bottom, and of the width at the sides
 THRESHOLDS = tuple(threshold / 100 for threshold in range(1, 100))
 
 
@@ -58,6 +59,14 @@ class ImageScores:
     """F-measure of a centred disc of each of `DISC_FRACTIONS`."""
     f_by_threshold: tuple[float, ...] | None = None
     """F-measure of {p >= t} for each t of `THRESHOLDS`."""
+    area_by_threshold: tuple[float, ...] | None = None
+    """Fraction of the pixels in {p >= t} for each t of `THRESHOLDS`."""
+    area_stated: float | None = None
+    """Rough area of a positive image."""
+    border_recall: float | None = None
+    """Part of the true pixels in the outer `BORDER` of the image that are predicted; None where there are none."""
+    inner_recall: float | None = None
+    """The same of the pixels inside of it."""
     volume: str | None = None
     """Path of the volume of which the image is a slice."""
 
@@ -70,6 +79,8 @@ class Thresholds:
     """Image-level probability from which on an image counts as positive: the highest accuracy; None without any."""
     pixel: float | None
     """Probability from which on a pixel counts as positive: the highest `f_mean`; None without pixel truth."""
+    areas: float | None = None
+    """The same with the areas nearest to the stated ones, which needs no pixel truth; None without stated areas."""
 
 
 def centred_disc(shape: Sequence[int], fraction: float) -> np.ndarray:
@@ -96,6 +107,7 @@ def score_image(
     truth: np.ndarray | None,
     threshold: float = 0.5,
     volume: str | None = None,
+    area: float | None = None,
 ) -> ImageScores:
     """
     Scores of one image and of the trivial answers to it.
@@ -108,6 +120,7 @@ def score_image(
         truth: boolean (H, W), or None where it is not known.
         threshold: probability from which on a pixel is predicted positive.
         volume: path of the volume of which it is a slice.
+        area: its rough area, a fraction of the image; None where it is not known.
 
     Raises:
         InputError: for a threshold out of its range.
@@ -121,6 +134,8 @@ def score_image(
         "probability": image_probability,
         "area_predicted": float(prediction.mean()),
         "volume": volume,
+        "area_by_threshold": tuple(_reaching(_levels(probability)) / probability.size),
+        "area_stated": area,
     }
     if truth is None:
         return ImageScores(**known)
@@ -133,17 +148,33 @@ def score_image(
         all_ones_f=compute_region_f_measure(np.ones_like(truth), truth)[0],
         disc_f=tuple(compute_region_f_measure(disc, truth)[0] for disc in discs),
         f_by_threshold=tuple(_f_by_threshold(probability, truth).tolist()),
+        **dict(zip(("border_recall", "inner_recall"), _recalls(prediction, truth), strict=True)),
     )
+
+
+def _recalls(prediction: np.ndarray, truth: np.ndarray) -> list[float | None]:
+    """Recall in the outer `BORDER` of an image, and inside of it; None where nothing is true."""
+    border = np.ones_like(truth)
+    height, width = (round(BORDER * size) for size in truth.shape)
+    border[height : truth.shape[0] - height, width : truth.shape[1] - width] = False
+    parts = (truth & border, truth & ~border)
+    return [float(prediction[part].mean()) if part.any() else None for part in parts]
+
+
+def _levels(probability: np.ndarray) -> np.ndarray:
+    """How many of `THRESHOLDS` each pixel reaches."""
+    return np.searchsorted(np.asarray(THRESHOLDS), probability, side="right")
+
+
+def _reaching(levels: np.ndarray) -> np.ndarray:
+    """Number of pixels that reach each threshold: those of the levels above it, (99,)."""
+    return np.bincount(levels.ravel(), minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
 
 
 def _f_by_threshold(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """F-measure of {p >= t} for each of `THRESHOLDS`, from one pass over the pixels: float64 (99,)."""
-    levels = np.searchsorted(np.asarray(THRESHOLDS), probability, side="right")  # number of thresholds reached
-    bins = len(THRESHOLDS) + 1
-    # pixels that reach threshold k are those of the levels above k
-    predicted, hits = (
-        np.bincount(chosen.ravel(), minlength=bins)[::-1].cumsum()[::-1][1:] for chosen in (levels, levels[truth])
-    )
+    levels = _levels(probability)
+    predicted, hits = _reaching(levels), _reaching(levels[truth])
     positives, pixels = int(truth.sum()), truth.size
     if positives:
         return 2 * hits / (predicted + positives)
@@ -159,11 +190,21 @@ def choose_thresholds(scores: Sequence[ImageScores]) -> Thresholds:
     candidates = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [1.0]])
     accuracy = [np.mean((probabilities >= t) == labels) for t in candidates]
     image = _middle_of_best(candidates, accuracy)
+    areas = _threshold_by_areas(scores)
     if any(s.f_by_threshold is None for s in scores):
-        return Thresholds(image, None)
+        return Thresholds(image, None, areas)
     curves = np.array([s.f_by_threshold for s in scores])  # (images, thresholds)
     f_mean = (curves[labels].mean(axis=0) + curves[~labels].mean(axis=0)) / 2
-    return Thresholds(image, _middle_of_best(np.asarray(THRESHOLDS), f_mean))
+    return Thresholds(image, _middle_of_best(np.asarray(THRESHOLDS), f_mean), areas)
+
+
+def _threshold_by_areas(scores: Sequence[ImageScores]) -> float | None:
+    stated = [s for s in scores if s.label == 1 and s.area_stated is not None]
+    if not stated:
+        return None
+    areas = np.array([s.area_by_threshold for s in stated])  # (images, thresholds)
+    errors = np.abs(areas - np.array([[s.area_stated] for s in stated])).mean(axis=0)
+    return _middle_of_best(np.asarray(THRESHOLDS), -errors)
 
 
 def _middle_of_best(candidates: np.ndarray, values: Sequence[float]) -> float:
@@ -180,10 +221,11 @@ def summarise(scores: Sequence[ImageScores], thresholds: Thresholds) -> dict[str
         thresholds: chosen on validation images, by `choose_thresholds`.
 
     Returns:
-        ``auc`` and, where a threshold was chosen, ``accuracy`` of the image-level probability; and, when the pixel
-        truth of all images is known, ``f_pos``, ``f_neg``, ``f_mean``, ``dice_pos``, ``iou_pos``; ``f_pos``, ``f_neg``
-        and ``f_mean`` at the threshold chosen (``best_threshold_``; left out where there is none), of marking all
-        pixels (``all_ones_``) and of a centred disc (``disc_``) of the one size with the highest ``f_pos`` here.
+        ``auc`` and, where a threshold was chosen, ``accuracy`` of the image-level probability, and ``area_threshold``;
+        and, when the pixel truth of all images is known, ``f_pos``, ``f_neg``, ``f_mean``, ``dice_pos``, ``iou_pos``,
+        ``border_recall``, ``inner_recall``; ``f_pos``, ``f_neg`` and ``f_mean`` at the threshold chosen by masks
+        (``best_threshold_``) and by areas (``area_threshold_``), left out where there is none, of marking all pixels
+        (``all_ones_``) and of a centred disc (``disc_``) of the one size with the highest ``f_pos`` here.
     """
     labels = np.array([s.label for s in scores])
     probabilities = np.array([s.probability for s in scores])
@@ -195,19 +237,24 @@ def summarise(scores: Sequence[ImageScores], thresholds: Thresholds) -> dict[str
             "accuracy": float(np.mean((probabilities >= thresholds.image) == (labels == 1))),
             "image_threshold": thresholds.image,
         }
+    if thresholds.areas is not None:
+        image_level |= {"area_threshold": thresholds.areas}
     if any(s.f_measure is None for s in scores):
         return image_level
     positive = labels == 1
     discs = np.array([s.disc_f for s in scores])  # (images, fractions)
     disc = int(discs[positive].mean(axis=0).argmax())
     at_best = {}
-    if thresholds.pixel is not None:  # None: this split has masks, validation has not, or there is none
-        values = [s.f_by_threshold[THRESHOLDS.index(thresholds.pixel)] for s in scores]
-        at_best = _by_class("best_threshold_", values, positive) | {"best_threshold": thresholds.pixel}
+    # None: this split has masks or areas, validation has not, or there is none
+    for name, threshold in {"best_threshold": thresholds.pixel, "area_threshold": thresholds.areas}.items():
+        if threshold is not None:
+            values = [s.f_by_threshold[THRESHOLDS.index(threshold)] for s in scores]
+            at_best |= _by_class(f"{name}_", values, positive) | {name: threshold}
     regions = {
         **_by_class("", [s.f_measure for s in scores], positive),
         # of a positive image the F-measure is the Dice coefficient
         "dice_pos": float(np.mean([s.f_measure for s in scores if s.label == 1])),
+        **_means_of_known(scores, ("border_recall", "inner_recall")),
         "iou_pos": float(np.mean([s.iou for s in scores if s.label == 1])),
         **at_best,
         **_by_class("all_ones_", [s.all_ones_f for s in scores], positive),
@@ -233,6 +280,11 @@ def volume_dice(scores: Sequence[ImageScores]) -> dict[str, float]:
     return {volume: float(overlap / areas) if areas else 1.0 for volume, (overlap, areas) in sums.items()}
 
 
+def _means_of_known(scores: Sequence[ImageScores], names: Sequence[str]) -> dict[str, float]:
+    known = {name: [getattr(s, name) for s in scores if getattr(s, name) is not None] for name in names}
+    return {name: float(np.mean(values)) for name, values in known.items() if values}
+
+
 def _by_class(prefix: str, values: Sequence[float], positive: np.ndarray) -> dict[str, float]:
     values = np.asarray(values)
     f_pos, f_neg = float(values[positive].mean()), float(values[~positive].mean())
@@ -246,6 +298,8 @@ def baseline_table(metrics: dict[str, float]) -> str:
     rows = {"prediction": ""}
     if "best_threshold" in metrics:
         rows[f"at the threshold best on validation, {metrics['best_threshold']:.2f}"] = "best_threshold_"
+    if "area_threshold" in metrics:
+        rows[f"at the threshold of the areas there, {metrics['area_threshold']:.2f}"] = "area_threshold_"
     rows |= {
         "all pixels marked": "all_ones_",
         f"centred disc, {metrics['disc_area']:.0%} of the image": "disc_",

@@ -121,7 +121,33 @@ def test_scores_of_a_negative_image_by_hand() -> None:
 
 
 def test_without_truth_there_is_the_area_alone() -> None:
-    assert score_image("a.png", 1, 0.7, levels("99", "11"), None) == ImageScores("a.png", 1, 0.7, area_predicted=0.5)
+    """Of .9 and .1, half the pixels each, all reach the thresholds up to .1, half of them those up to .9."""
+    scores = score_image("a.png", 1, 0.7, levels("99", "11"), None, area=0.6)
+    areas = (1.0,) * 10 + (0.5,) * 80 + (0.0,) * 9
+    expected = ImageScores("a.png", 1, 0.7, area_predicted=0.5, area_by_threshold=areas, area_stated=0.6)
+    assert scores == expected
+
+
+def test_recall_at_the_border_and_inside() -> None:
+    """Of 20 x 30 pixels the outer 7 % are a row and two columns: a row marked but for one corner, and one pixel in."""
+    truth = np.zeros((20, 30), bool)
+    truth[0], truth[1, 2], truth[1, 27] = True, True, True
+    probability = truth.astype(float)
+    probability[0, 0] = probability[1, 27] = 0
+    scores = score_image("a", 1, 0.9, probability, truth)
+    assert (scores.border_recall, scores.inner_recall) == (pytest.approx(29 / 30), 0.5)
+    nothing_there = score_image("a", 1, 0.9, probability, truth & False)
+    assert (nothing_there.border_recall, nothing_there.inner_recall) == (None, None)
+
+
+def test_pixel_threshold_by_areas_by_hand() -> None:
+    stated = score_image("p", 1, 0.9, levels("84", "11"), None, area=0.25)
+    also = score_image("q", 1, 0.8, levels("88", "11"), None, area=0.5)
+    unknown = score_image("r", 1, 0.7, levels("99", "99"), None)
+    negative = score_image("n", 0, 0.1, levels("66", "66"), None)
+    # right in both from .41 to .8, whose middle is .61
+    assert choose_thresholds([stated, also, unknown, negative]).areas == pytest.approx(0.61)
+    assert choose_thresholds([unknown, negative]).areas is None
 
 
 @pytest.mark.parametrize("truth", ["random", "empty", "full"])
@@ -180,6 +206,7 @@ def test_summary_of_four_images_by_hand() -> None:
         "f_mean": (5 / 6 + 8 / 17) / 2,
         "dice_pos": 5 / 6,
         "iou_pos": 3 / 4,
+        "inner_recall": 1.0,  # 7 % of three pixels is none
         "best_threshold": 0.6,  # where .55 is negative: F = 1, 1; 1, 0
         "best_threshold_f_pos": 1.0,
         "best_threshold_f_neg": 1 / 2,
