@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,9 +32,9 @@ class PyramidNet(MapNetwork):
     Encoder and feature pyramid: each level is brought to so many channels, added to the coarser one upsampled, and
     smoothed by a 3x3 convolution; the finest gives the map.
 
-    Nothing in it depends on the other images of a batch, nor on an image as a whole: the encoder's batch normalisation
-    keeps its statistics, in training too, and the pyramid has none. So a step gathered from micro-batches is that of
-    the whole batch, and a slide's tiles have the map of the whole slide.
+    Nothing in it depends on the other images of a batch, nor on an image as a whole: the statistics of the encoder's
+    batch normalisation are taken from training images once, see `calibrate`, and stay; the pyramid has none. So a step
+    gathered from micro-batches is that of the whole batch, and a slide's tiles have the map of the whole slide.
 
     The image is continued by its mirror image at its borders. Zeros there tell a network where the border is, and it
     learns to put into a frame around each image what its area says is not cancer.
@@ -56,7 +58,7 @@ class PyramidNet(MapNetwork):
         encoder: str = "tf_efficientnet_lite0",
         levels: int = 4,
         channels: int = 48,
-        border: int = 32,
+        border: int = 16,
         deep_supervision: bool = False,
         pretrained: str = "random",
         method: str = "",
@@ -79,6 +81,7 @@ class PyramidNet(MapNetwork):
             factor, offset = factor.mean().expand(in_channels), offset.mean().expand(in_channels)
         self.register_buffer("factor", factor.reshape(1, -1, 1, 1).clone(), persistent=False)
         self.register_buffer("offset", offset.reshape(1, -1, 1, 1).clone(), persistent=False)
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.uint8))
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in features.feature_info.channels())
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in self.lateral)
         self.heads = nn.ModuleList(nn.Conv2d(channels, 1, 1) for _ in (self.lateral if deep_supervision else [0]))
@@ -90,8 +93,34 @@ class PyramidNet(MapNetwork):
             nn.init.zeros_(head.bias)
         self.fusion_logits = nn.Parameter(torch.zeros(len(self.heads)), requires_grad=deep_supervision)
 
+    @torch.jit.unused
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[torch.Tensor]) -> None:
+        """
+        Take the statistics of the encoder's normalisation from images, unless that has been done.
+
+        ImageNet's are those of photographs: a stained section has other colours, less contrast and more texture.
+
+        Args:
+            batches: of images (B, in_channels, H, W), as `maps` takes them.
+        """
+        if self.calibrated:
+            return
+        layers = [m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean of all batches
+            layer.train()
+        for batch in batches:
+            self.maps(batch)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
+        self.calibrated.fill_(1)
+
     def train(self, mode: bool = True) -> PyramidNet:
-        """Training mode, but for the encoder's normalisation: its statistics are ImageNet's, and stay."""
+        """Training mode, but for the encoder's normalisation, whose statistics stay."""
         super().train(mode)
         for module in self.encoder.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,8 @@ class AccumulatingTrainer(SupervisedTrainer):
     much of itself at each (Tarvainen and Valpola, NeurIPS 2017). Its map (B, 1, H, W) of the same images is the
     ``ranking`` that such a loss is given whenever it ``needs_ranking``.
 
+    A network that can ``calibrate`` itself on training images does so before the first step.
+
     Leaves in ``state.output`` an item for each image, as MONAI does when it decollates: ``image``, ``label``, ``pred``,
     its own ``image_loss``, and ``loss``, the mean of the batch. ``state.mean_loss`` is that mean; of many processes
     that over the last step's images in all of them.
@@ -118,9 +120,19 @@ class AccumulatingTrainer(SupervisedTrainer):
         self.add_event_handler(Events.STARTED, self._begin)
 
     def _begin(self, engine: SupervisedTrainer) -> None:
+        if hasattr(self.network, "calibrate"):
+            self.network.calibrate(self._samples())
         send_weights(self.network)
         if self.teacher is not None and self.teacher.n_averaged == 0:
             self.teacher.update_parameters(self.network)
+
+    def _samples(self, images: int = 96, batch_size: int = 16) -> Iterator[torch.Tensor]:
+        """Batches of so many training images at most, from all over the list."""
+        dataset = self.data_loader.dataset
+        chosen = range(0, len(dataset), max(1, len(dataset) // images))[:images]
+        for start in range(0, len(chosen), batch_size):
+            some = [_plain(dataset[i][CommonKeys.IMAGE]) for i in chosen[start : start + batch_size]]
+            yield torch.stack(some).to(self.state.device)
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
         index = (self.state.iteration - 1) % self.state.epoch_length
