@@ -128,7 +128,7 @@ NEW_KEYS = {
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating", "evaluator", "handlers", "left_out"},
     "keep_aspect": {"longest"},
     "dcan": {"contour"},
-    "encoder": {"encoder", "encoder_learning_rate"},
+    "recommended": {"encoder", "encoder_learning_rate", "steps", "warm_up"},
     "multi_gpu_train": {"finalize"},
     "multi_gpu_evaluate": {"finalize", "calibrate"},
     "slides": {"mpp", "slide_mpp", "tissue", "tile_size", "tile_margin", "class_name", "class_colour", "slides"}

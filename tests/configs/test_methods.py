@@ -89,7 +89,7 @@ COMPARED = {
     "dcan": {},
     "vgg_supervised": {},
     "cam": {},
-    "encoder": {"encoder": "resnet10t"},
+    "recommended": {"encoder": "resnet10t", "max_epochs": 2},  # one of warm-up, one of ranked labels
     "mil_boosting": {"patch_size": 16, "max_epochs": 2},
 }
 
