@@ -75,7 +75,7 @@ def assemble(folder: str | PathLike) -> list[Path]:
         except OSError as error:
             raise InputError(f"The bundle can't be copied to '{folder}' ({error.strerror}).") from error
         if problems:
-            raise InputError("The bundle is not fit for the model zoo:\n  - " + "\n  - ".join(problems))
+            raise InputError("The bundle is not ready for the model zoo:\n  - " + "\n  - ".join(problems))
     return files
 
 
@@ -119,7 +119,7 @@ def find_problems(folder: str | PathLike) -> list[str]:
             problems.append(f"{name} is larger than 25 MB; upload it elsewhere, and link to it in large_files.yml")
         found = PERSONAL_PATH.search(path.read_text(encoding="utf-8")) if path.suffix in TEXTS else None
         if found:
-            problems.append(f"{name} has a path of somebody's machine, '{found[0]}'; make it relative")
+            problems.append(f"{name} has a path of somebody's computer, '{found[0]}'; make it relative")
     return [*problems, *_metadata_problems(folder), *_model_problems(folder / "models" / "model.pt")]
 
 

@@ -78,7 +78,7 @@ def test_a_training_goes_on_when_there_is_room_again(configs, demo_run, disk, tm
     resize("100m")
     done = run("training", files, **settings)
     assert done.returncode == 0, done.stderr
-    assert "Going on after epoch 1 of 2" in done.stderr + done.stdout
+    assert "Continuing after epoch 1 of 2" in done.stderr + done.stdout
     whole = run("training", files, **settings | {"ckpt_dir": tmp_path / "whole", "output_dir": tmp_path / "whole"})
     assert whole.returncode == 0, whole.stderr
     states = [torch.load(place / "model.pt", weights_only=True) for place in (folder, tmp_path / "whole")]

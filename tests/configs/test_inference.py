@@ -148,7 +148,7 @@ def test_images_that_change_during_inference_are_named_and_the_others_are_done(
         infer(configs, red_detector, folder, tmp_path / "out", spatial_size=[40, 40])
     headline, *problems = str(input_error_of(caught.value)).split("\n  - ")
     assert headline.startswith("3 problems in the images; all others are done")
-    assert "too long a name" in problems[0]
+    assert "bytes too long for its results" in problems[0]
     assert [problem.split("'")[1] for problem in problems[1:]] == [
         str(folder / name) for name in ("a deleted.png", "b cut.png")
     ]

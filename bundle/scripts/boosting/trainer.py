@@ -107,7 +107,7 @@ class BoostingTrainer(Trainer):
         if negative_patches != "all" and not _is_count(negative_patches, 1):
             raise InputError(f"negative_patches must be 'all' or a whole number above 0, got {negative_patches!r}.")
         if process_count() > 1:
-            raise InputError("MIL-Boosting trains in one process, on all of its cores; leave the multi_gpu config out.")
+            raise InputError("MIL-Boosting trains in one process, using all cores; leave the multi_gpu config out.")
         import_lightgbm()
         super().__init__(
             device=device,

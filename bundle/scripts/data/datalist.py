@@ -96,7 +96,7 @@ def load_datalist(
             doubtful += doubts
             labels[split].append(label)
     if doubtful:
-        logger.warning(f"Areas that their masks contradict: {first_names(doubtful)}; the areas are what counts.")
+        logger.warning(f"Areas that their masks contradict: {first_names(doubtful)}; the areas are used.")
     for split, items in datalist.items():
         problems += _contradictions(split, items, labels[split], path.parent)
     problems += [problem for split, found in labels.items() for problem in class_problems(split, set(found))]
@@ -263,7 +263,7 @@ def _unknown_keys(content: dict, splits: dict[str, list], known: Sequence[str]) 
     problems += _unused_lists(content, splits)
     if notes:
         named = first_names([f"'{key}' (first in {where})" for key, where in notes.items()])
-        logger.warning(f"Keys that mean nothing here, of {', '.join(known)}: {named}.")
+        logger.warning(f"Keys without a meaning here, of {', '.join(known)}: {named}.")
     return problems
 
 
@@ -353,8 +353,8 @@ def file_problem(path: str | PathLike) -> str | None:
     except OSError as error:
         return f"can't be read ({error.strerror})"
     except ValueError as error:  # a null byte, or half a character
-        return f"is no name of a file ({first_line(error)})"
-    return "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+        return f"is not a valid file name ({first_line(error)})"
+    return "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
 
 
 def _check_item(where: str, item: object) -> tuple[list[str], bool | None, list[str]]:

@@ -151,7 +151,7 @@ class EvaluationReport(ScoreCollector):
         gathered = gather(self.scores)
         scores = [s for s in gathered if s is not None]
         if {s.label for s in scores} != {0, 1}:
-            raise InputError(f"The split '{self.split}' can't be scored: of one class, no image could be used.")
+            raise InputError(f"The split '{self.split}' can't be scored: no image of one of the classes could be used.")
         metrics = {"split": self.split, "images": len(scores)}
         metrics |= summarise(scores, self._thresholds())
         written: list[Path] = []

@@ -137,13 +137,13 @@ def _study(options: argparse.Namespace, settings: dict[str, Any]) -> Study:
             options.output_dir / "data" / "phantoms", counts=DEMO_COUNTS, size=settings["spatial_size"]
         ).parent
     if dataset_dir is None:
-        raise InputError("Name the folder of a dataset.json with --dataset_dir, or take phantoms with --demo.")
+        raise InputError("Name the folder of a dataset.json with --dataset_dir, or use phantoms with --demo.")
     base = load_base(dataset_dir, options.training, options.validation)
     masked = has_masks(base["training"]) and has_masks(base["validation"])
     methods = options.methods or defaults.get("methods") or [m for m in METHODS if masked or m not in SUPERVISED]
     check_methods([*methods, *options.cross_validated])
     if not has_masks(base["test"]):
-        raise InputError("Every positive image of the test needs a mask: experiments score the masks of methods.")
+        raise InputError("Every positive test image needs a mask: experiments score masks.")
     return Study(
         base,
         methods,
@@ -161,7 +161,7 @@ def _check(options: argparse.Namespace) -> tuple[int, int]:
     if options.shard:
         parts = options.shard.split("/")
         if len(parts) != 2 or not all(p.isdigit() for p in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
-            raise InputError(f"--shard must be as 1/4, the first of four; got '{options.shard}'.")
+            raise InputError(f"--shard must be like 1/4, the first of four; got '{options.shard}'.")
         shard = int(parts[0]) - 1, int(parts[1])
     for name, least in (("jobs", 1), ("folds", 2), ("training", 2), ("validation", 2)):
         value = getattr(options, name)

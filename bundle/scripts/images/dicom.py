@@ -229,7 +229,7 @@ def _one_volume(files: DicomFiles) -> list[Path]:
         return files.stacks[0] if files.stacks else files.pictures
     if files.stacks:
         raise ValueError(f"has {volumes} series{SEVERAL}")
-    raise ValueError(f"has {volumes} DICOM images that are no slices of one stack; name the file that is meant")
+    raise ValueError(f"has {volumes} DICOM images that are not slices of one stack; name the file that is meant")
 
 
 def _check_size(headers: Sequence[pydicom.Dataset]) -> None:
@@ -237,7 +237,7 @@ def _check_size(headers: Sequence[pydicom.Dataset]) -> None:
     for header in headers:
         what = _why_no_image(header)
         if what and what != "a localizer":
-            raise ValueError(f"is no DICOM image but {what}")
+            raise ValueError(f"is not a DICOM image but {what}")
         frames = int(header.get("NumberOfFrames", 1))
         if frames > 1:
             raise ValueError(f"has several frames in one file, {frames}; save each frame as a file of its own")
@@ -286,7 +286,7 @@ def _in_order(datasets: list[pydicom.Dataset]) -> list[pydicom.Dataset]:
     gaps = steps @ normal
     if gaps.min() <= 0 or np.ptp(gaps) > SPACING_TOLERANCE * np.median(gaps):
         raise ValueError(
-            f"has slices {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, twice there, or of "
+            f"has slices {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, duplicated, or of "
             "several stacks"
         )
     if np.ptp(steps, axis=0).max() > 2 * SPACING_TOLERANCE * np.median(gaps):

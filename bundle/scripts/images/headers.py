@@ -66,7 +66,7 @@ def read_nrrd_header(path: str | PathLike, most: int) -> dict[str, Any]:
             raise ValueError("has its values in another file (a detached header); save it as one file")
         others = [kind for kind in header.get("kinds", ()) if str(kind).lower() not in SPATIAL]
         if others:
-            raise ValueError(f"has an axis of the kind '{others[0]}', which is no direction; save one value a voxel")
+            raise ValueError(f"has an axis of the kind '{others[0]}', which is not a direction; save one value a voxel")
         refuse_larger(header["sizes"], most)
         if header.get("encoding") in DECOMPRESS:
             with DECOMPRESS[header["encoding"]](file) as stream:

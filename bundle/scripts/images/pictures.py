@@ -297,7 +297,7 @@ class _Look:
         self.extra = page.extrasamples[:1] or (2,)
         extra = page.samplesperpixel - self.colours
         if extra < 0 or page.dtype.kind not in "buif":
-            raise OSError(f"has {page.samplesperpixel} channels of type {page.dtype}, which are no picture")
+            raise OSError(f"has {page.samplesperpixel} channels of type {page.dtype}, which do not make a picture")
         if extra > 1 or (extra == 1 and self.extra[0] == UNSPECIFIED and self.colours == 1):
             raise OSError(f"has {page.samplesperpixel} channels; save grey or RGB, with or without alpha")
         inks = page.tags.valueof(INK_SET, 1), page.tags.valueof(NUMBER_OF_INKS, 4)
@@ -306,7 +306,7 @@ class _Look:
         if kind in ("MINISWHITE", "SEPARATED") and extra == 1 and self.extra[0] == PREMULTIPLIED:
             raise OSError(f"has {kind} multiplied by alpha, which programs read in two ways; save it as RGB")
         if kind == "MINISWHITE" and not self._has_range(page.dtype):
-            raise OSError(f"has {page.dtype} of which 0 is white, so that nobody knows what is black")
+            raise OSError(f"has {page.dtype} in which 0 is white, so that the value of black is unknown")
         self.has_alpha = extra == 1 and self.extra[0] != UNSPECIFIED
         self.palette = None if kind != "PALETTE" else _palette(page)
 

@@ -51,7 +51,7 @@ def reader_of(path: str | PathLike) -> ImageReader:
         ValueError: for NIfTI and NRRD that `open_nifti` and `read_nrrd_header` refuse, or of more than `MAX_PIXELS`.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError("is no regular file")
+        raise OSError("is not a regular file")
     name = Path(path).name.lower()
     if name.endswith((".nii", ".nii.gz")):
         refuse_larger(open_nifti(path).shape, MAX_PIXELS)

@@ -64,7 +64,7 @@ def find_images(folder: Path, only: Path | None = None) -> list[str]:
         InputError: when there is none, or the list is none.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder '{folder}'; give the one that the images are in.")
+        raise InputError(f"There is no folder '{folder}'; give the one with the images.")
     root = folder.resolve()
     files = (p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in SUFFIXES and p.is_file())
     images = [p.relative_to(folder).as_posix() for p in files if p.resolve().is_relative_to(root)]
@@ -111,7 +111,7 @@ def groups_of(images: list[str], pattern: str | None) -> dict[str, str]:
 
 def journal_path(folder: Path, annotator: str | None) -> Path:
     if annotator and not re.fullmatch(r"[\w-]+", annotator):
-        raise InputError(f"--annotator must be of letters, digits, - and _; got '{annotator}'.")
+        raise InputError(f"--annotator must consist of letters, digits, - and _; got '{annotator}'.")
     return folder / (f"labels-{annotator}.jsonl" if annotator else "labels.jsonl")
 
 
@@ -144,7 +144,7 @@ def run_page(arguments: argparse.Namespace) -> None:
             local.bind(("127.0.0.1", arguments.port))
         except OSError as error:
             raise InputError(
-                f"Port {arguments.port} can't be had ({error.strerror}); give another by --port."
+                f"Port {arguments.port} can't be used ({error.strerror}); give another with --port."
             ) from error
         local.listen()  # so that whoever opens the address while the server starts waits, and is not refused
         address = f"http://127.0.0.1:{local.getsockname()[1]}/{token}/"
@@ -208,7 +208,7 @@ def run_merge_masks(arguments: argparse.Namespace) -> None:
     count = len(names) - len(failed)
     print(f"{count} masks merged, {len(undecided)} with regions to decide: {', '.join(undecided) or 'none'}")
     if failed:
-        raise InputError(f"These masks can't be merged, all others are: {', '.join(failed)}.")
+        raise InputError(f"These masks can't be merged (all others are): {', '.join(failed)}.")
 
 
 def _merged_paths(output: Path, name: str) -> tuple[Path, Path]:
@@ -223,7 +223,7 @@ def _mask_names(arguments: argparse.Namespace) -> list[str]:
             raise InputError(f"There is no folder '{folder}' of masks.")
     names = sorted(p.name for p in arguments.first.iterdir() if p.suffix[1:].lower() in SUFFIXES and p.is_file())
     if not names:
-        raise InputError(f"No masks are in '{arguments.first}'; both folders need masks of the same names.")
+        raise InputError(f"There are no masks in '{arguments.first}'; both folders need masks of the same names.")
     missing = [name for name in names if not (arguments.second / name).is_file()]
     if missing:
         raise InputError(
@@ -235,7 +235,7 @@ def _mask_names(arguments: argparse.Namespace) -> list[str]:
             if path in writers:
                 raise InputError(f"'{writers[path]}' and '{name}' would both be merged into '{path}'; rename one.")
             if os.path.lexists(path):
-                raise InputError(f"'{path}' is there, and may have been drawn; give a folder OUTPUT without masks.")
+                raise InputError(f"'{path}' exists, and may have been drawn by hand; give an OUTPUT without masks.")
             writers[path] = name
     return names
 

@@ -126,7 +126,7 @@ class Journal:
         """Take in what the file holds beyond what was read."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < self._size:
-            raise InputError(f"'{self.path}' has lost answers since it was read; put it back, or start again.")
+            raise InputError(f"'{self.path}' has lost answers since it was read; restore it, or start again.")
         if size == self._size:
             return
         with self.path.open("rb") as file:
@@ -172,7 +172,7 @@ class Journal:
 def read_answers(path: str | PathLike) -> dict[str, Answer]:
     """The answers of a journal. Raises InputError when there is no such file, or it is no journal."""
     if not Path(path).is_file():
-        raise InputError(f"There are no answers '{path}'; label with this name first, or give another.")
+        raise InputError(f"There is no file of answers '{path}'; label under this name first, or give another.")
     return Journal(path).answers
 
 

@@ -118,7 +118,7 @@ def make_app(
         try:
             return saved()
         except Exception as error:  # whatever it is, the answer has been saved
-            logger.warning(f"The answer is saved in '{journal.path}', and nothing else ({first_line(error)}).")
+            logger.warning(f"The answer is saved in '{journal.path}', and nowhere else ({first_line(error)}).")
             return f"Saved in {journal.path.name}, and nowhere else ({first_line(error)})."
 
     @app.get(f"/{token}/", response_class=HTMLResponse)

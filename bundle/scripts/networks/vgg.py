@@ -145,6 +145,6 @@ def _imagenet_weights() -> dict[str, torch.Tensor]:
     except Exception as error:  # of the network, the disk, the hash, or a damaged file in the cache
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise InputError(
-            f"Torchvision's ImageNet weights of VGG16 could not be had ({error}): either put {weights.url} "
+            f"Torchvision's ImageNet weights of VGG16 could not be downloaded ({error}): either put {weights.url} "
             f"into '{cache}', or give a file of VGG16 weights by --pretrained PATH (or start from --pretrained random)."
         ) from error

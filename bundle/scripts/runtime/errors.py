@@ -64,7 +64,7 @@ def lack_of(error: BaseException | None) -> str | None:
         if is_out_of_memory(error):
             return (
                 f"There is not enough memory ({first_line(error)}). Give a smaller --spatial_size (of slides: "
-                "--tile_size), --cache_rate 0 in training, or another --device, and see that nothing else uses it."
+                "--tile_size), --cache_rate 0 in training, or another --device, and check that nothing else uses it."
             )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _no_room(error.filename)

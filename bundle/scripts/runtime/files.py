@@ -91,11 +91,11 @@ def result_name(path: str | PathLike, name: str | None = None) -> str:
         name = whole if Path(path).is_dir() else Path(whole).stem
     surplus = len(os.fsencode(name)) + LONGEST_ENDING - LONGEST_NAME
     if not name.strip("."):
-        raise InputError(f"'{path}' leaves its results without a name; rename it.")
+        raise InputError(f"'{path}' gives its results no name; rename it.")
     if name.startswith("."):
-        raise InputError(f"'{path}' begins with a dot, and so would its results, which hides them; rename it.")
+        raise InputError(f"'{path}' begins with a dot, so its results would be hidden; rename it.")
     if surplus > 0:
-        raise InputError(f"'{path}' has too long a name for those of its results, by {surplus} bytes; shorten it.")
+        raise InputError(f"The name of '{path}' is {surplus} bytes too long for its results; shorten it.")
     return name
 
 
@@ -173,7 +173,7 @@ def new_folder(folder: str | PathLike) -> Iterator[Path]:
             held.callback(shutil.rmtree, temporary, ignore_errors=True)
             held.enter_context(_locked(temporary))
         except OSError as error:
-            raise InputError(f"'{folder}' can't be made ({error.strerror}); name another folder.") from error
+            raise InputError(f"'{folder}' can't be created ({error.strerror}); name another folder.") from error
         yield temporary
         temporary.rename(folder)
 
@@ -246,7 +246,7 @@ def claim(folders: Sequence[str | PathLike], run: str) -> None:
             ) from None
         except OSError as error:  # some network file systems have no locks
             file.close()
-            logger.warning(f"'{folder}' can't be locked ({error.strerror}): start no second {run} there.")
+            logger.warning(f"'{folder}' can't be locked ({error.strerror}): do not start a second {run} there.")
             continue
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

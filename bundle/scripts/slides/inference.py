@@ -147,12 +147,12 @@ class SlideInference:
         amp: bool = False,
     ) -> None:
         if superpixels:
-            raise InputError("Superpixels are not for whole slides; leave superpixels.json out, or cut out pictures.")
+            raise InputError("Superpixels are not supported on whole slides; leave superpixels.json out.")
         for name, value in (("mpp", mpp), ("slide_mpp", 1.0 if slide_mpp is None else slide_mpp)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
                 raise InputError(f"{name} must be micrometres per pixel, above 0; got {value!r}.")
         if not isinstance(tile_size, int) or tile_size % 16:
-            raise InputError(f"tile_size must be a multiple of 16, as TIFF wants it; got {tile_size!r}.")
+            raise InputError(f"tile_size must be a multiple of 16, as TIFF requires; got {tile_size!r}.")
         self.slides, self.left_out, self.output_dir = dict(slides), list(left_out), Path(output_dir)
         self.network, self.loader = network, loader
         self.mpp, self.slide_mpp, self.tissue = float(mpp), slide_mpp, str(tissue)

@@ -77,7 +77,7 @@ def list_slides(slides: str | PathLike | Sequence[str]) -> SlideList:
             except (InputError, OSError) as error:
                 found.left_out.append(str(error))
     if not found and found.left_out:
-        raise InputError("\n  - ".join(["There is no slide that can be used:", *found.left_out]))
+        raise InputError("\n  - ".join(["No slide can be used:", *found.left_out]))
     if not found:
         known = ", ".join(TAKEN)
         raise InputError(

@@ -125,7 +125,7 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | No
         outside = sum(not _is_on(polygon, view) for polygon in polygons)
         left_out += Counter({"polygon outside the slide": outside} if outside else {})
         if left_out:
-            logger.warning(f"Of '{path}' is left out: {', '.join(f'{n} x {what}' for what, n in left_out.items())}.")
+            logger.warning(f"Left out of '{path}': {', '.join(f'{n} x {what}' for what, n in left_out.items())}.")
         crossing = sum(not polygon.is_valid for polygon in polygons)
         if crossing:
             logger.warning(
@@ -171,7 +171,7 @@ def _refuse_other_shape(path: Path, size: tuple[int, int], view: SlideView) -> N
             return
     raise InputError(
         f"The tissue mask '{path}' has {width}x{height} pixels, the slide {view.slide.width}x{view.slide.height}, "
-        "which is another shape; make it of the whole slide."
+        "which is another shape; make a mask of the whole slide."
     )
 
 
@@ -221,7 +221,7 @@ def _polygon(geometry: Any) -> Polygon | None:
     polygon = shape(geometry)
     coordinates = get_coordinates(polygon)
     if not np.isfinite(coordinates).all():
-        raise ValueError("a coordinate is no number")
+        raise ValueError("a coordinate is not a number")
     if np.abs(coordinates).max(initial=0) > FARTHEST:
         raise ValueError(f"a coordinate has more than {FARTHEST:g} pixels")
     return None if polygon.is_empty else polygon

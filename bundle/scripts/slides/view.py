@@ -74,7 +74,7 @@ class Slide:
     def __init__(self, path: str | Path, mpp: float | None = None) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_file():  # OpenSlide would wait for what is written into a pipe
-            raise InputError(f"'{path}' is no regular file.")
+            raise InputError(f"'{path}' is not a regular file.")
         try:
             self.file = openslide.OpenSlide(str(path))
         except (openslide.OpenSlideError, OSError) as error:
@@ -262,7 +262,7 @@ def _resolution(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[f
     power = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
     low, high = PLAUSIBLE_CAMERA
     if power is not None and math.isfinite(power) and power > 0 and not low <= x * power <= high:
-        raise ValueError(f"{said}, which does not go with its objective's power of {power:g}")
+        raise ValueError(f"{said}, which contradicts its objective's power of {power:g}")
     return x, y
 
 
@@ -290,7 +290,7 @@ def _ome_sizes(description: str, size: tuple[int, int]) -> tuple[float, float] |
                 said = " x ".join(
                     f"{size} {name}" if size else "nothing" for size, name in zip(given, names, strict=True)
                 )
-                raise ValueError(f"says in its OME-XML that its pixels are {said}, which is no width and height")
+                raise ValueError(f"says in its OME-XML that its pixels are {said}, which is not a width and a height")
     return None
 
 

@@ -96,7 +96,7 @@ def check_settings(
             problems.append(f"{name} must be a list of {stages} numbers, one for each of the stages; got {value!r}")
     for name, path in folders.items():
         if is_rewritten(path):
-            problems.append(f"{name} '{path}' has '::', which MONAI's parser makes of '#'; name a folder without '#'")
+            problems.append(f"{name} '{path}' has '::', which MONAI's parser makes from '#'; name a folder without '#'")
             continue
         why = _why_not_writable(path)
         if why:

@@ -116,8 +116,8 @@ class TrainingState:
             if not found["complete"]:
                 raise InputError(
                     f"The training in '{self.folder}' was started with other settings: {'; '.join(changes)}. Give the "
-                    "same ones to go on, --resume changed to go on with the new ones, --resume False to train anew "
-                    "(which replaces the checkpoints), or another folder."
+                    "same ones to continue, --resume changed to continue with the new ones, --resume False to train "
+                    "anew (which replaces the checkpoints), or another folder."
                 )
             logger.warning(f"A complete training in '{self.folder}' is replaced: {'; '.join(changes)}.")
             found = None
@@ -166,11 +166,11 @@ class TrainingState:
                 damaged.append(f"'{path}' ({first_line(error)})")
         if damaged and not states:
             raise InputError(
-                f"The training can't go on: {' and '.join(damaged)} can't be read; train anew with --resume False."
+                f"The training can't be resumed: {' and '.join(damaged)} can't be read; train anew with --resume False."
             )
         newest = max(states, key=lambda content: content["epoch"], default=None)
         if damaged:
-            logger.warning(f"{damaged[0]} can't be read; going on from epoch {newest['epoch']} instead.")
+            logger.warning(f"{damaged[0]} can't be read; continuing from epoch {newest['epoch']} instead.")
         return newest
 
     def _restore(self, content: dict, new_options: bool) -> None:
@@ -180,7 +180,7 @@ class TrainingState:
             trainer.network.load_state_dict(content["model"])
             trainer.optimizer.load_state_dict(content["optimizer"])
         except InputError as error:
-            raise InputError(f"The training in '{self.folder}' can't go on: {error}") from error
+            raise InputError(f"The training in '{self.folder}' can't be resumed: {error}") from error
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"The training in '{self.folder}' is of another network ({first_line(error)}); "
@@ -206,7 +206,7 @@ class TrainingState:
                 f"--max_epochs {2 * epoch} trains longer, --resume False anew."
             )
         else:
-            logger.warning(f"Going on after epoch {epoch} of {trainer.state.max_epochs}, from '{self.folder}'.")
+            logger.warning(f"Continuing after epoch {epoch} of {trainer.state.max_epochs}, from '{self.folder}'.")
 
     def _parts(self) -> dict[str, Any]:
         """What a trainer may have beside network and optimiser, and has."""

@@ -211,11 +211,11 @@ class AccumulatingTrainer(SupervisedTrainer):
         if count == 1:
             raise InputError(
                 f"A single image of {size} pixels does not fit into the memory of {image.device} in training; give a "
-                "smaller --spatial_size, --amp True, or another --device, and see that nothing else uses it."
+                "smaller --spatial_size, --amp True, or another --device, and check that nothing else uses it."
             )
         self._fitting = count // 2
         logger.warning(
-            f"{count} images of {size} pixels do not fit into the memory of {image.device}: going on with "
+            f"{count} images of {size} pixels do not fit into the memory of {image.device}: continuing with "
             f"{self._fitting} at once; the steps stay the same (--micro_batch_size {self._fitting} saves the attempt)."
         )
         if image.is_cuda:

@@ -176,7 +176,7 @@ def read_volume(path: str | PathLike) -> Volume:
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
     array, geometry = _reader(path)(path)
     if array.dtype.kind not in "biuf":
         raise ValueError("has complex numbers for voxels; save one value a voxel")
@@ -198,7 +198,7 @@ def _reader(path: Path) -> Any:
         return _read_nrrd
     if path.is_dir() or is_dicom(path):
         return _read_dicom
-    raise ValueError(f"is no volume: neither {', '.join(SUFFIXES)} nor DICOM")
+    raise ValueError(f"is not a volume: neither {', '.join(SUFFIXES)} nor DICOM")
 
 
 def _volume_shape(sizes: Sequence[int]) -> tuple[int, int, int]:

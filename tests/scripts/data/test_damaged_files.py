@@ -200,8 +200,8 @@ def test_nobody_waits_for_what_is_written_into_a_pipe(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WAITS, str(tmp_path)]
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=100, check=False)
     for name in names:
-        assert len(re.findall(rf"^{name} .*is no regular file", done.stdout, re.M)) == 3
-        assert len(re.findall(rf"^  - .*{name}'.* is no regular file", done.stderr, re.M)) == 2  # image and mask
+        assert len(re.findall(rf"^{name} .*is not a regular file", done.stdout, re.M)) == 3
+        assert len(re.findall(rf"^  - .*{name}'.* is not a regular file", done.stderr, re.M)) == 2  # image and mask
 
 
 def test_an_eps_starts_no_program(tmp_path: Path, monkeypatch) -> None:

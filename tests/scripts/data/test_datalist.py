@@ -418,8 +418,8 @@ def test_a_list_that_is_not_used_is_named(folder: Path, caplog, key: str, named:
     [
         ({"label": "cancer"}, "label is 'cancer', must be 0 or 1 (or the path of a mask)"),
         ({"image": "images\\a.png"}, "there is no such file; write '/' for '\\'"),
-        ({"image": "a\0b.png"}, "is no name of a file (embedded null byte)"),
-        ({"image": "images/\ud800.png"}, "is no name of a file ('utf-8' codec can't encode character"),
+        ({"image": "a\0b.png"}, "is not a valid file name (embedded null byte)"),
+        ({"image": "images/\ud800.png"}, "is not a valid file name ('utf-8' codec can't encode character"),
         ({"image": "n" * 300 + ".png"}, "can't be read (File name too long)"),
         ({"mask": "n" * 300 + ".png"}, "can't be read (File name too long)"),
         ({"area": 10**3000}, "area is 10000"),

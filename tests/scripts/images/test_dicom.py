@@ -119,7 +119,7 @@ def test_a_folder_of_reports_is_no_volume(tmp_path, caplog):
     assert "reports" in caplog.text
     with pytest.raises(ValueError, match="has no DICOM image"):
         read_volume(tmp_path / "reports")
-    with pytest.raises(ValueError, match="is no DICOM image but Basic Text SR"):
+    with pytest.raises(ValueError, match="is not a DICOM image but Basic Text SR"):
         read_volume(tmp_path / "reports" / "a.dcm")
 
 
@@ -240,7 +240,7 @@ def test_images_without_a_place_stand_alone(tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.dcm", SLICES[..., 0])
     assert listed(tmp_path) == ["a.dcm", "b.dcm"]
-    with pytest.raises(ValueError, match="has 2 DICOM images that are no slices of one stack"):
+    with pytest.raises(ValueError, match="has 2 DICOM images that are not slices of one stack"):
         read_volume(tmp_path)
 
 

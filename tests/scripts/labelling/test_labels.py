@@ -315,7 +315,7 @@ def test_merging_masks_goes_on_after_a_damaged_one(run, tmp_path):
             draw(tmp_path / folder / name, agreed)
     (tmp_path / "second" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     done = run("merge_masks", tmp_path / "first", tmp_path / "second", tmp_path / "merged")
-    assert done.startswith("error: These masks can't be merged, all others are: 'b.png' (")
+    assert done.startswith("error: These masks can't be merged (all others are): 'b.png' (")
     assert sorted(p.name for p in (tmp_path / "merged").iterdir()) == ["a.png", "c.png"]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "merged" / "a.png")) > 0, agreed)
 
@@ -338,7 +338,7 @@ def test_merging_masks_replaces_no_mask(run, tmp_path, output, drawn, names):
     draw(tmp_path / "merged" / drawn, rectangle((0, 3), (0, 3)))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     done = run("merge_masks", tmp_path / "first", tmp_path / "second", tmp_path / output)
-    assert re.match(r"error: '.*' (would both be merged into|is there, and may have been drawn)", done)
+    assert re.match(r"error: '.*' (would both be merged into|exists, and may have been drawn by hand)", done)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

@@ -170,7 +170,7 @@ def test_one_of_an_overlay_that_is_not_given_is_refused_and_so_is_one_in_an_args
 
 def test_a_path_that_only_the_parser_has_seen_is_refused_where_it_was_rewritten(monkeypatch, tmp_path: Path) -> None:
     """That of an overlay, or of a program: 'case #7' has become 'case ::7'."""
-    with pytest.raises(InputError, match=r"output_dir '.*case ::7' has '::', which MONAI's parser makes of '#'"):
+    with pytest.raises(InputError, match=r"output_dir '.*case ::7' has '::', which MONAI's parser makes from '#'"):
         check_settings([8, 8], {"output_dir": tmp_path / "case ::7"})
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "x", "--output_dir", "a::b"])

@@ -44,7 +44,7 @@ def test_a_name_that_results_cannot_have_costs_no_other_slide(tmp_path, name, ca
     (problem,) = found.left_out
     assert str(tmp_path / name) in problem
     assert problem in caplog.text
-    with pytest.raises(InputError, match="no slide that can be used"):
+    with pytest.raises(InputError, match="No slide can be used"):
         list_slides(tmp_path / name)
 
 

@@ -117,7 +117,7 @@ PARTLY_USABLE = {
     ),
     "nan": (
         collection({"type": "Polygon", "coordinates": [[[0, 0], [np.nan, 1], [1, 0], [0, 0]]]}, POLYGON),
-        "no number",
+        "not a number",
     ),
     "other": ([5, {"type": ["Polygon"]}, {"type": "Circle"}, "a", feature(POLYGON)], "4 x no geometry"),
 }

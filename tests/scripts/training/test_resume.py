@@ -192,7 +192,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, whole: Pat
     newest.write_bytes(newest.read_bytes()[:-100] if damage is None else damage)
     train(tmp_path)
     assert f"'{newest}' (" in caplog.text
-    assert "can't be read; going on from epoch 2" in caplog.text
+    assert "can't be read; continuing from epoch 2" in caplog.text
     assert_same_results(tmp_path, whole)
 
 
@@ -207,7 +207,7 @@ def test_one_changed_byte_in_a_state_is_noticed(tmp_path: Path, whole: Path, cap
     newest.write_bytes(content)
     assert torch.load(newest, weights_only=True)["epoch"] == 3
     train(tmp_path)
-    assert "have changed since they were written) can't be read; going on from epoch 2" in caplog.text
+    assert "have changed since they were written) can't be read; continuing from epoch 2" in caplog.text
     assert_same_results(tmp_path, whole)
 
 

@@ -262,8 +262,8 @@ def test_volumes_that_leave_no_name_to_their_results_are_left_out_and_others_are
     items = list_slices([str(path) for path in [*paths, folder / "missing.nii"]])
     assert {item["image"] for item in items} == {str(paths[0])}
     problems = [
-        "too long a name",
-        "leaves its results without a name",
+        "bytes too long for its results",
+        "gives its results no name",
         f"would have the same name as those of '{paths[0]}'",
         "begins with a dot",
         "there is no such file",
