@@ -59,7 +59,7 @@ class Method:
         self.parser.update({key: value for key, value in options.items() if key in self.parser.get()})
         self.get = self.parser.get_parsed_content
         if self.boosted:
-            self.parser.update({"booster#train_handlers": None})
+            self.parser.update({"engine#train_handlers": None})
         self.network, self.device = self.get("network"), self.get("device")
         if not self.boosted:
             self.loss, self.optimizer = self.get("loss"), self.get("optimizer")
@@ -69,7 +69,7 @@ class Method:
     def train(self) -> int:
         """One step; the number of images in it."""
         if self.boosted:
-            booster = self.get("booster")
+            booster = self.get("engine")
             booster.run()
             return len(booster.dataset)
         self.network.train()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,12 +104,32 @@ def test_inference_has_the_network_and_settings_of_training(configs):
     definition = {k: v for k, v in train["network_def"].items() if k != "pretrained"}
     assert inference["network_def"] == definition
     shared = set(train) & set(inference) - {"_desc_", "dataset_dir", "network_def", "pretrained", "run"}
-    assert {"spatial_size", "resize", "pad", "fusion_weights", "threshold", "pool", "image_mean", "image_std"} <= shared
+    assert {
+        "spatial_size",
+        "resize",
+        "normalize",
+        "fusion_weights",
+        "threshold",
+        "pool",
+        "image_mean",
+        "image_std",
+    } <= shared
     assert train["spatial_size"] == inference["spatial_size"]["default"]  # of a checkpoint that doesn't say
-    for key in shared - {"initialize", "spatial_size"}:
+    assert inference["load_image"].pop("picture") == "picture"  # which is drawn on
+    for key in shared - {"claim", "initialize", "spatial_size"}:
         assert train[key] == inference[key], key
-    steps = [step for step in inference["preprocessing"]["transforms"] if step != "@copy_picture"]
-    assert steps == train["load_transforms"][1:]
+    assert inference["preprocessing"]["transforms"] == train["load_transforms"][1:]
+
+
+def test_the_training_reads_from_top_to_bottom(configs):
+    """In a screen or three: no step by its number, no lambda, and a condition for the device alone."""
+    text = (configs / "train.json").read_text()
+    assert len(text.encode()) <= 11_000
+    assert re.findall(r"[#%]\w*#\d", text) == []
+    assert "lambda" not in text
+    assert [line for line in text.splitlines() if " if " in line and '"_desc_"' not in line] == [
+        line for line in text.splitlines() if line.startswith('    "device"')
+    ]
 
 
 def config_files(configs):
@@ -127,18 +148,19 @@ NEW_KEYS = {
     "demo": {"demo_dir"},
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating", "evaluator", "handlers", "left_out"},
     "keep_aspect": {"longest"},
-    "dcan": {"contour"},
+    "dcan": {"contour", "momentum"},
     "recommended": {"encoder", "encoder_learning_rate", "steps", "warm_up"},
+    **{name: {"momentum"} for name in ("fcn32s", "fcn16s", "fcn8s")},
     "multi_gpu_train": {"finalize"},
     "multi_gpu_evaluate": {"finalize", "calibrate"},
     "slides": {"mpp", "slide_mpp", "tissue", "tile_size", "tile_margin", "class_name", "class_colour", "slides"}
     | {"loader"},
-    "slices": {"neighbours", "positive_labels", "intensity"},
+    "slices": {"neighbours", "positive_labels", "intensity", "slice_axis", "segment_label"},
     "mri": {"percentiles", "intensity"},
     "ct": {"window", "intensity"},
     "study_evaluation": {"map"},
     "inference_trt": {"trt_args"},
-    "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags", "booster"},
+    "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags"},
 }
 
 

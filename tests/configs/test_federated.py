@@ -36,8 +36,7 @@ PLAIN = {  # one step of plain gradient descent a round, so that averaging is ex
     "batch_size": "all",
     "micro_batch_size": 2,
     "learning_rate": LEARNING_RATE,
-    "optimizer": "@sgd",
-    "momentum": 0.0,
+    "optimizer": {"_target_": "torch.optim.SGD", "params": "@parameters"},
     "train#augmentation": [{"_target_": "SelectItemsd", "keys": ["image", "label"]}],
 }
 

@@ -20,6 +20,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, run
 from PIL import Image
+from scripts.monai_label.apply_overlays import apply_overlays
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """Those of the copy that MONAI Label gets."""
+    folder = tmp_path_factory.mktemp("apps") / "cdws_mil_segmentation"
+    apply_overlays(folder)
+    return folder / "configs"
 
 
 @pytest.fixture

@@ -103,7 +103,13 @@ def mini_batch(data, configs, tmp_path_factory) -> tuple[Path, Path]:
     one, three = (tmp_path_factory.mktemp(name) for name in ("one", "three"))
     jobs = {}
     for folder in (one, three):
-        options = options_of(data, folder, batch_size=2, learning_rate=0.01, optimizer="@sgd")
+        options = options_of(
+            data,
+            folder,
+            batch_size=2,
+            learning_rate=0.01,
+            optimizer={"_target_": "torch.optim.SGD", "params": "@parameters", "momentum": 0.9},
+        )
         jobs[folder] = [
             Run("training", ["dws"], options),
             Run("evaluating", ["dws", "evaluate"], options | {"split": "test"}),

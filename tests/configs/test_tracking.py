@@ -77,10 +77,10 @@ def test_hyper_parameters_are_in_tensorboard_with_the_best_metrics(tracked) -> N
     log = EventAccumulator(str(tracked)).Reload()
     content = log.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     logged = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert logged["learning_rate"].number_value == 0.0007
-    assert logged["constraint"].string_value == "two_sided"  # the demo's
-    assert logged["area_constraint"].number_value == 1  # PyTorch takes truth values for numbers
-    assert logged["side_area_weights"].string_value == "[2.5, 5.0, 10.0]"
+    assert logged["optimizer.2.lr"].number_value == 0.0007
+    assert logged["loss.constraint.kind"].string_value == "two_sided"  # the demo's
+    assert logged["loss.area_weights"].string_value == "[10.0, 2.5, 5.0, 10.0]"
+    assert logged["network.deep_supervision"].number_value == 1  # PyTorch takes truth values for numbers
     assert not [name for name in logged if name.startswith("_")]
     for name, best in (("f_mean", max), ("epoch_loss", min)):
         (event,) = log.Scalars(f"best/{name}")

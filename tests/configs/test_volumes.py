@@ -27,9 +27,9 @@ from monai.bundle import run
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from scripts.evaluation import evaluator
 from scripts.images.dicom import DicomReader
 from scripts.runtime.errors import InputError, input_error_of
-from scripts.training import trainer
 from scripts.volumes import datalist as slices
 from scripts.volumes.reading import read_volume
 from scripts.volumes.writing import VolumeWriter
@@ -434,7 +434,7 @@ def test_a_volume_that_cannot_be_mapped_or_written_undoes_no_other(configs, red_
     folder.mkdir()
     for name in "abcd":
         nib.save(nib.Nifti1Image(corner(), np.eye(4)), folder / f"{name}.nii")
-    checked = trainer.check_finite
+    checked = evaluator.check_finite
 
     def check(tensor, source):
         if source.endswith("b.nii"):
@@ -446,7 +446,7 @@ def test_a_volume_that_cannot_be_mapped_or_written_undoes_no_other(configs, red_
             raise ValueError("no paint is left")
         return np.zeros((4, 4, 3), np.uint8)
 
-    monkeypatch.setattr(trainer, "check_finite", check)
+    monkeypatch.setattr(evaluator, "check_finite", check)
     monkeypatch.setattr(VolumeWriter, "_picture", draw)
     with pytest.raises(RuntimeError) as caught:
         infer(configs, red_detector, folder, tmp_path / "out", spatial_size=[9, 12])

@@ -63,7 +63,8 @@ class Server:
         }
         apps = ["monailabel", "apps", "--download", "--name", "monaibundle", "--output", str(folder / "apps")]
         subprocess.run(apps, env=self.environment, check=True, capture_output=True)
-        shutil.copytree(BUNDLE, self.bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "runs"))
+        copy = [sys.executable, "-m", "scripts.monai_label.apply_overlays", str(self.bundle)]
+        subprocess.run(copy, cwd=BUNDLE, check=True, capture_output=True)
         shutil.copy(checkpoint, self.bundle / "models" / "model.pt")
         torch.save({"model": {}}, self.bundle / "models" / "last.pt")  # as training leaves one; not the best
         with socket.socket() as free:

@@ -58,6 +58,7 @@ class MILBoostNet(MapNetwork):
     ) -> None:
         super().__init__(["map"], method)
         self.features = PatchFeatures(patch_size, stride)
+        self.smallest_size = self.features.patch_size
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
         self.register_buffer("ensemble", torch.zeros(0, dtype=torch.uint8))

@@ -14,25 +14,22 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine
-from ignite.metrics import Metric
 from monai.data import Dataset
 from monai.engines.trainer import Trainer
-from monai.engines.utils import default_metric_cmp_fn
 from tqdm import tqdm
 
 from scripts.boosting.bags import losses_and_derivatives
 from scripts.boosting.ensemble import MILBoostNet, import_lightgbm
 from scripts.runtime.errors import InputError
 from scripts.runtime.processes import process_count
-from scripts.training.trainer import per_image
+from scripts.runtime.values import positive_number, whole_number
+from scripts.training.trainer import epoch_loss, per_image
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -58,7 +55,7 @@ class BoostingTrainer(Trainer):
     arXiv:1406.2572), at least 0.001; and no leaf steps further than 2 times the learning rate.
 
     Leaves the losses of the images after the round in ``state.output``, as `AccumulatingTrainer` does, and their mean
-    in ``state.mean_loss``. A second `run` adds to the trees of the first one.
+    in ``state.mean_loss``; it has the same key metric. A second `run` adds to the trees of the first one.
 
     Args:
         max_epochs: number of trees.
@@ -74,12 +71,14 @@ class BoostingTrainer(Trainer):
         negative_patches: number of patches that a negative image has at most, drawn at random; or ``"all"``. Their mean
             estimates that over all of them. Positive images keep all of theirs, since only a few may be positive.
         seed: of the drawing, and of LightGBM.
-        train_handlers, key_train_metric, metric_cmp_fn: see `monai.engines.SupervisedTrainer`.
+        train_handlers: see `monai.engines.SupervisedTrainer`.
 
     Raises:
         InputError: for a setting out of its range, in many processes, or when there is no LightGBM; and by `run`, when
             an image is smaller than a patch, or has no patch that counts.
     """
+
+    recorded = ("r", "negative_patches", "seed", "parameters")  # what a result depends on, see `record`
 
     def __init__(
         self,
@@ -95,26 +94,24 @@ class BoostingTrainer(Trainer):
         negative_patches: int | str = 2000,
         seed: int = 0,
         train_handlers: Sequence | None = None,
-        key_train_metric: dict[str, Metric] | None = None,
-        metric_cmp_fn: Callable = default_metric_cmp_fn,
     ) -> None:
-        for name, value in (("r", r), ("learning_rate", learning_rate)):
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
-                raise InputError(f"{name} must be a finite number above 0, got {value!r}.")
-        for name, value, least in (("num_leaves", num_leaves, 2), ("min_data_in_leaf", min_data_in_leaf, 1)):
-            if not _is_count(value, least):
-                raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-        if negative_patches != "all" and not _is_count(negative_patches, 1):
-            raise InputError(f"negative_patches must be 'all' or a whole number above 0, got {negative_patches!r}.")
+        whole_number("max_epochs", max_epochs)
+        positive_number("r", r)
+        positive_number("learning_rate", learning_rate)
+        whole_number("num_leaves", num_leaves, 2)
+        whole_number("min_data_in_leaf", min_data_in_leaf)
+        if negative_patches != "all":
+            whole_number("negative_patches", negative_patches, words="'all' or ")
         if process_count() > 1:
             raise InputError("MIL-Boosting trains in one process, using all cores; leave the multi_gpu config out.")
         import_lightgbm()
+        metric = epoch_loss()
         super().__init__(
             device=device,
             max_epochs=max_epochs,
             data_loader=range(1),
-            key_metric=key_train_metric,
-            metric_cmp_fn=metric_cmp_fn,
+            key_metric=metric["key_train_metric"],
+            metric_cmp_fn=metric["metric_cmp_fn"],
             handlers=train_handlers,
             decollate=False,
         )
@@ -284,7 +281,3 @@ def _name(image: torch.Tensor, index: int) -> str:
     """How to call an image in a message."""
     file = getattr(image, "meta", {}).get("filename_or_obj")
     return f"image {index} of the training set" if file is None else f"'{file}'"
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least

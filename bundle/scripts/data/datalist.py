@@ -37,6 +37,7 @@ from scripts.images.loading import load_image, load_mask
 from scripts.images.reading import room_for
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.processes import by_first_process
+from scripts.runtime.values import truth_value
 
 __all__ = [
     "SHOWN",
@@ -84,6 +85,7 @@ def load_datalist(
     Raises:
         InputError: naming every item that breaks the contract, with what is wrong with it.
     """
+    truth_value("pixel_labels", pixel_labels)
     path, datalist, problems = read_splits(dataset_dir, splits, allow_outside)
     entries = [(split, f"{split}[{i}]", item) for split, items in datalist.items() for i, item in enumerate(items)]
     labels: dict[str, list] = {split: [] for split in datalist}
@@ -132,6 +134,7 @@ def read_splits(
     Raises:
         InputError: when the file is missing or isn't an object in JSON, or a path leads out of its folder.
     """
+    truth_value("allow_outside", allow_outside)
     path = Path(dataset_dir)
     path = path / "dataset.json" if path.suffix != ".json" or os.path.isdir(path) else path
     content = _read_json(path)

@@ -37,6 +37,7 @@ from skimage.util import regular_grid
 
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import replacing
+from scripts.runtime.values import truth_value
 
 __all__ = ["Superpixels", "Superpixelsd"]
 
@@ -77,7 +78,7 @@ class Superpixels(Transform):
         self.n_segments = n_segments
         self.compactness = float(compactness)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.writable = True
+        self._writable = True
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
         """
@@ -116,13 +117,13 @@ class Superpixels(Transform):
         return labels
 
     def _write(self, path: Path, key: str, labels: np.ndarray) -> None:
-        if not self.writable:
+        if not self._writable:
             return
         try:
             with replacing(path, binary=True) as file:
                 np.savez_compressed(file, labels=labels, key=key)
         except OSError as error:
-            self.writable = False
+            self._writable = False
             logger.warning(f"Superpixels are not kept in '{path.parent}': {error}")
 
 
@@ -139,6 +140,7 @@ class Superpixelsd(MapTransform):
         n_segments: see `Superpixels`.
         compactness: see `Superpixels`.
         cache_dir: see `Superpixels`.
+        enabled: False makes none.
         allow_missing_keys: whether an image may be absent.
 
     Raises:
@@ -152,9 +154,12 @@ class Superpixelsd(MapTransform):
         n_segments: int | str = "auto",
         compactness: float = COMPACTNESS,
         cache_dir: str | PathLike | None = None,
+        enabled: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        truth_value("superpixels", enabled)
+        self.enabled = enabled
         self.names = ensure_tuple(names)
         if len(self.names) != len(self.keys):
             raise ValueError(f"there must be one name a key, got {self.names!r} for {self.keys!r}")
@@ -162,7 +167,7 @@ class Superpixelsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
-        for key, name in self.key_iterator(d, self.names):
+        for key, name in self.key_iterator(d, self.names) if self.enabled else ():
             d[name] = self.superpixels(d[key])
         return d
 

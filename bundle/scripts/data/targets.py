@@ -19,12 +19,13 @@ from os import PathLike
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, ResampleToMatchd, Transform
 from monai.utils import ensure_tuple_rep
 from monai.utils.enums import MetaKeys
 
 from scripts.data.rough_area import rough_area
 from scripts.images.loading import load_mask
+from scripts.runtime.values import fraction, positive_number, truth_value
 
 __all__ = ["LoadTruthd", "ValidRegion", "ValidRegiond", "WeakTarget", "WeakTargetd"]
 
@@ -35,9 +36,14 @@ class WeakTarget(Transform):
 
     Args:
         area_step: step to which an area derived from a mask is rounded up, as a pathologist would estimate it.
+
+    Raises:
+        InputError: when the step is not above 0 and up to 1.
     """
 
     def __init__(self, area_step: float = 0.1) -> None:
+        positive_number("area_step", area_step)
+        fraction("area_step", area_step)
         self.area_step = area_step
 
     def __call__(self, label: int | str | PathLike, area: float | None = None) -> torch.Tensor:
@@ -92,13 +98,15 @@ class LoadTruthd(MapTransform):
     loaded already stays as it is.
 
     Run it after `WeakTargetd` and `LoadImaged`; the truth has the size of the image's file, even if the image has been
-    resized since. Items of positive images without a mask stay without one.
+    resized since, unless `as_image` is asked for. Items of positive images without a mask stay without one.
 
     Args:
         keys: key of the mask's path.
         names: key of the truth; that of the path by default.
         label_key: key of the weak target.
         image_key: key of the image, a MetaTensor.
+        as_image: whether the truth gets the size that the image has by now, and its padding, by the nearest pixel.
+        enabled: False loads nothing.
     """
 
     def __init__(
@@ -107,20 +115,27 @@ class LoadTruthd(MapTransform):
         names: KeysCollection | None = None,
         label_key: str = "label",
         image_key: str = "image",
+        as_image: bool = False,
+        enabled: bool = True,
     ) -> None:
         super().__init__(keys)
+        truth_value("pixel_labels", enabled)
+        self.enabled = enabled
         self.names = ensure_tuple_rep(self.keys if names is None else names, len(self.keys))
         self.label_key = label_key
         self.image_key = image_key
+        self.resample = ResampleToMatchd(self.names, image_key, mode="nearest") if as_image else None
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
+        if not self.enabled:
+            return d
         for key, name in zip(self.keys, self.names, strict=True):
             if d.get(key) is not None:
                 d[name] = load_mask(d[key]) if isinstance(d[key], (str, PathLike)) else d[key]
             elif d[self.label_key][0] == 0:
                 d[name] = torch.zeros(1, *(int(size) for size in d[self.image_key].meta[MetaKeys.SPATIAL_SHAPE]))
-        return d
+        return d if self.resample is None else self.resample(d)
 
 
 class ValidRegion(Transform):

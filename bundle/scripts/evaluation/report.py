@@ -45,6 +45,7 @@ from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing, write_rows
 from scripts.runtime.processes import gather, process_rank, share, union
+from scripts.runtime.values import fraction
 
 __all__ = ["EvaluationReport", "ScoreCollector"]
 
@@ -62,9 +63,13 @@ class ScoreCollector:
     Args:
         threshold: probability from which on a pixel counts as positive.
         pool: gives the image-level probability; the paper's generalized mean by default.
+
+    Raises:
+        InputError: when the threshold is no fraction.
     """
 
     def __init__(self, threshold: float = 0.5, pool: Pooling | None = None) -> None:
+        fraction("threshold", threshold)
         self.threshold = threshold
         self.pool = pool or Pooling()
         self.scores: list[ImageScores | None] = []  # None: an image that was left out

@@ -9,25 +9,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Pictures and volumes of any kind to RGB."""
+"""Pictures of any kind to RGB."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.transforms import Transform
+from monai.utils import convert_to_tensor
 from skimage.util import img_as_float32
 
-from scripts.images.percentiles import ScalePercentiles
 from scripts.runtime.errors import InputError
 
-__all__ = ["ToRGB", "ToRGBd", "VolumeToRGB", "is_volume", "value_range"]
+__all__ = ["ToRGB", "is_volume", "value_range"]
 
 
 class ToRGB(Transform):
@@ -83,47 +81,6 @@ def value_range(image: torch.Tensor, what: str) -> tuple[float, float]:
 def _digits(value: float) -> str:
     """A float32 with as many digits as tell it from its neighbours: 1.0000001, but 255."""
     return str(np.float32(value)).removesuffix(".0")
-
-
-class VolumeToRGB(Transform):
-    """
-    A grey volume to RGB in 0..1.
-
-    Its values mean something else in each: they are scaled by `ScalePercentiles`, from the 1st to the 99th.
-    """
-
-    def __init__(self) -> None:
-        self.scale = ScalePercentiles(1, 99)
-
-    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
-        """
-        (1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises InputError for another number of channels, values that are
-        not finite, or but one value.
-        """
-        volume = convert_to_tensor(img, dtype=torch.float32, track_meta=isinstance(img, MetaTensor))
-        if volume.shape[0] != 1:
-            raise InputError(f"expected a volume of one channel, got {tuple(volume.shape)}")
-        value_range(volume, "volume")
-        try:
-            scaled = self.scale(np.asarray(volume))
-        except ValueError as error:
-            raise InputError(f"the volume {error}") from error
-        return convert_to_dst_type(scaled, volume)[0].repeat(3, 1, 1, 1)
-
-
-class ToRGBd(MapTransform):
-    """Dictionary version of `ToRGB`, and of `VolumeToRGB` for volumes."""
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.converter = ToRGB()
-        self.volume_converter = VolumeToRGB()
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = (self.volume_converter if is_volume(d[key]) else self.converter)(d[key])
-        return d
 
 
 def is_volume(image: torch.Tensor) -> bool:

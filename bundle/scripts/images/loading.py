@@ -15,21 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import EnsureChannelFirst, MapTransform
 from monai.transforms.io.array import switch_endianness
-from monai.utils import ImageMetaKey, convert_to_tensor, ensure_tuple_rep
+from monai.utils import ImageMetaKey, convert_to_tensor
 
 from scripts.images.annotations import BinaryMask
 from scripts.images.colours import ToRGB
 from scripts.images.pictures import PictureReader
 from scripts.images.reading import image_size, reader_of, room_for
 
-__all__ = ["KeepPictured", "load_image", "load_mask", "load_preview"]
+__all__ = ["LoadPictured", "in_8_bit", "load_image", "load_mask", "load_preview"]
 
 
 def _load(path: str | PathLike, reader: ImageReader) -> MetaTensor:
@@ -83,25 +84,40 @@ def load_preview(path: str | PathLike, longest_side: int) -> np.ndarray:
         return (np.asarray(image).transpose(2, 1, 0) * 255).round().astype(np.uint8)  # from MONAI's (C, W, H)
 
 
-class KeepPictured(MapTransform):
+class LoadPictured(MapTransform):
     """
-    Keep a picture as it is for whoever draws it later, in a quarter of its memory: 0..1 becomes 8 bit.
+    Load pictures of any format: RGB in 0..1, (3, W, H) as MONAI orders pictures.
 
     Args:
-        keys: keys of the pictures, (3, W, H) in 0..1.
-        names: keys under which they are kept, uint8.
+        keys: keys of the files' paths.
+        picture: key under which a copy is kept for whoever draws it later; none is where it is None.
+
+    Raises:
+        OSError, InputError: see `load_image` and `ToRGB`.
     """
 
-    def __init__(self, keys: KeysCollection, names: KeysCollection = "picture") -> None:
+    def __init__(self, keys: KeysCollection, picture: str | None = None) -> None:
         super().__init__(keys)
-        self.names = ensure_tuple_rep(names, len(self.keys))
+        self.picture = picture
+        self.to_rgb = ToRGB()
 
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+    def read(self, item: Mapping[Hashable, Any], key: Hashable) -> torch.Tensor:
+        """The picture whose path is under `key`."""
+        return self.to_rgb(load_image(item[key]))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key, name in self.key_iterator(d, self.names):
-            picture = convert_to_tensor(d[key], track_meta=False)
-            kept = torch.empty(picture.shape, dtype=torch.uint8)
-            for column in range(picture.shape[1]):  # one by one: the numbers in between need their memory as well
-                kept[:, column] = (picture[:, column] * 255).round()
-            d[name] = MetaTensor(kept, meta=d[key].meta) if isinstance(d[key], MetaTensor) else kept
+        for key in self.key_iterator(d):
+            d[key] = self.read(d, key)
+            if self.picture is not None:
+                d[self.picture] = in_8_bit(d[key])
         return d
+
+
+def in_8_bit(image: torch.Tensor) -> torch.Tensor:
+    """A picture of any shape (C, W, ...) in 0..1 in a quarter of its memory, with its metadata."""
+    picture = convert_to_tensor(image, track_meta=False)
+    kept = torch.empty(picture.shape, dtype=torch.uint8)
+    for column in range(picture.shape[1]):  # one by one: the numbers in between need their memory as well
+        kept[:, column] = (picture[:, column] * 255).round()
+    return MetaTensor(kept, meta=image.meta) if isinstance(image, MetaTensor) else kept

@@ -27,6 +27,7 @@ from scripts.losses.constraints import AreaConstraint, area_loss
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling, log1mexp
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import number, numbers, truth_value
 
 __all__ = ["CDWSLoss", "mil_loss"]
 
@@ -65,12 +66,14 @@ class CDWSLoss(nn.Module):
         fusion_area_weight: eta_fuse; of the only map where a network has but one.
         pool: from instances to the image; the paper's generalized mean by default.
         constraint: cost of an area that disagrees; the paper's one-sided one by default.
+        area_constraint: False leaves the constraint out, whatever it is: for methods that know no areas.
         area_weight_scale: factor on all area weights, for constraints that are steeper than the paper's.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image. The paper sums over the
             images; the mean makes the loss independent of their number.
 
     Raises:
-        InputError: for an unknown `reduction` or a weight below 0.
+        InputError: for an unknown `reduction`, a weight that is no number of 0 or more, or an `area_constraint` that is
+            neither True nor False.
     """
 
     inputs = ("superpixels", "valid")  # of a batch, beside prediction and target
@@ -82,17 +85,20 @@ class CDWSLoss(nn.Module):
         pool: Pooling | None = None,
         constraint: AreaConstraint | None = None,
         area_weight_scale: float = 1.0,
+        area_constraint: bool = True,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
+        numbers("side_area_weights", side_area_weights)
+        number("fusion_area_weight", fusion_area_weight)
+        number("area_weight_scale", area_weight_scale)
+        truth_value("area_constraint", area_constraint)
         area_weights = tuple(weight * area_weight_scale for weight in (fusion_area_weight, *side_area_weights))
         if reduction not in ("mean", "none"):
             raise InputError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
-        if min(area_weights) < 0:
-            raise InputError(f"area weights must be 0 or more, got {list(area_weights)}.")
         self.names = ("fusion", *(f"side{t}" for t in range(1, len(area_weights))))
         self.pool = pool or Pooling()
-        self.constraint = constraint or AreaConstraint()
+        self.constraint = (constraint or AreaConstraint()) if area_constraint else AreaConstraint("none")
         self.reduction = reduction
         self.area_weights = area_weights  # not a buffer: a config doesn't move the loss to the network's device
 
@@ -100,6 +106,14 @@ class CDWSLoss(nn.Module):
         """Tell the constraint, if it has a schedule, which epoch begins, from 1."""
         if hasattr(self.constraint, "set_epoch"):
             self.constraint.set_epoch(epoch)
+
+    def check_maps(self, count: int) -> None:
+        """Raises InputError unless there is an area weight for each of so many maps, or one map alone."""
+        if count not in (1, len(self.names)):
+            raise InputError(
+                f"expected 1 or {len(self.names)} maps ({', '.join(self.names)}), got {count}; "
+                "each side output needs one of side_area_weights."
+            )
 
     def terms(
         self,
@@ -125,11 +139,7 @@ class CDWSLoss(nn.Module):
             InputError: when the shapes don't fit each other or the number of weights.
         """
         maps = prediction.shape[1]
-        if maps not in (1, len(self.names)):
-            raise InputError(
-                f"expected 1 or {len(self.names)} maps ({', '.join(self.names)}), got {maps}; "
-                "each side output needs one of side_area_weights."
-            )
+        self.check_maps(maps)
         if target.shape != (prediction.shape[0], 2):
             raise ValueError(f"expected a target of shape ({prediction.shape[0]}, 2), got {tuple(target.shape)}.")
         label, area = target[:, 0], target[:, 1]

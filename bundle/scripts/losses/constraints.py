@@ -24,6 +24,7 @@ import torch
 
 from scripts.losses.pooling import masked_mean
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import number, positive_number
 
 __all__ = ["CONSTRAINTS", "PENALTIES", "AreaConstraint", "area_loss", "barrier_sharpness", "check_areas", "log_barrier"]
 
@@ -107,16 +108,14 @@ class AreaConstraint:
             raise InputError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got '{kind}'.")
         if penalty not in PENALTIES:
             raise InputError(f"penalty must be one of {', '.join(PENALTIES)}, got '{penalty}'.")
-        if not 0 <= tolerance < math.inf:
-            raise InputError(f"tolerance must be 0 or more and finite, got {tolerance}.")
+        number("tolerance", tolerance)
         self.kind = kind
         self.tolerance = tolerance
         self.penalty = penalty
-        self.set_sharpness(sharpness)
-        for name, value in (("growth", growth), ("maximum", sharpness if maximum is None else maximum)):
-            if not 0 < value < math.inf:
-                raise InputError(f"the {name} of the log-barrier must be above 0 and finite, got {value}.")
         self.schedule = {"start": sharpness, "growth": growth, "maximum": sharpness if maximum is None else maximum}
+        for name, value in self.schedule.items():
+            positive_number(f"barrier#{name}", value)
+        self.set_sharpness(sharpness)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the sharpness of an epoch, from 1; a trainer does so at the start of each."""
@@ -124,8 +123,7 @@ class AreaConstraint:
 
     def set_sharpness(self, sharpness: float) -> None:
         """Set t of the log-barrier. Raises InputError unless it is above 0."""
-        if not 0 < sharpness < math.inf:
-            raise InputError(f"the sharpness of the log-barrier must be above 0 and finite, got {sharpness}.")
+        positive_number("sharpness", sharpness)
         self.sharpness = sharpness
 
     def __call__(self, v: torch.Tensor, area: torch.Tensor) -> torch.Tensor:

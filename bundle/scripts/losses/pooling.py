@@ -26,6 +26,7 @@ from collections.abc import Callable
 import torch
 
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import positive_number
 
 __all__ = [
     "POOLINGS",
@@ -232,9 +233,9 @@ class Pooling:
     def __init__(self, kind: str = "generalized_mean", r: float = 4.0, top_fraction: float = 0.1) -> None:
         if kind not in POOLINGS:
             raise InputError(f"pooling must be one of {', '.join(POOLINGS)}, got '{kind}'.")
-        if not 0 < r < math.inf:
-            raise InputError(f"r must be above 0 and finite, got {r}.")
-        if not 0 < top_fraction <= 1:
+        positive_number("r", r)
+        positive_number("top_fraction", top_fraction)
+        if top_fraction > 1:
             raise InputError(f"top_fraction must be above 0 and up to 1, got {top_fraction}.")
         self.kind = kind
         self.r = r

@@ -10,9 +10,9 @@
 # limitations under the License.
 
 """
-A copy of the bundle with overlays merged into its configs, for programs that read train.json and inference.json alone.
+A copy of the bundle for MONAI Label, which reads train.json and inference.json alone: with overlays merged into them.
 
-MONAI Label is one. In ``bundle/``: ``python -m scripts.monai_label.apply_overlays FOLDER dws.json superpixels.json``.
+In ``bundle/``: ``python -m scripts.monai_label.apply_overlays FOLDER [dws.json superpixels.json ...]``.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ if __name__ == "__main__":  # before imports that take seconds, in which a signa
     report_input_errors()
 
 from monai.bundle import ConfigParser
+from monai.bundle.utils import merge_kv
 
 from scripts.runtime.files import new_folder
 
 __all__ = ["apply_overlays"]
 
 MERGED = ("train.json", "inference.json")
+NEEDED = "monai_label.json"  # of which each config gets what it has a place for
 LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "runs", ".*.part")
 
 
-def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike]) -> None:
+def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike] = ()) -> None:
     """
     Copy the bundle, its models as well, and merge overlays into the copy's ``train.json`` and ``inference.json``.
+
+    The first of them is the bundle's ``monai_label.json``.
 
     Args:
         folder: of the copy; must not exist. MONAI Label reads the task off its name: let it end in ``_segmentation``.
@@ -65,8 +69,13 @@ def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike]) -
         try:
             shutil.copytree(bundle_root(), copy, ignore=LEFT_BEHIND, dirs_exist_ok=True)
             for name in MERGED:
-                merged = ConfigParser.load_config_files([str(path) for path in (configs / name, *files)])
-                ConfigParser.export_config_file(merged, str(copy / "configs" / name), indent=4)
+                merged = ConfigParser(ConfigParser.load_config_file(str(configs / name)))
+                needed = ConfigParser.load_config_file(str(configs / NEEDED))
+                overlay = {key: value for key, value in needed.items() if key.removeprefix("+") in merged}
+                for content in (overlay, *(ConfigParser.load_config_file(str(path)) for path in files)):
+                    for key, value in content.items():
+                        merge_kv(merged, key, value)
+                ConfigParser.export_config_file(merged.get(), str(copy / "configs" / name), indent=4)
         except shutil.Error as error:  # a list of files, each with what failed
             raise InputError(f"The bundle can't be copied to '{folder}' ({error.args[0][0][2]}).") from error
         except OSError as error:
@@ -76,7 +85,7 @@ def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("folder", help="of the copy")
-    parser.add_argument("overlays", nargs="+", help="config files, or names of some in the bundle's configs")
+    parser.add_argument("overlays", nargs="*", help="config files, or names of some in the bundle's configs")
     arguments = parser.parse_args()
     try:
         apply_overlays(arguments.folder, arguments.overlays)

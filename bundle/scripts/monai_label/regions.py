@@ -29,7 +29,9 @@ from monai.transforms import MapTransform
 from monai.utils.type_conversion import convert_to_numpy
 from skimage.measure import approximate_polygon, find_contours
 
-from scripts.images.loading import load_image
+from scripts.images.colours import is_volume
+from scripts.images.loading import LoadPictured, load_image
+from scripts.monai_label.volumes import VolumeToRGB
 
 __all__ = ["LoadImageOrRegiond", "RegionPolygonsd", "mask_polygons"]
 
@@ -42,18 +44,16 @@ def is_region(item: Mapping[Hashable, Any]) -> bool:
     return "location" in item and sum(item.get("size", ())) > 0
 
 
-class LoadImageOrRegiond(MapTransform):
+class LoadImageOrRegiond(LoadPictured):
     """
-    Loads images (`load_image`), and regions of slides where the item says which; regions need OpenSlide.
+    Loads pictures, volumes, and regions of slides where the item says which; regions need OpenSlide.
 
-    A region becomes (3, W, H) uint8, in MONAI's order of a picture's axes.
+    All become RGB in 0..1: pictures and regions (3, W, H), volumes (3, W, H, D) by `VolumeToRGB`.
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = _read_region(d[key], d["location"], d["size"]) if is_region(d) else load_image(d[key])
-        return d
+    def read(self, item: Mapping[Hashable, Any], key: Hashable) -> torch.Tensor:
+        image = _read_region(item[key], item["location"], item["size"]) if is_region(item) else load_image(item[key])
+        return VolumeToRGB()(image) if is_volume(image) else self.to_rgb(image)
 
 
 def _read_region(path: str, location: tuple[int, int], size: tuple[int, int]) -> MetaTensor:

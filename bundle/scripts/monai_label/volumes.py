@@ -14,93 +14,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import DtypeLike, KeysCollection
+from monai.config import NdarrayOrTensor
+from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.networks.layers import gaussian_1d
-from monai.transforms import Resize, Resized
-from monai.utils import convert_to_tensor
-from scipy.sparse import csr_array
+from monai.transforms import Resize, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from scripts.images.colours import is_volume
+from scripts.images.colours import is_volume, value_range
+from scripts.images.percentiles import ScalePercentiles
+from scripts.images.resizing import SmoothResize, SmoothResized
+from scripts.runtime.errors import InputError
 
-__all__ = ["PictureOrSliceInferer", "ResizePictured", "SmoothResize"]
+__all__ = ["PictureOrSliceInferer", "ResizePictured", "VolumeToRGB"]
 
 
-class SmoothResize(Resize):
+class VolumeToRGB(Transform):
     """
-    `Resize`, bilinear with anti-aliasing, in a time and memory that don't grow with the factor.
+    A grey volume to RGB in 0..1.
 
-    MONAI smooths every pixel of a picture, by a Gaussian half as wide as the factor by which it gets smaller, and takes
-    a few of them: minutes, and gigabytes, for 49 million pixels. Here only those are computed; the values are MONAI's.
+    Its values mean something else in each: they are scaled by `ScalePercentiles`, from the 1st to the 99th.
     """
 
-    def __call__(
-        self,
-        img: torch.Tensor,
-        mode: str | None = None,
-        align_corners: bool | None = None,
-        anti_aliasing: bool | None = None,
-        anti_aliasing_sigma: Sequence[float] | float | None = None,
-        dtype: DtypeLike | torch.dtype = None,
-        lazy: bool | None = None,
-    ) -> torch.Tensor:
-        """(C, W, H) to (C, *size); see `Resize`."""
-        arguments = mode, align_corners, anti_aliasing, anti_aliasing_sigma, dtype, lazy
-        is_smooth = self.anti_aliasing if anti_aliasing is None else anti_aliasing
-        is_bilinear = (mode or self.mode) == "bilinear" and not (align_corners or self.align_corners)
-        is_own_sigma = bool(anti_aliasing_sigma or self.anti_aliasing_sigma)
-        is_here = img.device.type == "cpu"
-        if not is_here or not is_smooth or not is_bilinear or is_own_sigma or lazy or self.lazy or img.ndim != 3:
-            return super().__call__(img, *arguments)
-        # quick as it is without smoothing, and it notes what the inverse needs
-        resized = super().__call__(img, mode, align_corners, False, None, dtype, lazy)
-        size = resized.shape[1:]
-        if all(to >= length for to, length in zip(size, img.shape[1:], strict=True)):
-            return resized
-        picture = np.asarray(img, np.float32).transpose(1, 2, 0)  # (W, H, C), as it lies in memory when it is read
-        for length, to in zip(img.shape[1:], size, strict=True):
-            picture = _weights(length, to) @ picture.reshape(length, -1)
-            picture = picture.reshape(to, -1, img.shape[0]).swapaxes(0, 1)  # the other axis first
-        return resized.copy_(torch.as_tensor(picture.transpose(2, 0, 1)))
+    def __init__(self) -> None:
+        self.scale = ScalePercentiles(1, 99)
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """
+        (1, W, H, D) to (3, W, H, D) float32 in 0..1. Raises InputError for another number of channels, values that are
+        not finite, or but one value.
+        """
+        volume = convert_to_tensor(img, dtype=torch.float32, track_meta=isinstance(img, MetaTensor))
+        if volume.shape[0] != 1:
+            raise InputError(f"expected a volume of one channel, got {tuple(volume.shape)}")
+        value_range(volume, "volume")
+        try:
+            scaled = self.scale(np.asarray(volume))
+        except ValueError as error:
+            raise InputError(f"the volume {error}") from error
+        return convert_to_dst_type(scaled, volume)[0].repeat(3, 1, 1, 1)
 
 
-@lru_cache
-def _weights(length: int, size: int) -> csr_array:
-    """(size, length): how much of each pixel of a row is in each of the smaller one. What is outside the row is 0."""
-    factor = length / size
-    kernel = gaussian_1d(torch.tensor(max(0.0, (factor - 1) / 2)), truncated=4.0, approx="erf").numpy()
-    tail = len(kernel) // 2
-    at = np.clip((np.arange(size) + 0.5) * factor - 0.5, 0, length - 1)
-    left = np.floor(at).astype(int)
-    part = at - left
-    rows, offsets = np.mgrid[:size, -tail : tail + 1]
-    weights = csr_array((size, length), dtype=np.float32)
-    for place, share in ((left, 1 - part), (np.minimum(left + 1, length - 1), part)):
-        columns = place[:, None] + offsets
-        inside = (columns >= 0) & (columns < length)
-        values = (share[:, None] * kernel).astype(np.float32)
-        weights += csr_array((values[inside], (rows[inside], columns[inside])), shape=(size, length))
-    return weights
-
-
-class ResizePictured(Resized):
+class ResizePictured(SmoothResized):
     """
-    `Resized` by `SmoothResize`, which leaves volumes as they are: `PictureOrSliceInferer` resizes their slices.
+    `SmoothResized` that leaves volumes as they are: `PictureOrSliceInferer` resizes their slices.
 
     Args:
-        keys, spatial_size, size_mode, options: see `Resized`.
+        keys, spatial_size, size_mode: see `SmoothResized`.
     """
-
-    def __init__(
-        self, keys: KeysCollection, spatial_size: Sequence[int] | int, size_mode: str = "all", **options: Any
-    ) -> None:
-        super().__init__(keys, spatial_size, size_mode, **options)
-        self.resizer = SmoothResize(spatial_size, size_mode)
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         return dict(data) if self._has_volume(data) else super().__call__(data, lazy)

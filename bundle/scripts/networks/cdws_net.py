@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import nn
 from scripts.networks.map_network import MapNetwork
 from scripts.networks.vgg import VGG16_STAGES, initialise_convolutions, load_trunk_weights, stage_ends, vgg16_trunk
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import is_number, truth_value
 
 __all__ = ["CDWSNet", "WeightedFusion"]
 
@@ -93,11 +95,17 @@ class CDWSNet(MapNetwork):
         in_channels: int = 3,
     ) -> None:
         trunk = vgg16_trunk(stages, in_channels)
-        if deep_supervision and len(fusion_weights) != stages:
-            raise InputError(f"{stages} stages need {stages} fusion weights, got {list(fusion_weights)}.")
+        truth_value("deep_supervision", deep_supervision)
+        if deep_supervision and not _are_numbers(fusion_weights, stages):
+            raise InputError(
+                f"fusion_weights must be a list of {stages} numbers, one for each of the stages; "
+                f"got {fusion_weights!r}."
+            )
         sides = [f"side {t}" for t in range(1, stages + 1)]
         super().__init__(["fusion", *sides] if deep_supervision else ["map"], method)
         self.features = trunk
+        self.smallest_size = max(self.smallest_size, 2 ** (stages - 1))  # every stage but the last halves it
+        self.pretrained = pretrained
         self.deep_supervision = deep_supervision
         self.stage_ends = stage_ends(stages) if deep_supervision else stage_ends(stages)[-1:]
         channels = [stage[-1] for stage in VGG16_STAGES[:stages]]
@@ -151,3 +159,7 @@ class CDWSNet(MapNetwork):
             if index in self.stage_ends:
                 found.append((field, stride))
         return dict(zip(self.map_names[-len(found) :], found, strict=True))
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, (list, tuple)) and len(values) == count and all(map(is_number, values))

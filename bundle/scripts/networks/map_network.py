@@ -20,10 +20,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from scripts.images.limits import MIN_SIZE
 from scripts.networks.weights import not_finite, not_floating
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import image_size, truth_value
 
-__all__ = ["MapNetwork", "check_finite", "trained_as"]
+__all__ = ["MapNetwork", "check_finite", "trained_as", "trained_as_name"]
 
 Network = TypeVar("Network", bound="MapNetwork")
 METHOD_BYTES = 64
@@ -46,6 +48,17 @@ def check_finite(maps: torch.Tensor, name: str) -> torch.Tensor:
     return maps
 
 
+def trained_as_name(method: str, superpixels: bool) -> str:
+    """
+    What a network is trained as: its method, and whether its instances are superpixels.
+
+    Raises:
+        InputError: when `superpixels` is neither True nor False.
+    """
+    truth_value("superpixels", superpixels)
+    return f"{method} with superpixels" if superpixels else method
+
+
 def trained_as(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, tuple[int, int] | None]:
     """The name of the method, empty if unknown, and the size (H, W) of images in pixels that weights are of."""
     state = state_dict.get("_extra_state")
@@ -59,7 +72,8 @@ def trained_as(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, tuple[int, 
 
 class MapNetwork(nn.Module):
     """
-    A network from images to probability maps. A subclass defines `maps`.
+    A network from images to probability maps. A subclass defines `maps`, and `smallest_size` where it needs more than
+    4 pixels on a side.
 
     Args:
         map_names: what `maps` gives, the map that is the network's answer first.
@@ -70,6 +84,8 @@ class MapNetwork(nn.Module):
     Raises:
         InputError: when `method` is too long.
     """
+
+    smallest_size = MIN_SIZE
 
     def __init__(self, map_names: Sequence[str] = ("map",), method: str = "") -> None:
         super().__init__()
@@ -106,7 +122,11 @@ class MapNetwork(nn.Module):
 
         Args:
             spatial_size: height and width in pixels. It goes into the state dict.
+
+        Raises:
+            InputError: when they are no two integers, or smaller than the network takes.
         """
+        image_size("spatial_size", spatial_size, self.smallest_size)
         self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
         return self
 

@@ -53,6 +53,8 @@ class PyramidNet(MapNetwork):
         InputError: when timm has no such encoder, or the weights can't be had.
     """
 
+    smallest_size = 32
+
     def __init__(
         self,
         encoder: str = "tf_efficientnet_lite0",

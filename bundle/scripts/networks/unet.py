@@ -40,6 +40,8 @@ class UNet(MapNetwork):
         ValueError: when there are not six `features`, or `method` is too long.
     """
 
+    smallest_size = 32  # the normalisation needs more than one pixel at the deepest level
+
     def __init__(self, features: Sequence[int] = (64, 128, 256, 512, 1024, 64), method: str = "") -> None:
         super().__init__(method=method)
         self.unet = BasicUNet(

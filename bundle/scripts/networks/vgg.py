@@ -23,6 +23,7 @@ from torchvision.models.vgg import make_layers
 
 from scripts.networks.weights import fit_channels, read_state_dict, refuse_not_finite, refuse_not_floating
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import is_whole
 
 __all__ = [
     "VGG16_STAGES",
@@ -50,8 +51,8 @@ def vgg16_trunk(stages: int, in_channels: int = 3) -> nn.Sequential:
     Raises:
         InputError: when there are not so many stages.
     """
-    if not isinstance(stages, int) or isinstance(stages, bool) or not 1 <= stages <= len(VGG16_STAGES):
-        raise InputError(f"stages must be a whole number from 1 to {len(VGG16_STAGES)}, got {stages}.")
+    if not is_whole(stages) or not 1 <= stages <= len(VGG16_STAGES):
+        raise InputError(f"stages must be a whole number from 1 to {len(VGG16_STAGES)}; got {stages!r}.")
     layers: list[int | str] = [layer for stage in VGG16_STAGES[:stages] for layer in (*stage, "M")]
     trunk = make_layers(layers[:-1])
     if in_channels != 3:

@@ -22,11 +22,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 from uuid import uuid4
 
 from scripts import bundle_root
+from scripts.runtime.command_line import is_rewritten
 from scripts.runtime.errors import InputError
+from scripts.runtime.processes import by_first_process
 
 try:
     import fcntl
@@ -214,7 +217,7 @@ def report_written(paths: Mapping[str, str | PathLike]) -> None:
 
 def claim(folders: Sequence[str | PathLike], run: str) -> None:
     """
-    Keep folders for this process until it ends, so that no second run of the kind replaces its files.
+    Make folders, and keep them for this process until it ends, so that no second run of the kind replaces its files.
 
     Half files of a run that was killed are removed, unless a run of another kind, which may be writing them, is alive.
 
@@ -222,12 +225,13 @@ def claim(folders: Sequence[str | PathLike], run: str) -> None:
     of a distributed run claims for all.
 
     Args:
-        folders: exist already.
+        folders: to write into.
         run: kind of the run: ``"training"``, ``"evaluating"`` or ``"inferring"``.
 
     Raises:
-        InputError: naming a folder that another run has, with its process.
+        InputError: naming a folder that can't be written to, or that another run has, with its process.
     """
+    _make(folders)
     if fcntl is None or os.environ.get("RANK", "0") != "0":
         return
     for folder in {Path(folder).resolve() for folder in folders}:
@@ -256,6 +260,19 @@ def claim(folders: Sequence[str | PathLike], run: str) -> None:
         for partial in folder.glob(PARTIAL) if not any(map(_is_locked, others)) else ():
             if not partial.is_dir():
                 partial.unlink(missing_ok=True)
+
+
+@by_first_process
+def _make(folders: Sequence[str | PathLike]) -> None:
+    for folder in folders:
+        if is_rewritten(folder):
+            raise InputError(f"'{folder}' has '::', which MONAI's parser makes from '#'; name a folder without '#'.")
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"The folder '{folder}' can't be written to ({error.strerror}); name another.") from error
 
 
 def _is_locked(path: Path) -> bool:

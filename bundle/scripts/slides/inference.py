@@ -36,6 +36,7 @@ from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.errors import InputError, first_line, lack_of
 from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
 from scripts.runtime.processes import launched_processes
+from scripts.runtime.values import fraction, truth_value
 from scripts.slides.listing import dicom_files
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.pyramid import write_pyramid
@@ -151,6 +152,8 @@ class SlideInference:
         for name, value in (("mpp", mpp), ("slide_mpp", 1.0 if slide_mpp is None else slide_mpp)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
                 raise InputError(f"{name} must be micrometres per pixel, above 0; got {value!r}.")
+        fraction("threshold", threshold)
+        truth_value("amp", amp)
         if not isinstance(tile_size, int) or tile_size % 16:
             raise InputError(f"tile_size must be a multiple of 16, as TIFF requires; got {tile_size!r}.")
         self.slides, self.left_out, self.output_dir = dict(slides), list(left_out), Path(output_dir)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.handlers import CheckpointLoader
 
 from scripts.networks.map_network import trained_as
 from scripts.networks.weights import load_tensors, not_finite
@@ -35,8 +34,8 @@ __all__ = [
     "BestCheckpoint",
     "LastCheckpoint",
     "NetworkLoader",
-    "initial_weights",
     "is_finite",
+    "model_of",
     "trained_size",
     "write_checkpoint",
 ]
@@ -44,18 +43,26 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def initial_weights(pretrained: str, first_handler: str) -> str:
+def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str | PathLike) -> str:
     """
-    The weights that a network to be trained is made with: none from elsewhere when a checkpoint replaces them anyway.
-
-    MONAI Label goes on from the bundle's ``model.pt``: it puts MONAI's `CheckpointLoader` before the trainer's
-    handlers. So it neither waits for a download nor needs the internet.
+    The model of a training; that which comes with the bundle where there has been none, which is said in a line.
 
     Args:
-        pretrained: what was asked for, see `CDWSNet`.
-        first_handler: ``_target_`` of the trainer's first handler.
+        ckpt_dir: folder of the training's checkpoints, ``output_dir/models`` unless somebody has named another.
+        output_dir: of the training.
+        shipped: file of the model that comes with the bundle.
+
+    Returns:
+        Path of ``model.pt`` in `ckpt_dir`, even if it isn't there, when the folder has been named, or when a training
+        has left something in it: one that was stopped early has no model yet.
     """
-    return "random" if first_handler == CheckpointLoader.__name__ else pretrained
+    folder = Path(ckpt_dir)
+    model = str(folder / "model.pt")
+    is_named = folder != Path(output_dir) / "models"
+    if is_named or any(folder.glob("*.pt")) or not Path(shipped).is_file():
+        return model
+    logger.warning(f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{shipped}'.")
+    return str(shipped)
 
 
 def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:
@@ -129,17 +136,15 @@ class NetworkLoader:
 
 class BestCheckpoint:
     """
-    Writes the network whenever an evaluator's key metric is the best so far.
+    Writes the network of an engine whenever the engine's key metric is the best so far.
 
     MONAI's `CheckpointSaver` removes the file of the last best before it writes, and forgets the metric over a restart.
 
     Args:
-        network: of which the state dict is written.
         path: of the file.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str | PathLike) -> None:
-        self.network = network
+    def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path)
 
     def attach(self, engine: Engine) -> None:
@@ -147,38 +152,39 @@ class BestCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         if engine.state.best_metric_epoch == engine.state.epoch:
-            write_checkpoint(self.network.state_dict(), self.path)
+            write_checkpoint(engine.network.state_dict(), self.path)
 
 
 class LastCheckpoint:
     """
     Writes what is trained at the end of a run, also of one that fails, unless its weights have become useless.
 
+    That is ``model`` and ``optimizer``; of a trainer without an optimizer the network's state dict alone.
+
     Attach it before the handlers that end a failing run.
 
     Args:
-        saved: names and objects with a ``state_dict``; of a single one the state dict is written alone.
         path: of the file.
     """
 
-    def __init__(self, saved: Mapping[str, Any], path: str | PathLike) -> None:
-        self.saved = saved
+    def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path)
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.COMPLETED, lambda _: self.write())
+        engine.add_event_handler(Events.COMPLETED, self.write)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
 
-    def write(self) -> None:
-        if not all(is_finite(part) for part in self.saved.values() if isinstance(part, torch.nn.Module)):
+    def write(self, engine: Engine) -> None:
+        if not is_finite(engine.network):
             logger.warning(f"'{self.path}' is not written: the weights are not finite.")
             return
-        states = {name: part.state_dict() for name, part in self.saved.items()}
-        write_checkpoint(states if len(states) > 1 else next(iter(states.values())), self.path)
+        state, optimizer = engine.network.state_dict(), getattr(engine, "optimizer", None)
+        content = state if optimizer is None else {"model": state, "optimizer": optimizer.state_dict()}
+        write_checkpoint(content, self.path)
 
     def exception_raised(self, engine: Engine, error: BaseException) -> None:
         try:
-            self.write()
+            self.write(engine)
         except InputError as failure:  # what ended the run is the news
             logger.warning(str(failure))
         raise error

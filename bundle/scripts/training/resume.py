@@ -17,7 +17,6 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,55 +25,60 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import Trainer
+from monai.engines import Evaluator, Trainer
 from monai.transforms import Randomizable, Transform
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.networks.weights import load_tensors
 from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.files import report_written
 from scripts.training.checkpoints import is_finite, write_checkpoint
+from scripts.training.progress import HyperParameters
+from scripts.training.record import record
 
-__all__ = ["TrainingState", "describe_items", "fit"]
+__all__ = ["TrainingState", "fit"]
 
 logger = logging.getLogger(__name__)
 RESUME = (True, False, "changed")
 FILES = ("state_0.pt", "state_1.pt")  # of even and of odd epochs: while one is written, the other is whole
-FORMAT = 1
+FORMAT = 2
 
 
 def fit(
     trainer: Trainer,
     ckpt_dir: str | PathLike,
-    evaluator: Engine,
-    settings: Mapping[str, Any],
-    items: Mapping[str, Sequence[dict]] | None = None,
+    evaluator: Evaluator,
+    summary_writer: SummaryWriter,
     resume: bool | str = True,
-    summary_writer: SummaryWriter | None = None,
 ) -> None:
     """
-    Run a trainer, from the last complete epoch of an earlier run with the same settings if there is one.
+    Run a trainer, from the last complete epoch of an earlier run with the same `record` if there is one.
+
+    The record is logged with the best metrics; at the end it is said what has been written where.
 
     Args:
-        trainer: with ``network`` and ``optimizer``.
-        ckpt_dir: folder of the state's two files.
-        evaluator: whose best metric so far is kept.
-        settings: what the result depends on, by the names that a user knows. Values must fit into JSON, or are kept by
-            their text.
-        items: data that it depends on as well, by split.
-        resume: True: go on; with other settings an earlier training is replaced if it is complete, and else an error;
+        trainer: with ``network`` and ``optimizer``. One without an optimizer trains anew every time.
+        ckpt_dir: folder of the checkpoints, and of the state's two files.
+        evaluator: of the validation, whose best metric so far is kept.
+        summary_writer: of TensorBoard; what a stopped run logged after its last complete epoch is hidden. It is closed.
+        resume: True: go on; with another record an earlier training is replaced if it is complete, and else an error;
             ``"changed"``: go on with other settings; False: train anew, and leave no way back to the earlier run.
-        summary_writer: of TensorBoard; what a stopped run logged after its last complete epoch is hidden.
 
     Raises:
-        InputError: for another value of `resume`, when settings of an unfinished training have changed, when no file of
-            the state can be read, when it is of another network, and when the weights are no longer finite.
+        InputError: for another value of `resume`, when the record of an unfinished training is another, when no file
+            of the state can be read, when it is of another network or an older version, and when the weights are no
+            longer finite.
     """
     if resume not in RESUME:
         raise InputError(f"resume must be True, False or 'changed'; got {resume!r}.")
-    data = {f"{split} images": describe_items(listed) for split, listed in (items or {}).items()}
-    state = TrainingState(trainer, ckpt_dir, evaluator, {**settings, **data}, resume, summary_writer)
-    state.attach(trainer)
+    settings = record(trainer, evaluator)
+    HyperParameters(settings, summary_writer, evaluator).attach(trainer)
+    if getattr(trainer, "optimizer", None) is not None:
+        TrainingState(trainer, ckpt_dir, evaluator, settings, resume, summary_writer).attach(trainer)
     trainer.run()
+    summary_writer.close()
+    best, last = Path(ckpt_dir) / "model.pt", Path(ckpt_dir) / "last.pt"
+    report_written({"best checkpoint": best, "last checkpoint": last, "TensorBoard": summary_writer.log_dir})
 
 
 class TrainingState:
@@ -85,14 +89,16 @@ class TrainingState:
     Python, NumPy, PyTorch and the training data's transforms. Attach it after all other handlers, so that nothing
     follows that it would miss.
 
-    Args: see `fit`.
+    Args:
+        settings: the `record` of the training.
+        trainer, ckpt_dir, evaluator, resume, summary_writer: see `fit`.
     """
 
     def __init__(
         self,
         trainer: Trainer,
         ckpt_dir: str | PathLike,
-        evaluator: Engine,
+        evaluator: Evaluator,
         settings: Mapping[str, Any],
         resume: bool | str = True,
         summary_writer: SummaryWriter | None = None,
@@ -100,7 +106,7 @@ class TrainingState:
         self.trainer = trainer
         self.folder = Path(ckpt_dir)
         self.evaluator = evaluator
-        self.settings = {name: _plain(value) for name, value in settings.items()}
+        self.settings = dict(settings)
         self.resume = resume
         self.summary_writer = summary_writer
 
@@ -160,7 +166,7 @@ class TrainingState:
             try:
                 content = load_tensors(path)
                 if content["format"] != FORMAT:
-                    raise ValueError(f"format {content['format']!r}")
+                    raise ValueError("of another version of the bundle")
                 states.append(content)
             except Exception as error:  # the bytes may be anything
                 damaged.append(f"'{path}' ({first_line(error)})")
@@ -215,19 +221,6 @@ class TrainingState:
 
     def _transforms(self) -> list[Randomizable]:
         return list(_randomizables(getattr(self.trainer.data_loader.dataset, "transform", None), set()))
-
-
-def describe_items(items: Sequence[dict]) -> str:
-    """What a training depends on of its items: number, and a checksum of file names, labels and areas."""
-    known = [
-        {key: Path(value).name if isinstance(value, str) else value for key, value in sorted(item.items())}
-        for item in items
-    ]
-    return f"{len(items)} ({sha256(json.dumps(known, default=str).encode()).hexdigest()[:12]})"
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
 
 
 def _changes(before: dict, now: dict) -> list[str]:

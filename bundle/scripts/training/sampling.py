@@ -26,8 +26,8 @@ import torch
 from monai.data import CacheDataset
 from torch.utils.data import Sampler
 
-from scripts.runtime.errors import InputError
 from scripts.runtime.processes import agreed_seed, process_count, process_rank
+from scripts.runtime.values import whole_number
 
 __all__ = ["Batch", "SeededDataset", "StepSampler"]
 
@@ -72,6 +72,8 @@ class StepSampler(Sampler[list[int]]):
         InputError: when `batch_size` or `micro_batch_size` is neither a number of images nor the word.
     """
 
+    recorded = ("step_size", "shuffled")  # what a result depends on, see `record`
+
     def __init__(
         self,
         dataset: Sized,
@@ -83,12 +85,11 @@ class StepSampler(Sampler[list[int]]):
         device: torch.device | str = "cpu",
     ) -> None:
         whole = batch_size == "all"
-        if not whole and not _is_count(batch_size):
-            raise InputError(f"batch_size must be 'all' or an integer of 1 or more; got {batch_size!r}.")
+        if not whole:
+            whole_number("batch_size", batch_size, words="'all' or ")
         if micro_batch_size == "auto":
             micro_batch_size = MICRO_BATCH_ON_CPU if torch.device(device).type == "cpu" else MICRO_BATCH_ELSEWHERE
-        if not _is_count(micro_batch_size):
-            raise InputError(f"micro_batch_size must be 'auto' or an integer of 1 or more; got {micro_batch_size!r}.")
+        whole_number("micro_batch_size", micro_batch_size, words="'auto' or ")
         self.images = len(dataset)
         self.shuffled = not whole
         self.step_size = self.images if whole else batch_size
@@ -123,10 +124,6 @@ class StepSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.plan())
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class SeededDataset(CacheDataset):

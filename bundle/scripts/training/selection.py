@@ -26,15 +26,15 @@ from scripts.metrics import RegionFMeasure
 from scripts.runtime.errors import InputError
 from scripts.training.trainer import MeanLoss
 
-__all__ = ["key_metric", "validation_metrics"]
+__all__ = ["validation_metrics"]
 
 CRITERIA = ("auto", "masks", "image_labels")
 logger = logging.getLogger(__name__)
 
 
-def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "auto") -> dict[str, Metric]:
+def validation_metrics(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "auto") -> dict[str, Metric]:
     """
-    The metric by which an evaluator chooses the best checkpoint, under its name.
+    The metrics of a validation under their names; MONAI takes the first, which chooses the best checkpoint, as the key.
 
     Args:
         items: validation datalist.
@@ -50,17 +50,14 @@ def key_metric(items: Sequence[dict], loss: torch.nn.Module, select_by: str = "a
     masks = has_masks(items)
     if select_by == "masks" and not masks:
         raise InputError("select_by is 'masks', but not every positive validation image has one; use 'image_labels'.")
+    regions = {name: _region_metric(name) for name in ("f_pos", "f_neg")} if masks else {}
     if select_by == "image_labels" or not masks:
         logger.info("The best checkpoint is chosen by the image-level validation loss (no masks used).")
-        return {"negative_val_loss": _mean_loss(loss) * -1.0}
-    logger.info(f"The best checkpoint is chosen by f_mean on the masks of {len(items)} validation images.")
-    return {"f_mean": _region_metric("f_known")}  # MONAI Label's few images may be of one class
-
-
-def validation_metrics(items: Sequence[dict], loss: torch.nn.Module) -> dict[str, Metric]:
-    """The metrics that validation reports beside the key metric; arguments as `key_metric`."""
-    regions = {name: _region_metric(name) for name in ("f_pos", "f_neg")} if has_masks(items) else {}
-    return {"val_loss": _mean_loss(loss), **regions}
+        key = {"negative_val_loss": _mean_loss(loss) * -1.0}
+    else:
+        logger.info(f"The best checkpoint is chosen by f_mean on the masks of {len(items)} validation images.")
+        key = {"f_mean": _region_metric("f_known")}  # MONAI Label's few images may be of one class
+    return {**key, "val_loss": _mean_loss(loss), **regions}
 
 
 # What a loss takes beside prediction and target, and where an evaluator's output has it. (Padding is gone by then.)

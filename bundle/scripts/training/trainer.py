@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,24 +22,22 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Average
 from monai.data import MetaTensor
-from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTrainer
+from monai.engines import IterationEvents, SupervisedTrainer
 from monai.utils import CommonKeys
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from scripts.data.listing import ImageList
-from scripts.networks import check_finite
-from scripts.runtime.errors import InputError, first_line, input_error_of, is_out_of_memory, lack_of
+from scripts.runtime.errors import InputError, is_out_of_memory
 from scripts.runtime.processes import add_gradients_up, process_count, send_weights, sum_over_processes
+from scripts.runtime.values import positive_number, truth_value, whole_number
 from scripts.training.sampling import Batch
 from scripts.training.schedule import SCHEDULES
 
 __all__ = [
     "AccumulatingTrainer",
-    "ItemwiseEvaluator",
     "MeanLoss",
-    "PartialEvaluator",
+    "epoch_loss",
     "half_precision",
     "image_losses",
     "per_image",
@@ -70,9 +69,13 @@ class AccumulatingTrainer(SupervisedTrainer):
 
     A network that can ``calibrate`` itself on training images does so before the first step.
 
+    The mean loss over an epoch is its key metric, ``epoch_loss``, the lowest the best.
+
     Leaves in ``state.output`` an item for each image, as MONAI does when it decollates: ``image``, ``label``, ``pred``,
     its own ``image_loss``, and ``loss``, the mean of the batch. ``state.mean_loss`` is that mean; of many processes
     that over the last step's images in all of them.
+
+    What its result depends on beside its parts is named in `recorded`, see `record`.
 
     Args:
         train_data_loader: a `DataLoader` with a `StepSampler` as its ``batch_sampler``.
@@ -81,31 +84,42 @@ class AccumulatingTrainer(SupervisedTrainer):
         lr_schedule: one of `SCHEDULES`, or what makes a schedule of the optimiser and of the number of all steps. It
             moves on at every step.
         max_norm: to which a step's gradient is cut; None leaves it as it is.
+        max_epochs: number of epochs, 1 or more.
+        amp: see above.
         kwargs: see `SupervisedTrainer`; ``decollate`` is not needed.
 
     Raises:
-        InputError: when a single image does not fit into memory, for an unknown schedule, and for a `max_norm` that is
-            not above 0.
+        InputError: for an unknown schedule, a `max_norm` that is not above 0, and a loss with weights for another
+            number of maps than the network gives; and by `run`, when a single image does not fit into memory.
     """
+
+    recorded = ("mixed_precision", "lr_schedule", "max_norm")
 
     def __init__(
         self,
         *,
         train_data_loader: DataLoader,
+        max_epochs: int,
         lr_schedule: str | Callable[[torch.optim.Optimizer, int], LRScheduler] = "constant",
         max_norm: float | None = None,
+        amp: bool = False,
         **kwargs: Any,
     ) -> None:
-        if max_norm is not None and not max_norm > 0:
-            raise InputError(f"max_norm must be above 0, got {max_norm}.")
+        whole_number("max_epochs", max_epochs)
+        truth_value("amp", amp)
+        if max_norm is not None:
+            positive_number("max_norm", max_norm)
         if not callable(lr_schedule) and lr_schedule not in SCHEDULES:
             raise InputError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, got '{lr_schedule}'.")
+        if hasattr(kwargs["loss_function"], "check_maps") and hasattr(kwargs["network"], "map_names"):
+            kwargs["loss_function"].check_maps(len(kwargs["network"].map_names))
         sampler = train_data_loader.batch_sampler
         self._batches = sampler.plan()
-        amp, half = kwargs.get("amp", False), half_precision(torch.device(kwargs["device"]))
+        half = half_precision(torch.device(kwargs["device"]))
         # MONAI's amp is the one with a scaled loss
-        kwargs |= {"decollate": False, "amp": amp and half == torch.float16}
-        super().__init__(train_data_loader=train_data_loader, **kwargs)
+        kwargs = {**epoch_loss(), **kwargs, "decollate": False, "amp": amp and half == torch.float16}
+        super().__init__(train_data_loader=train_data_loader, max_epochs=max_epochs, **kwargs)
+        self.mixed_precision = amp
         self._autocast = {"enabled": amp, "dtype": half} | self.amp_kwargs
         self._step_loss = 0.0
         self._fitting: int | None = None  # images that go through the network at once; None: all of a batch
@@ -114,7 +128,8 @@ class AccumulatingTrainer(SupervisedTrainer):
                 self.add_event_handler(Events.EPOCH_STARTED, lambda _, to=source: to.set_epoch(self.state.epoch))
         steps = self.state.max_epochs * sum(batch.ends_step for batch in self._batches)
         self.lr_scheduler = SCHEDULES.get(lr_schedule, lr_schedule)(self.optimizer, steps)
-        self._max_norm = max_norm
+        self.lr_schedule = lr_schedule
+        self.max_norm = max_norm
         decay = getattr(self.loss_function, "teacher_decay", None)
         self.teacher = None if decay is None else _teacher(self.network, decay)
         self.add_event_handler(Events.STARTED, self._begin)
@@ -222,10 +237,10 @@ class AccumulatingTrainer(SupervisedTrainer):
             torch.cuda.empty_cache()
 
     def _step(self) -> None:
-        if self._max_norm is not None:
+        if self.max_norm is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._max_norm)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -289,101 +304,9 @@ def _plain(value: Any) -> Any:
     return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
-class PartialEvaluator(SupervisedEvaluator):
-    """`SupervisedEvaluator` of one process's share of the images, which takes part in the metrics even with none."""
-
-    def run(self, global_epoch: int = 1) -> None:
-        """See `SupervisedEvaluator.run`."""
-        if self.state.epoch_length:
-            super().run(global_epoch)
-            return
-        self.state.epoch = global_epoch
-        for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
-            self.fire_event(event)
-
-
-class ItemwiseEvaluator(PartialEvaluator):
-    """
-    An evaluator of one image at a time for which an image that can't be read, mapped or saved is that image's failure.
-
-    It is logged as an error and kept in `left_out`, whose `report_left_out` ends the run with all of them; ``output``
-    and ``batch`` of the state are empty then. A lack of memory, or of room on a disk, ends the run at once.
-
-    Args:
-        val_data_loader: of batches of one, over a data set with a ``transform``.
-        left_out: a list to add to; its own by default.
-        kwargs: see `SupervisedEvaluator`.
-    """
-
-    def __init__(self, *, val_data_loader: DataLoader, left_out: ImageList | None = None, **kwargs: Any) -> None:
-        super().__init__(val_data_loader=val_data_loader, **kwargs)
-        self.left_out = ImageList() if left_out is None else left_out
-        self._mapped = False
-        self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
-        dataset = val_data_loader.dataset
-        dataset.transform = LoadOrTell(dataset.transform)
-
-    def report_left_out(self) -> None:
-        """See `ImageList.report_left_out`."""
-        self.left_out.report_left_out()
-
-    def _check(self) -> None:
-        self._mapped = True
-        check_finite(self.state.output[CommonKeys.PRED], _file_of(self.state.batch))
-
-    def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> Any:
-        if FAILURE in batchdata:
-            return self._leave_out(batchdata[CommonKeys.IMAGE][0], batchdata[FAILURE][0])
-        self._mapped = False
-        try:
-            return super()._iteration(engine, batchdata)
-        except Exception as error:  # of a writer, which may raise anything
-            if not self._mapped or lack_of(error) is not None:
-                raise
-            if input_error_of(error) is None and not _is_of_files(error):
-                logger.exception("An image can't be finished.")
-            return self._leave_out(_file_of(batchdata), first_line(error))
-
-    def _leave_out(self, image: str, reason: str) -> list:
-        problem = f"'{image}': {reason}"
-        if problem not in self.left_out.left_out:  # as of all slices of a volume
-            logger.error(f"Left out: {problem}")
-            self.left_out.left_out.append(problem)
-        self.state.batch = self.state.output = []
-        return []
-
-
-FAILURE = "failure"
-
-
-class LoadOrTell:
-    """A transform of an item that returns its image's path and why it can't be read, if it can't."""
-
-    def __init__(self, transform: Callable) -> None:
-        self.transform = transform
-
-    def __call__(self, item: Mapping[str, Any]) -> Any:
-        try:
-            return self.transform(item)
-        except Exception as error:  # a decoder may raise anything on a damaged file
-            if lack_of(error) is not None:
-                raise
-            return {CommonKeys.IMAGE: str(item[CommonKeys.IMAGE]), FAILURE: f"can't be read ({first_line(error)})"}
-
-
-def _is_of_files(error: BaseException | None) -> bool:
-    """Whether a file couldn't be written; MONAI's SaveImage keeps but the text of what its writers raised."""
-    while error is not None:
-        if isinstance(error, OSError) or "suitable writer" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _file_of(batch: Mapping[str, Any]) -> str:
-    meta = getattr(batch[CommonKeys.IMAGE], "meta", {})
-    name = meta.get("volume", meta.get("filename_or_obj", "?"))  # of a slice its volume
-    return name[0] if isinstance(name, (list, tuple)) else str(name)
+def epoch_loss() -> dict[str, Any]:
+    """What makes the mean loss over an epoch a trainer's key metric, the lowest the best: arguments of its class."""
+    return {"key_train_metric": {"epoch_loss": MeanLoss()}, "metric_cmp_fn": operator.lt}
 
 
 class MeanLoss(Average):

@@ -177,6 +177,7 @@ class LoadSliced(MapTransform):
         self.slice_key = slice_key
         self.mask_key = mask_key
         self.load = LoadSlice(axis, neighbours, intensity)
+        self.positive_labels = positive_labels  # for the record of a training
         self.load_mask = LoadSlice(axis, 0, lambda labels: positive_voxels(labels, positive_labels))
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:

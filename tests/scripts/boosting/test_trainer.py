@@ -36,7 +36,7 @@ from scripts.losses.pooling import generalized_mean
 from scripts.runtime.errors import InputError
 from scripts.training.checkpoints import NetworkLoader
 from scripts.training.progress import ProgressBar
-from scripts.training.trainer import MeanLoss, image_losses
+from scripts.training.trainer import image_losses
 
 lightgbm = pytest.importorskip("lightgbm")
 
@@ -370,8 +370,6 @@ def test_with_the_handlers_of_the_bundle(tmp_path: Path) -> None:
     trainer = toy_trainer(
         network,
         max_epochs=4,
-        key_train_metric={"train_loss": MeanLoss()},
-        metric_cmp_fn=lambda loss, lowest: loss < lowest,
         train_handlers=[
             CheckpointSaver(str(tmp_path), {"model": network}, save_final=True, final_filename="last.pt"),
             ProgressBar("training", ["mean_loss"]),
@@ -379,7 +377,7 @@ def test_with_the_handlers_of_the_bundle(tmp_path: Path) -> None:
             TensorBoardStatsHandler(log_dir=str(tmp_path), iteration_log=False),
         ],
     )
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: losses.append(engine.state.metrics["train_loss"]))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: losses.append(engine.state.metrics["epoch_loss"]))
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda _: network.eval())  # as a validation leaves it
     trainer.run()
     assert len(losses) == 4

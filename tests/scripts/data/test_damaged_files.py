@@ -37,7 +37,7 @@ from PIL.PngImagePlugin import PngInfo
 from scripts.data.datalist import load_datalist
 from scripts.data.listing import list_images
 from scripts.images.colours import ToRGB
-from scripts.images.loading import load_image, load_mask
+from scripts.images.loading import LoadPictured, load_image, load_mask
 from scripts.monai_label.regions import LoadImageOrRegiond
 from scripts.runtime.errors import InputError, input_error_of
 from scripts.slides import SlideInference, list_slides
@@ -230,7 +230,8 @@ def test_a_tilde_is_no_home(tmp_path: Path, monkeypatch) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "~" / "x.png")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    for loaded in (load_image("~/x.png"), LoadImageOrRegiond("image")({"image": "~/x.png"})["image"]):
+    for load in (LoadPictured, LoadImageOrRegiond):
+        loaded = load("image")({"image": "~/x.png"})["image"]
         np.testing.assert_allclose(np.asarray(loaded).transpose(2, 1, 0) * 255, PICTURE, atol=1e-4)
 
 

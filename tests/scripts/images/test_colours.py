@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImaged, Resized
+from monai.transforms import Compose, Resized
 from PIL import Image
 from scripts.data.targets import LoadTruthd, WeakTargetd
-from scripts.images.colours import ToRGB, ToRGBd
-from scripts.images.pictures import PictureReader
-from scripts.runtime.errors import InputError
+from scripts.images.colours import ToRGB
+from scripts.images.loading import LoadPictured
 
 
 def pixel(*channels: float, dtype: type = np.float32) -> np.ndarray:
@@ -86,35 +85,12 @@ def test_to_rgb_refuses(image: np.ndarray, message: str) -> None:
         ToRGB()(image)
 
 
-def test_a_volume_is_scaled_between_its_percentiles() -> None:
-    """0, 1 ... 100, whose 1st and 99th percentiles are 1 and 99."""
-    values = torch.arange(101.0).view(1, 101, 1, 1)
-    rgb = ToRGBd("image")({"image": MetaTensor(values, meta={"filename_or_obj": "a.nii"})})["image"]
-    expected = ((values - 1) / 98).clamp(0, 1).expand(3, 101, 1, 1)
-    torch.testing.assert_close(rgb.as_tensor(), expected)
-    assert rgb.meta["filename_or_obj"] == "a.nii"
-
-
-def test_a_mostly_empty_volume_is_not_flat() -> None:
-    """999 voxels of 0 and one of 7: both percentiles are 0, and those of the others 7."""
-    volume = torch.zeros(1, 10, 10, 10)
-    volume[0, 1, 2, 3] = 7
-    torch.testing.assert_close(ToRGBd("image")({"image": volume})["image"], (volume / 7).repeat(3, 1, 1, 1))
-
-
-@pytest.mark.parametrize(("value", "reason"), [(3.0, "has the value 3 in all voxels"), (math.nan, "not finite")])
-def test_a_volume_with_nothing_to_see_is_refused(value: float, reason: str) -> None:
-    with pytest.raises(InputError, match=f"the volume .*{reason}"):
-        ToRGBd("image")({"image": torch.full((1, 4, 4, 4), value)})
-
-
-def test_to_rgbd_keeps_the_rest_and_the_metadata() -> None:
-    data = {"image": MetaTensor(pixel(0.3), meta={"filename_or_obj": "a.png"}), "label": 1}
-    result = ToRGBd("image")(data)
-    assert result["image"].flatten().tolist() == pytest.approx([0.3] * 3)
-    assert result["image"].meta["filename_or_obj"] == "a.png"
-    assert result["label"] == 1
-    assert data["image"].shape == (1, 1, 1)  # the input is not modified
+def test_what_belongs_to_an_image_stays_with_it() -> None:
+    image = MetaTensor(pixel(0.3), meta={"filename_or_obj": "a.png"})
+    result = ToRGB()(image)
+    assert result.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert result.meta["filename_or_obj"] == "a.png"
+    assert image.shape == (1, 1, 1)  # the input is not modified
 
 
 def loaded(tmp_path: Path, item: dict) -> dict:
@@ -123,8 +99,7 @@ def loaded(tmp_path: Path, item: dict) -> dict:
     return Compose(
         [
             WeakTargetd("label"),
-            LoadImaged("image", reader=PictureReader, dtype=None, ensure_channel_first=True),
-            ToRGBd("image"),
+            LoadPictured("image"),
             Resized("image", spatial_size=(8, 8)),
             LoadTruthd("mask"),
         ]

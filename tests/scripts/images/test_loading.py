@@ -25,7 +25,9 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 from scripts.data.targets import LoadTruthd, WeakTarget, WeakTargetd
-from scripts.images.loading import load_image, load_mask, load_preview
+from scripts.images.loading import LoadPictured, load_image, load_mask, load_preview
+from scripts.images.resizing import SmoothResized
+from scripts.runtime.errors import InputError
 
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 
@@ -166,3 +168,30 @@ def test_truth_may_have_a_name_of_its_own() -> None:
     result = LoadTruthd("mask", names="truth")({"image": image, "label": torch.tensor([0.0, math.nan])})
     assert torch.equal(result["truth"], torch.zeros(1, 5, 3))
     assert "mask" not in result
+
+
+def test_truth_like_the_image_by_the_nearest_pixel(tmp_path: Path) -> None:
+    """Of 2 x 2 pixels, the one at row 0, column 1, at twice the size; nothing where it is not asked for."""
+    array = np.array([[0, 255], [0, 0]], np.uint8)
+    path = write_mask(tmp_path / "mask.png", array)
+    item = {"image": SmoothResized("image", (4, 4))(LoadPictured("image")({"image": path}))["image"], "mask": path}
+    item["label"] = torch.tensor([1.0, 0.2])
+    truth = LoadTruthd("mask", names="truth", as_image=True)(item)["truth"]
+    expected = torch.zeros(1, 4, 4)
+    expected[0, 2:, :2] = 1  # MONAI's (C, W, H)
+    assert torch.equal(truth.as_tensor(), expected)
+    assert LoadTruthd("mask", names="truth", as_image=True, enabled=False)(item) == item
+    with pytest.raises(InputError, match="pixel_labels must be True or False; got 'false'"):
+        LoadTruthd("mask", enabled="false")
+
+
+def test_a_picture_is_rgb_and_a_copy_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = write_mask(tmp_path / "grey.png", np.array([[0, 51], [102, 255]], np.uint8))
+    item = LoadPictured("image")({"image": path, "label": 1})
+    assert item["label"] == 1
+    assert set(item) == {"image", "label"}
+    for channel in item["image"]:
+        torch.testing.assert_close(channel.as_tensor(), torch.tensor([[0.0, 0.4], [0.2, 1.0]]))
+    kept = LoadPictured("image", picture="kept")({"image": path})["kept"]
+    assert kept.dtype == torch.uint8
+    assert kept.as_tensor()[2].tolist() == [[0, 102], [51, 255]]

@@ -286,13 +286,13 @@ def test_half_precision_maps_lose_nothing_more(dtype: torch.dtype) -> None:
             "constraint must be one of one_sided, two_sided, log_barrier, none, got 'barrier'",
         ),
         ({"penalty": "squared"}, "penalty must be one of absolute, relative, got 'squared'"),
-        *[({"tolerance": t}, f"tolerance must be 0 or more and finite, got {t}") for t in (-0.05, math.nan, math.inf)],
+        *[({"tolerance": t}, f"tolerance must be a number, 0 or more; got {t}") for t in (-0.05, math.nan, math.inf)],
         *[
-            ({"sharpness": t}, f"sharpness of the log-barrier must be above 0 and finite, got {t}")
+            ({"sharpness": t}, f"barrier#start must be a number above 0; got {t}")
             for t in (0.0, -5.0, math.nan, math.inf)
         ],
-        ({"growth": 0.0}, "growth of the log-barrier must be above 0 and finite, got 0"),
-        ({"maximum": math.inf}, "maximum of the log-barrier must be above 0 and finite, got inf"),
+        ({"growth": 0.0}, "barrier#growth must be a number above 0; got 0"),
+        ({"maximum": math.inf}, "barrier#maximum must be a number above 0; got inf"),
     ],
 )
 def test_refuses_impossible_options(options: dict, message: str) -> None:
@@ -302,7 +302,7 @@ def test_refuses_impossible_options(options: dict, message: str) -> None:
 
 def test_refuses_an_impossible_sharpness_later_and_keeps_the_old_one() -> None:
     constraint = AreaConstraint("log_barrier")
-    with pytest.raises(ValueError, match="must be above 0 and finite, got 0"):
+    with pytest.raises(ValueError, match="must be a number above 0; got 0"):
         constraint.set_sharpness(0.0)
     assert constraint.sharpness == 5.0
 

@@ -46,6 +46,24 @@ def test_overlays_are_in_the_copys_configs_and_not_in_the_bundles(tmp_path: Path
     assert (tmp_path / "copy" / "scripts" / "networks" / "cdws_net.py").is_file()
 
 
+def test_what_monai_label_needs_is_in_the_config_that_has_a_place_for_it(tmp_path: Path) -> None:
+    apply_overlays(tmp_path / "copy")
+    needed = config(BUNDLE, "monai_label.json")
+    used = set()
+    for name in ("train.json", "inference.json"):
+        merged, original = ({**config(folder, name)} for folder in (tmp_path / "copy", BUNDLE))
+        assert set(merged) == set(original)
+        for key, value in needed.items():
+            found = merged
+            for part in key.removeprefix("+").split("#"):
+                found = found.get(part, {})
+            if found == value or (key.startswith("+") and found and found[-len(value) :] == value):
+                used.add(key)
+    assert used == set(needed) - ({"_desc_"} - used)
+    apply_overlays(tmp_path / "slices", ["slices.json"])
+    assert config(tmp_path / "slices", "inference.json")["save"] == []
+
+
 def test_later_overlays_win(tmp_path: Path) -> None:
     for name, value in (("first", 8), ("second", 16)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"spatial_size": [value, value]}))

@@ -70,8 +70,8 @@ def test_region_is_read_where_it_lies(slide: Path) -> None:
     item = {"image": str(slide), "location": (300, 100), "size": (40, 20)}
     image = LoadImageOrRegiond(keys="image")(item)["image"]
     assert image.shape == (3, 40, 20)
-    assert image[:, 0, 0].tolist() == [300 // 4, 100 // 2, 0]
-    assert image[:, 39, 19].tolist() == [339 // 4, 119 // 2, 0]
+    assert (image[:, 0, 0] * 255).tolist() == pytest.approx([300 // 4, 100 // 2, 0])
+    assert (image[:, 39, 19] * 255).tolist() == pytest.approx([339 // 4, 119 // 2, 0])
 
 
 def test_an_item_that_is_no_region_is_read_as_ever(slide: Path) -> None:

@@ -14,13 +14,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Resize, Resized
-from scripts.images.colours import ToRGBd
-from scripts.monai_label.volumes import PictureOrSliceInferer, ResizePictured, SmoothResize
+from monai.transforms import Resized
+from PIL import Image
+from scripts.monai_label.regions import LoadImageOrRegiond
+from scripts.monai_label.volumes import PictureOrSliceInferer, ResizePictured, VolumeToRGB
+from scripts.runtime.errors import InputError
 
 
 def volumes(*shape: int) -> torch.Tensor:
@@ -50,49 +55,8 @@ def test_slices_are_resized_like_pictures_and_back(size: tuple[int, int]) -> Non
         torch.testing.assert_close(maps[b, ..., k], expected.as_tensor())
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [
-        ((3, 200, 310), (20, 20)),
-        ((1, 200, 310), (7, 150)),
-        ((3, 64, 301), (64, 30)),
-        ((3, 20, 310), (40, 31)),
-        ((4, 33, 35), (32, 34)),
-        ((3, 20, 30), (40, 60)),
-        ((3, 20, 30), (20, 30)),
-    ],
-)
-@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-def test_a_picture_gets_smaller_as_by_monai(shape: tuple, size: tuple, mode: str) -> None:
-    for image in (volumes(*shape), volumes(*shape[1:], shape[0]).permute(2, 0, 1)):
-        expected = Resize(size, mode=mode, anti_aliasing=True)(image)
-        resized = SmoothResize(size, mode=mode, anti_aliasing=True)(image)
-        torch.testing.assert_close(resized.as_tensor(), expected.as_tensor(), atol=1e-4, rtol=0)
-
-
-def test_the_mean_of_a_smooth_picture_stays_and_one_pixel_weighs_as_a_gaussian() -> None:
-    """By hand: of a factor of 9 the Gaussian's sigma is 4 pixels, and pixel 4 of 0..8 lies in its middle."""
-    image = torch.zeros(1, 81, 81)
-    image[0, 40, 40] = 1
-    small = SmoothResize((9, 9), mode="bilinear", anti_aliasing=True)(image)
-    middle = math.erf(0.5 / 4 / math.sqrt(2))  # what lies within half a pixel
-    assert float(small[0, 4, 4]) == pytest.approx(middle**2, rel=1e-4)
-    assert float(small[0, 4, 5]) == pytest.approx(
-        middle * (math.erf(9.5 / 4 / math.sqrt(2)) - math.erf(8.5 / 4 / math.sqrt(2))) / 2, rel=1e-3
-    )
-
-
-@pytest.mark.parametrize(("size", "mode"), [((8, 12), "all"), (12, "longest")])
-def test_maps_of_a_large_picture_come_back_to_its_size(size: tuple | int, mode: str) -> None:
-    resize = ResizePictured("image", size, mode, mode="bilinear", anti_aliasing=True)
-    small = resize({"image": MetaTensor(volumes(3, 200, 300))})["image"]
-    assert small.shape == (3, 8, 12)
-    assert torch.allclose(small.affine.diagonal(), torch.tensor([25.0, 25, 1, 1], dtype=torch.float64))
-    assert resize.inverse({"image": small})["image"].shape == (3, 200, 300)
-
-
 def test_resize_leaves_volumes_alone_and_pictures_not() -> None:
-    resize = ResizePictured("image", (8, 8), mode="bilinear")
+    resize = ResizePictured("image", (8, 8))
     volume = {"image": MetaTensor(volumes(3, 20, 30, 4))}
     assert resize(volume)["image"] is volume["image"]
     assert resize.inverse(volume)["image"] is volume["image"]
@@ -101,10 +65,34 @@ def test_resize_leaves_volumes_alone_and_pictures_not() -> None:
     assert resize.inverse(small)["image"].shape == (3, 20, 30)
 
 
-def test_a_volumes_values_are_scaled_by_its_percentiles() -> None:
-    """Of 0 .. 100 the 1st and 99th percentiles are 1 and 99; the unit does not matter."""
-    values = torch.arange(101.0).reshape(1, 101, 1, 1)
-    scaled = ToRGBd("image")({"image": values * 7 - 1000})["image"]
-    assert scaled.shape == (3, 101, 1, 1)
-    expected = ((values - 1) / 98).clamp(0, 1).repeat(3, 1, 1, 1)
-    torch.testing.assert_close(scaled, expected, atol=1e-5, rtol=0)
+def test_a_volume_is_scaled_between_its_percentiles() -> None:
+    """0, 1 ... 100, whose 1st and 99th percentiles are 1 and 99."""
+    values = torch.arange(101.0).view(1, 101, 1, 1)
+    rgb = VolumeToRGB()(MetaTensor(values, meta={"filename_or_obj": "a.nii"}))
+    expected = ((values - 1) / 98).clamp(0, 1).expand(3, 101, 1, 1)
+    torch.testing.assert_close(rgb.as_tensor(), expected)
+    assert rgb.meta["filename_or_obj"] == "a.nii"
+
+
+def test_a_mostly_empty_volume_is_not_flat() -> None:
+    """999 voxels of 0 and one of 7: both percentiles are 0, and those of the others 7."""
+    volume = torch.zeros(1, 10, 10, 10)
+    volume[0, 1, 2, 3] = 7
+    torch.testing.assert_close(VolumeToRGB()(volume), (volume / 7).repeat(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("value", "reason"), [(3.0, "has the value 3 in all voxels"), (math.nan, "not finite")])
+def test_a_volume_with_nothing_to_see_is_refused(value: float, reason: str) -> None:
+    with pytest.raises(InputError, match=f"the volume .*{reason}"):
+        VolumeToRGB()(torch.full((1, 4, 4, 4), value))
+
+
+def test_volumes_are_loaded_and_pictures_as_ever(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(4, 3, 2), np.eye(4)), tmp_path / "a.nii.gz")
+    Image.fromarray(np.full((3, 5), 51, np.uint8)).save(tmp_path / "b.png")
+    volume, picture = (
+        LoadImageOrRegiond("image")({"image": str(tmp_path / f)})["image"] for f in ("a.nii.gz", "b.png")
+    )
+    assert volume.shape == (3, 4, 3, 2)
+    assert (float(volume.min()), float(volume.max())) == (0.0, 1.0)
+    torch.testing.assert_close(picture.as_tensor(), torch.full((3, 5, 3), 0.2))

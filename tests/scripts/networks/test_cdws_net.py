@@ -443,10 +443,10 @@ def test_the_shared_imagenet_weights_load() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stages": 0, "fusion_weights": ()}, "stages must be a whole number from 1 to 5, got 0"),
-        ({"stages": 6, "fusion_weights": (1 / 6,) * 6}, "stages must be a whole number from 1 to 5, got 6"),
-        ({"stages": 2}, r"2 stages need 2 fusion weights, got \[0.2, 0.35, 0.45\]"),
-        ({"fusion_weights": (0.5, 0.5)}, r"3 stages need 3 fusion weights, got \[0.5, 0.5\]"),
+        ({"stages": 0, "fusion_weights": ()}, "stages must be a whole number from 1 to 5; got 0"),
+        ({"stages": 6, "fusion_weights": (1 / 6,) * 6}, "stages must be a whole number from 1 to 5; got 6"),
+        ({"stages": 2}, r"fusion_weights must be a list of 2 numbers, .*; got \(0.2, 0.35, 0.45\)"),
+        ({"fusion_weights": (0.5, 0.5)}, r"fusion_weights must be a list of 3 numbers, .*; got \(0.5, 0.5\)"),
         ({"fusion_weights": (0.2, 0.3, 0.4)}, r"non-negative and sum to 1, got \[0.2, 0.3, 0.4\]"),
         ({"fusion_weights": (-0.2, 0.7, 0.5)}, r"non-negative and sum to 1, got \[-0.2, 0.7, 0.5\]"),
     ],

@@ -26,8 +26,8 @@ from monai.bundle import ConfigParser
 from PIL import Image
 from scripts.runtime.command_line import is_rewritten, keep_typed, refuse_unknown, remember, typed_options
 from scripts.runtime.errors import InputError
+from scripts.runtime.files import claim
 from scripts.runtime.processes import start_alone
-from scripts.training.checks import check_settings
 
 PROGRAM = "/anywhere/monai/bundle/__main__.py"
 ODD = ["set#2", "case #7", "@home", "@home#1", "$x", "$@output_dir", "2024", "1e3", "+5", "-5", "None", "True", "0x1F"]
@@ -170,8 +170,8 @@ def test_one_of_an_overlay_that_is_not_given_is_refused_and_so_is_one_in_an_args
 
 def test_a_path_that_only_the_parser_has_seen_is_refused_where_it_was_rewritten(monkeypatch, tmp_path: Path) -> None:
     """That of an overlay, or of a program: 'case #7' has become 'case ::7'."""
-    with pytest.raises(InputError, match=r"output_dir '.*case ::7' has '::', which MONAI's parser makes from '#'"):
-        check_settings([8, 8], {"output_dir": tmp_path / "case ::7"})
+    with pytest.raises(InputError, match=r"'.*case ::7' has '::', which MONAI's parser makes from '#'"):
+        claim([tmp_path / "case ::7"], "training")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "x", "--output_dir", "a::b"])
     keep_typed({})

@@ -34,6 +34,7 @@ from scripts.training.checkpoints import BestCheckpoint, LastCheckpoint
 from scripts.training.resume import fit
 from scripts.training.sampling import SeededDataset, StepSampler
 from scripts.training.trainer import AccumulatingTrainer, MeanLoss
+from torch.utils.tensorboard import SummaryWriter
 
 EPOCHS = 4
 RATE = 0.01
@@ -81,10 +82,9 @@ def train(
         DataLoader(CacheDataset(items[:2], progress=False), batch_size=1),
         network,
         key_val_metric={"score": MeanLoss(lambda output: Loss()(output[0]["pred"][None], output[0]["label"][None]))},
-        val_handlers=[BestCheckpoint(network, folder / "model.pt")],
+        val_handlers=[BestCheckpoint(folder / "model.pt")],
     )
     optimizer = torch.optim.Adam(network.parameters(), rate)
-    saved = {"model": network, "optimizer": optimizer}
     trainer = AccumulatingTrainer(
         max_epochs=epochs,
         device=torch.device("cpu"),
@@ -92,14 +92,13 @@ def train(
         network=network,
         optimizer=optimizer,
         loss_function=Loss(),
-        decollate=False,
         amp=amp,
         lr_schedule=schedule,
-        train_handlers=[LastCheckpoint(saved, folder / "last.pt"), ValidationHandler(1, evaluator)],
+        train_handlers=[LastCheckpoint(folder / "last.pt"), ValidationHandler(1, evaluator)],
     )
     if stop is not None:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, stop)
-    fit(trainer, folder, evaluator, {"learning_rate": rate}, resume=resume)
+    fit(trainer, folder, evaluator, SummaryWriter(f"{folder}-log"), resume=resume)
 
 
 def equal(one: object, other: object) -> bool:
@@ -219,7 +218,7 @@ def test_two_damaged_states_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_state_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
-    torch.save({"format": 1, "epoch": 1, "model": Path("harmless")}, tmp_path / "state_1.pt")
+    torch.save({"format": 2, "epoch": 1, "model": Path("harmless")}, tmp_path / "state_1.pt")
     with pytest.raises(InputError, match="can't be read"):
         train(tmp_path)
 
@@ -231,7 +230,7 @@ def rates(folder: Path) -> list[float]:
 def test_changed_settings_are_named_and_refused_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, stop=stop_in(6))
-    with pytest.raises(InputError, match=r"learning_rate was 0.01, is 0.5"):
+    with pytest.raises(InputError, match=r"optimizer.0.lr was 0.01, is 0.5"):
         train(tmp_path, rate=0.5)
     train(tmp_path, epochs=2, rate=0.5, resume="changed")
     assert rates(tmp_path) == [0.5]
@@ -242,7 +241,7 @@ def test_changed_settings_are_named_and_refused_unless_asked(tmp_path: Path) -> 
 def test_a_complete_training_is_replaced_by_one_with_other_settings(tmp_path: Path, whole: Path, caplog) -> None:
     train(tmp_path, epochs=1, rate=0.5)
     train(tmp_path)
-    assert "is replaced: learning_rate was 0.5, is 0.01" in caplog.text
+    assert "is replaced: optimizer.0.lr was 0.5, is 0.01" in caplog.text
     assert_same_results(tmp_path, whole)
 
 

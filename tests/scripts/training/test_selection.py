@@ -25,7 +25,7 @@ from scripts.losses.cdws import CDWSLoss
 from scripts.losses.pixel import PixelLoss
 from scripts.losses.pooling import Pooling
 from scripts.runtime.errors import InputError
-from scripts.training.selection import key_metric, validation_metrics
+from scripts.training.selection import validation_metrics
 from torch import nn
 
 WITH_MASKS = [{"label": 0}, {"label": 1, "mask": "a.png"}, {"label": "b.png"}]
@@ -77,8 +77,7 @@ def validate(
         val_data_loader=DataLoader(Dataset(IMAGES), batch_size=batch_size),
         network=Scale(factor),
         postprocessing=postprocess,
-        key_val_metric=key_metric(items, loss, select_by),
-        additional_metrics=validation_metrics(items, loss),
+        key_val_metric=validation_metrics(items, loss, select_by),
     )
     evaluator.run()
     return evaluator
@@ -114,7 +113,7 @@ def test_a_loss_from_pixel_labels_is_given_the_truth(batch_size: int) -> None:
 
 @pytest.mark.parametrize("select_by", ["auto", "masks"])
 def test_masks_are_used_when_there_and_asked_for(select_by: str) -> None:
-    assert list(key_metric(WITH_MASKS, CDWSLoss(), select_by)) == ["f_mean"]
+    assert next(iter(validation_metrics(WITH_MASKS, CDWSLoss(), select_by))) == "f_mean"
 
 
 def test_a_network_of_nan_is_not_the_best() -> None:
@@ -134,7 +133,7 @@ def test_says_which_criterion_it_uses(
     items: list[dict], select_by: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="scripts.training.selection"):
-        key_metric(items, CDWSLoss(), select_by)
+        validation_metrics(items, CDWSLoss(), select_by)
     assert message in caplog.text
 
 
@@ -147,4 +146,4 @@ def test_says_which_criterion_it_uses(
 )
 def test_refuses_what_cannot_be(items: list[dict], select_by: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        key_metric(items, CDWSLoss(), select_by)
+        validation_metrics(items, CDWSLoss(), select_by)

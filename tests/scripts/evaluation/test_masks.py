@@ -1,0 +1,56 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From maps to masks of the size of the file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from scripts.evaluation.masks import map_to_mask
+from scripts.images.resizing import SmoothResized
+from scripts.runtime.errors import InputError
+
+PREPROCESSING = Compose([SmoothResized("image", (2, 2))])
+
+
+def item_of(probability: list[list[float]], **more: torch.Tensor) -> dict:
+    """Of an image of 4 x 4 pixels, with a map of 2 x 2."""
+    item = PREPROCESSING({"image": MetaTensor(torch.zeros(3, 4, 4))})
+    return item | {"pred": MetaTensor(torch.tensor([probability]), meta=item["image"].meta), **more}
+
+
+def test_a_mask_has_the_size_of_the_file_and_its_map_is_kept() -> None:
+    found = Compose(map_to_mask(PREPROCESSING, 0.6))(item_of([[0.9, 0.9], [0.3, 0.3]]))
+    assert found["pred"].shape == found["probability"].shape == (1, 4, 4)
+    assert found["pred"][0].as_tensor().tolist() == [[1.0] * 4] * 2 + [[0.0] * 4] * 2
+    assert found["probability"][0, :, 0].tolist() == pytest.approx([0.9, 0.75, 0.45, 0.3])  # bilinear
+
+
+def test_superpixels_are_taken_or_left_as_a_whole() -> None:
+    """Two on the left and right: their means are 0.6 and 0.3."""
+    item = item_of([[0.9, 0.1], [0.3, 0.5]])
+    item["superpixels"] = MetaTensor(torch.tensor([[[0, 1], [0, 1]]]), meta=item["image"].meta)
+    item["mask"] = torch.ones(1, 4, 4)
+    found = Compose(map_to_mask(PREPROCESSING, 0.5, superpixels=True))(item)
+    torch.testing.assert_close(found["probability"][0].as_tensor(), torch.tensor([[0.6, 0.6, 0.3, 0.3]] * 4))
+    assert found["pred"][0].as_tensor().tolist() == [[1.0, 1.0, 0.0, 0.0]] * 4
+    assert found["instances"].shape == (1, 4, 4)
+    assert torch.equal(found["truth"], item["mask"])
+
+
+def test_what_is_no_threshold_is_named() -> None:
+    with pytest.raises(InputError, match=r"threshold must be a fraction from 0 to 1; got 50; did you mean 0\.5"):
+        map_to_mask(PREPROCESSING, 50)
+    with pytest.raises(InputError, match="superpixels must be True or False; got 'false'"):
+        map_to_mask(PREPROCESSING, 0.5, "false")
