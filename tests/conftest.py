@@ -13,8 +13,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported: tests run side by side
 
 import numpy as np
 import pytest
@@ -29,6 +36,26 @@ BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 @pytest.fixture(scope="session")
 def configs() -> Path:
     return BUNDLE / "configs"
+
+
+@pytest.fixture(scope="session")
+def quick_python(tmp_path_factory) -> Iterator[str]:
+    """Path of a program that runs Python's as `sys.executable` does, without the seconds of their imports."""
+    folder = tmp_path_factory.mktemp("python")
+    program, server, path = Path(__file__).with_name("quick_python.py"), folder / "server", folder / "python"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.Popen([sys.executable, program, "serve", server], env=environment, cwd="/")
+    command = f"exec {shlex.join([sys.executable, '-IS', str(program), 'run', str(server)])}"
+    path.write_text(f'#!/bin/sh\nexport QUICK_PYTHON={shlex.quote(str(path))}\n{command} "$@"\n')
+    path.chmod(0o755)
+    try:
+        while not server.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield str(path)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

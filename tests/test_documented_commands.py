@@ -14,6 +14,7 @@ The commands of the documents run, as they stand, in a folder like a user's.
 
 All shell blocks of a page are one script, since later commands need what earlier ones have made. Only size and length
 are changed, by a `python` that adds options to the bundle's runs: tiny images, one epoch, random initial weights.
+What a process has when it starts anew, test_bundle.py and test_command_line.py see.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def shell_blocks(page: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path, quick_python) -> Path:
     """A copy of the repository's tree with pictures in DATA and FOLDER, and `python` made quick."""
     for name in ("bundle", "docs", "tests/benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "runs", ".*"))
@@ -96,7 +97,7 @@ def folder(tmp_path) -> Path:
         (tmp_path / "bundle" / name).symlink_to(tmp_path / name)
     (tmp_path / "bin").mkdir()
     for name, script in (("python", PYTHON), ("torchrun", TORCHRUN)):
-        (tmp_path / "bin" / name).write_text(script.format(python=sys.executable))
+        (tmp_path / "bin" / name).write_text(script.format(python=quick_python))
         (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
 

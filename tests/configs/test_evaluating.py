@@ -17,7 +17,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +105,13 @@ run("evaluating", config_file=sys.argv[4:], dataset_dir=sys.argv[1], output_dir=
 """
 
 
-def test_an_image_that_vanishes_costs_no_other_in_many_processes(configs, red_detector, tests_alone):
+def test_an_image_that_vanishes_costs_no_other_in_many_processes(configs, red_detector, tests_alone, quick_python):
     """The second of four: the second process has the fourth left, and rows stay in the order of the images."""
     (tests_alone / "evaluate.py").write_text(EVALUATE_AND_REMOVE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [quick_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(tests_alone / "evaluate.py"), str(tests_alone), str(tests_alone / "out"), str(red_detector)]
     command += [str(configs / f"{name}.json") for name in ("train", "evaluate", "multi_gpu_evaluate")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(configs.parent)}
+    environment = os.environ | {"PYTHONPATH": str(configs.parent)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode != 0
     assert f"  - '{tests_alone / 'b.png'}': can't be read" in done.stderr, done.stderr[-3000:]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from PIL import Image
 
 TINY = {"--spatial_size": "[32,32]", "--max_epochs": "2", "--val_interval": "1"}
 Resize = Callable[[str], None]
+Run = Callable[..., subprocess.CompletedProcess]
 
 
 @pytest.fixture
@@ -48,13 +48,17 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Resize]]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def run(run_id: str, configs: list[Path], **options: object) -> subprocess.CompletedProcess:
-    files = "[" + ",".join(f"'{path}'" for path in configs) + "]"
-    settings = {f"--{name}": str(value) for name, value in options.items()}
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", files]
-    command += [word for pair in (settings if run_id == "inferring" else TINY | settings).items() for word in pair]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+@pytest.fixture
+def run(quick_python) -> Run:
+    def run(run_id: str, configs: list[Path], **options: object) -> subprocess.CompletedProcess:
+        files = "[" + ",".join(f"'{path}'" for path in configs) + "]"
+        settings = {f"--{name}": str(value) for name, value in options.items()}
+        command = [quick_python, "-m", "monai.bundle", "run", run_id, "--config_file", files]
+        command += [word for pair in (settings if run_id == "inferring" else TINY | settings).items() for word in pair]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    return run
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
@@ -65,7 +69,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
         assert word in last
 
 
-def test_a_training_goes_on_when_there_is_room_again(configs, demo_run, disk, tmp_path) -> None:
+def test_a_training_goes_on_when_there_is_room_again(configs, demo_run, disk, run, tmp_path) -> None:
     folder, resize = disk
     files = [configs / "train.json", configs / "demo.json"]
     settings = {"dataset_dir": demo_run / "data", "output_dir": tmp_path / "run", "ckpt_dir": folder}
@@ -85,7 +89,7 @@ def test_a_training_goes_on_when_there_is_room_again(configs, demo_run, disk, tm
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
 
 
-def test_an_inference_writes_whole_files_or_none(configs, demo_run, disk) -> None:
+def test_an_inference_writes_whole_files_or_none(configs, demo_run, disk, run) -> None:
     folder, resize = disk
     resize("64k")
     settings = {"dataset_dir": demo_run / "data" / "images", "ckpt_dir": demo_run / "models", "prediction_dir": folder}
@@ -101,7 +105,7 @@ def test_an_inference_writes_whole_files_or_none(configs, demo_run, disk) -> Non
     assert len((folder / "predictions.csv").read_text().splitlines()) == images + 1
 
 
-def test_an_evaluation_writes_whole_files_or_none(configs, demo_run, disk) -> None:
+def test_an_evaluation_writes_whole_files_or_none(configs, demo_run, disk, run) -> None:
     folder, resize = disk
     resize("16k")
     settings = {

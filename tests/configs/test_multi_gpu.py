@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +58,9 @@ def options_of(data: Path, folder: Path, **changes) -> dict:
     }
 
 
-def torchrun(processes: int, *command: str, timeout: int = 400) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+def torchrun(python: str, processes: int, *command: str, timeout: int = 400) -> subprocess.CompletedProcess:
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*launcher, *command], env=environment, **pipes) as process:
         try:
@@ -87,18 +86,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def full_batch(data, configs, tmp_path_factory) -> tuple[Path, Path]:
+def full_batch(data, configs, quick_python, tmp_path_factory) -> tuple[Path, Path]:
     """CDWS-MIL with superpixels, as the paper trains it, augmented: folders of one process and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     run("training", **Run("training", ["superpixels"], options_of(data, one)).arguments(configs))
     job = Run("training", ["superpixels"], options_of(data, two))
-    done = torchrun(2, *command_line(job, configs, "multi_gpu_train"))
+    done = torchrun(quick_python, 2, *command_line(job, configs, "multi_gpu_train"))
     assert done.returncode == 0, done.stderr[-3000:]
     return one, two
 
 
 @pytest.fixture(scope="module")
-def mini_batch(data, configs, tmp_path_factory) -> tuple[Path, Path]:
+def mini_batch(data, configs, quick_python, tmp_path_factory) -> tuple[Path, Path]:
     """DWS-MIL, 7 images in steps of 2, trained by plain SGD and evaluated: folders of one process and of three."""
     one, three = (tmp_path_factory.mktemp(name) for name in ("one", "three"))
     jobs = {}
@@ -121,7 +120,7 @@ def mini_batch(data, configs, tmp_path_factory) -> tuple[Path, Path]:
     # a group can't be made twice in one launch, so it stays
     planned = [(job.id, job.arguments(configs, overlay) | {"finalize": []}) for job, overlay in pairs]
     (three / "worker.py").write_text(WORKER)
-    done = torchrun(3, str(three / "worker.py"), json.dumps(planned))
+    done = torchrun(quick_python, 3, str(three / "worker.py"), json.dumps(planned))
     assert done.returncode == 0, done.stderr[-3000:]
     return one, three
 
@@ -177,12 +176,12 @@ def test_superpixels_are_made_once_an_image(full_batch):
     assert counts == [7 + 2, 7 + 2]
 
 
-def test_bad_data_ends_all_processes_with_one_sentence(data, configs, tmp_path):
+def test_bad_data_ends_all_processes_with_one_sentence(data, configs, quick_python, tmp_path):
     content = json.loads((data / "dataset.json").read_text())
     content["training"][0]["label"] = 2
     (tmp_path / "dataset.json").write_text(json.dumps(content).replace("images/", f"{data}/images/"))
     job = Run("training", [], options_of(tmp_path, tmp_path / "out") | {"allow_outside": True})
-    done = torchrun(2, *command_line(job, configs, "multi_gpu_train"))
+    done = torchrun(quick_python, 2, *command_line(job, configs, "multi_gpu_train"))
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr

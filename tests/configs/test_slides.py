@@ -20,7 +20,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -154,17 +153,17 @@ def test_finished_slides_are_not_redone_unless_something_changed(configs, red_de
     assert stamp(threshold=0.7, fusion_weights=[0.9, 0.1, 0.0]) > changed
 
 
-def test_a_killed_run_goes_on(configs, write_slide, tissue_picture, lively_network, tmp_path):
+def test_a_killed_run_goes_on(configs, quick_python, write_slide, tissue_picture, lively_network, tmp_path):
     torch.save(lively_network.state_dict(), tmp_path / "model.pt")
     write_slide(tmp_path / "a.tif", tissue_picture(500, 500), 1.0)
     whole = infer(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "whole")
     arguments = command(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "out")
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([quick_python, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     journal = tmp_path / "out" / "predictions" / ".unfinished" / "a" / "tiles.jsonl"
     while process.poll() is None and not (journal.is_file() and journal.read_text().count("\n") >= 5):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()  # until nobody writes
     before = journal.read_text().splitlines()
     assert 5 <= len(before) < 64
     assert not list((tmp_path / "out" / "predictions").glob("a*"))  # nothing has its name yet
@@ -201,7 +200,7 @@ def test_a_failure_on_the_way_ends_the_run_and_leaves_only_what_is_gone_on_with(
     assert next(calls) == 21
 
 
-def test_a_truncated_slide_is_named_and_the_others_are_done(configs, red_detector, write_slide, tmp_path):
+def test_a_truncated_slide_is_named_and_the_others_are_done(configs, quick_python, red_detector, write_slide, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
@@ -211,7 +210,7 @@ def test_a_truncated_slide_is_named_and_the_others_are_done(configs, red_detecto
     (folder / "a.tif").write_bytes(content[: len(content) // 2])
     (folder / "notes.txt").write_text("no slide")
     arguments = command(configs, red_detector, folder, tmp_path / "out")
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    done = subprocess.run([quick_python, *arguments], capture_output=True, text=True)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert "a.tif" in done.stderr.split("error:")[-1]
@@ -345,13 +344,13 @@ def test_a_slide_without_tissue_has_no_probability(configs, red_detector, write_
     assert rows(infer(configs, red_detector, folder, tmp_path / "out")) == {"grey": grey, "red": red}
 
 
-def test_torchrun_deals_slides_out(configs, red_detector, write_slide, tmp_path):
+def test_torchrun_deals_slides_out(configs, quick_python, red_detector, write_slide, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for i in range(3):
         write_slide(folder / f"s{i}.tif", stained(150 + 20 * i, 200), 1.0)
     (folder / "broken.tif").write_bytes(b"nothing")  # one process fails, and the other must not be ended by that
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [quick_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = command(configs, red_detector, folder, tmp_path / "out")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment)

@@ -21,7 +21,6 @@ import os
 import re
 import struct
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -190,14 +189,14 @@ load_datalist(folder, ["training"])
 """
 
 
-def test_nobody_waits_for_what_is_written_into_a_pipe(tmp_path: Path) -> None:
+def test_nobody_waits_for_what_is_written_into_a_pipe(tmp_path: Path, quick_python: str) -> None:
     """In a process of its own: a test that waits could not fail."""
     names = ["a.dcm", "a.nii.gz", "a.nrrd", "a.png", "a.tif", "a.xml"]
     for name in names:
         os.mkfifo(tmp_path / name)
     items = [{"image": name, "label": 1, "mask": name} for name in names]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
-    command = [sys.executable, "-c", WAITS, str(tmp_path)]
+    command = [quick_python, "-c", WAITS, str(tmp_path)]
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=100, check=False)
     for name in names:
         assert len(re.findall(rf"^{name} .*is not a regular file", done.stdout, re.M)) == 3

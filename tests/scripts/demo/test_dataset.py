@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,16 +177,16 @@ def test_the_overlay_asks_before_it_follows_paths_out_of_the_folder(allowed, dat
             parser.get_parsed_content("datalist")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
+def run(python: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run the command line from the bundle."""
-    command = [sys.executable, "-m", "scripts.demo.dataset", *arguments]
+    command = [python, "-m", "scripts.demo.dataset", *arguments]
     return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_command_line(tmp_path: Path, quick_python: str) -> None:
     folder = tmp_path / "demo"
     splits = ("--training", "4", "--validation", "2", "--test", "2")
-    done = run("--dataset_dir", str(folder), "--size", "24", "20", "--seed", "1", *splits)
+    done = run(quick_python, "--dataset_dir", str(folder), "--size", "24", "20", "--seed", "1", *splits)
     assert done.returncode == 0, done.stderr
     assert str(folder / "dataset.json") in done.stdout
     assert [len(read(folder / "dataset.json")[split]) for split in ("training", "validation", "test")] == [4, 2, 2]
@@ -196,7 +195,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert np.array_equal(pixels(by_call, name), pixels(folder / "dataset.json", name))
 
 
-def test_command_line_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
-    done = run("--dataset_dir", str(tmp_path / "demo"), "--size", "2", "20")
+def test_command_line_says_what_is_wrong_in_one_sentence(tmp_path: Path, quick_python: str) -> None:
+    done = run(quick_python, "--dataset_dir", str(tmp_path / "demo"), "--size", "2", "20")
     assert done.returncode == 1
     assert done.stderr == "error: the size must be a height and a width of 4 or more, got [2, 20]\n"

@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -42,6 +43,7 @@ from scripts.runtime.errors import InputError
 
 SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1", "--val_interval", "1"]
 SETTINGS += ["--side_learning_rate", "0.05"]  # at a hundredth of the trunk's, the maps of two steps are constant
+PYTHON = sys.executable  # that of a process whose group is killed
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
@@ -50,11 +52,18 @@ def arguments(data: Path, folder: Path, *more: str) -> list[str]:
     return [*study, "--seeds", "3", "4", *more, *SETTINGS]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cells_are_quick(quick_python) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", quick_python)
+        yield
+
+
 @pytest.fixture(scope="module")
 def study(demo_run, tmp_path_factory) -> Path:
     """Killed while the first cell runs, then gone on with."""
     folder = tmp_path_factory.mktemp("experiments")
-    command = [sys.executable, "-m", "scripts.experiments", *arguments(demo_run / "data", folder)]
+    command = [PYTHON, "-m", "scripts.experiments", *arguments(demo_run / "data", folder)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3] / "bundle")}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
     first = folder / "cells" / "cdws_base_seed3" / "training" / "command.txt"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,7 @@ print(json.dumps(results))
 """
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path):
+def test_two_processes_give_the_numbers_of_one(tmp_path, quick_python):
     rng = np.random.default_rng(0)
     y_pred = ndimage.gaussian_filter(rng.random((4, 1, 40, 50)), (0, 0, 3, 3))
     y_pred = (y_pred - y_pred.min()) / np.ptp(y_pred)
@@ -66,8 +65,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     bundle = Path(scripts.__file__).parent.parent
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": str(bundle), "OMP_NUM_THREADS": "1"},
+            [quick_python, "-c", WORKER, str(rank), str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(bundle)},
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,8 +81,8 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path: Path) -> None:
         apply_overlays(tmp_path, ["dws.json"])
 
 
-def test_command_fails_with_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.monai_label.apply_overlays", str(tmp_path), "dws.json"]
+def test_command_fails_with_one_sentence(tmp_path: Path, quick_python: str) -> None:
+    command = [quick_python, "-m", "scripts.monai_label.apply_overlays", str(tmp_path), "dws.json"]
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: '{tmp_path}' exists already")
@@ -101,7 +100,7 @@ def test_the_bundle_is_not_copied_into_itself(monkeypatch, where: str) -> None:
     assert sorted(BUNDLE.rglob("*")) == before
 
 
-def test_a_killed_copy_has_not_the_final_name(tmp_path: Path) -> None:
+def test_a_killed_copy_has_not_the_final_name(tmp_path: Path, quick_python: str) -> None:
     """The process ends as if by 'kill -9' after some files."""
     code = """
 import os, shutil, sys
@@ -114,7 +113,7 @@ def then_die(*paths, **options):
 shutil.copyfile = then_die
 assemble(sys.argv[1])
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "copy")], cwd=BUNDLE, check=False)
+    done = subprocess.run([quick_python, "-c", code, str(tmp_path / "copy")], cwd=BUNDLE, check=False)
     assert done.returncode == 9
     assert not (tmp_path / "copy").exists()
     assemble(tmp_path / "copy")

@@ -199,7 +199,7 @@ def test_every_run_begins_with_it(configs, base: str, start: str, overlays: list
     assert not parser["start"].get("dealt")
 
 
-def test_the_documented_command_takes_odd_folders(configs, red_detector, tmp_path: Path) -> None:
+def test_the_documented_command_takes_odd_folders(configs, quick_python, red_detector, tmp_path: Path) -> None:
     data = os.fsencode(tmp_path) + b"/@set #2 $x [caf\xe9]"
     try:
         os.mkdir(data)
@@ -207,7 +207,7 @@ def test_the_documented_command_takes_odd_folders(configs, red_detector, tmp_pat
         pytest.skip("this file system takes names in UTF-8 alone")
     Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(os.fsdecode(data) + "/right.png")
     (tmp_path / "decoy").mkdir()
-    command = [sys.executable, "-m", "monai.bundle", "run", "inferring"]
+    command = [quick_python, "-m", "monai.bundle", "run", "inferring"]
     command += ["--config_file", str(configs / "inference.json"), "--ckpt_path", str(red_detector)]
     command += ["--dataset_dir", os.path.basename(data), "--output_dir", "20241231", "--spatial_size", "[32,32]"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)

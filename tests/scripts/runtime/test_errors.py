@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,16 @@ def test_other_errors_are_none(error: Exception | None) -> None:
     assert input_error_of(error) is None
 
 
-def run(code: str) -> subprocess.CompletedProcess:
-    program = f"from scripts.runtime.errors import *\nreport_input_errors()\n{code}"
-    return subprocess.run([sys.executable, "-c", program], cwd=BUNDLE, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(quick_python: str) -> Callable[[str], subprocess.CompletedProcess]:
+    def run(code: str) -> subprocess.CompletedProcess:
+        program = f"from scripts.runtime.errors import *\nreport_input_errors()\n{code}"
+        return subprocess.run([quick_python, "-c", program], cwd=BUNDLE, capture_output=True, text=True, check=False)
+
+    return run
 
 
-def test_an_input_error_ends_the_program_with_its_message_alone() -> None:
+def test_an_input_error_ends_the_program_with_its_message_alone(run) -> None:
     result = run("try: raise InputError('area is 30')\nexcept InputError as e: raise RuntimeError('wrapped') from e")
     assert (result.returncode, result.stdout, result.stderr) == (1, "", "\nerror: area is 30\n")
 
@@ -69,7 +74,7 @@ def test_an_input_error_ends_the_program_with_its_message_alone() -> None:
         "RuntimeError('[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can\\'t allocate memory: 20.00 GiB')",
     ],
 )
-def test_a_lack_of_memory_is_a_sentence_with_remedies(error: str) -> None:
+def test_a_lack_of_memory_is_a_sentence_with_remedies(run, error: str) -> None:
     result = run(f"import torch\ntry: raise {error}\nexcept Exception as e: raise RuntimeError('wrapped') from e")
     assert result.returncode == 1
     assert result.stderr.startswith("\nerror: There is not enough memory (")
@@ -78,7 +83,7 @@ def test_a_lack_of_memory_is_a_sentence_with_remedies(error: str) -> None:
     assert result.stderr.count("\n") == 2
 
 
-def test_a_full_disk_is_a_sentence_with_a_remedy() -> None:
+def test_a_full_disk_is_a_sentence_with_a_remedy(run) -> None:
     code = "import errno\ntry: raise OSError(errno.ENOSPC, 'No space left on device', 'a.png')\n"
     result = run(code + "except Exception as e: raise RuntimeError('wrapped') from e")
     assert result.returncode == 1
@@ -86,14 +91,14 @@ def test_a_full_disk_is_a_sentence_with_a_remedy() -> None:
     assert result.stderr.count("\n") == 2
 
 
-def test_any_other_error_keeps_its_traceback() -> None:
+def test_any_other_error_keeps_its_traceback(run) -> None:
     result = run("1 / 0")
     assert result.returncode == 1
     assert "Traceback (most recent call last)" in result.stderr
     assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_a_bug_in_the_bundle_keeps_its_traceback() -> None:
+def test_a_bug_in_the_bundle_keeps_its_traceback(run) -> None:
     """Not every ValueError of its own files is the user's: only an InputError is."""
     result = run("from scripts.volumes.reading import read_volume\nread_volume('none')")
     assert result.returncode == 1

@@ -281,10 +281,10 @@ def slow(engine) -> None:
     time.sleep(0.02)
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(python: str, folder: Path) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3] / "bundle")}
     return subprocess.Popen(
-        [sys.executable, __file__, str(folder)],
+        [python, __file__, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
@@ -296,8 +296,8 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_killed_by_a_signal(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
-    process = start(tmp_path)
+def test_killed_by_a_signal(quick_python: str, tmp_path: Path, whole: Path, number: signal.Signals) -> None:
+    process = start(quick_python, tmp_path)
     for line in process.stdout:
         if line.strip() == "iteration 10":
             process.send_signal(number)
@@ -314,10 +314,10 @@ def test_killed_by_a_signal(tmp_path: Path, whole: Path, number: signal.Signals)
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path, whole: Path) -> None:
+def test_killed_at_random_moments(quick_python: str, tmp_path: Path, whole: Path) -> None:
     rng = random.Random(int(os.environ.get("KILL_SEED", "0")))
     for _ in range(int(os.environ.get("KILLS", "5"))):
-        process = start(tmp_path)
+        process = start(quick_python, tmp_path)
         process.stdout.readline()
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
