@@ -31,6 +31,12 @@ def bag_losses(scores: np.ndarray, bags: np.ndarray, labels: np.ndarray, r: floa
 
     Returns:
         (B,) float64, finite for every finite score; scores beyond +-300 count as +-300.
+
+    Examples:
+        Two bags of two instances of score 0, which is a probability of 1/2:
+
+        >>> bag_losses(np.zeros(4), np.array([0, 2, 4]), np.array([True, False])).round(4)
+        array([0.6931, 0.6931])
     """
     return losses_and_derivatives(scores, bags, labels, r)[0]
 

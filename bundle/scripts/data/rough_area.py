@@ -39,6 +39,10 @@ def rough_area(mask: np.ndarray, step: float = 0.1) -> float:
 
     Raises:
         InputError: if the step is not in (0, 1], or the mask has no pixels.
+
+    Examples:
+        >>> rough_area(np.array([[1, 1, 1, 0], [0, 0, 0, 0]]))  # 3 of 8 pixels
+        0.4
     """
     if not 0 < step <= 1:
         raise InputError(f"the annotation step must be in (0, 1], got {step}")

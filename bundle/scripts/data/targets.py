@@ -39,6 +39,10 @@ class WeakTarget(Transform):
 
     Raises:
         InputError: when the step is not above 0 and up to 1.
+
+    Examples:
+        >>> WeakTarget()(1, area=0.3), WeakTarget()(0)
+        (tensor([1.0000, 0.3000]), tensor([0., nan]))
     """
 
     def __init__(self, area_step: float = 0.1) -> None:

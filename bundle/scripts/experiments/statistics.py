@@ -45,6 +45,11 @@ def paired_p(first: Mapping[str, float], second: Mapping[str, float]) -> float:
 
     Raises:
         ValueError: when the images are not the same.
+
+    Examples:
+        >>> first, second = ({name: score for name in "abcdef"} for score in (0.9, 0.8))
+        >>> paired_p(first, second)  # six of the same sign: 2 / 2^6
+        0.03125
     """
     if first.keys() != second.keys():
         raise ValueError(f"the scores must be of the same images, got {len(first)} and {len(second)}.")
@@ -54,7 +59,13 @@ def paired_p(first: Mapping[str, float], second: Mapping[str, float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm 1979), in the order given."""
+    """
+    P-values corrected for their number (Holm 1979), in the order given.
+
+    Examples:
+        >>> holm([0.04, 0.01])
+        [0.04, 0.02]
+    """
     order = np.argsort(p_values, kind="stable")
     corrected = np.maximum.accumulate(np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1))
     result = np.empty(len(order))

@@ -34,6 +34,12 @@ class ToRGB(Transform):
 
     Grey is repeated; what is transparent becomes white, as a viewer shows it. Integers are divided by the largest
     value of their type, floating-point must be in 0..1 already.
+
+    Examples:
+        >>> ToRGB()(np.array([[[0, 51, 255]]], np.uint8))[:, 0]
+        tensor([[0.0000, 0.2000, 1.0000],
+                [0.0000, 0.2000, 1.0000],
+                [0.0000, 0.2000, 1.0000]])
     """
 
     def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:

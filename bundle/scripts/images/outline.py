@@ -36,6 +36,15 @@ class OutlineOverlay(Transform):
 
     Args:
         width: width of the outline in pixels.
+
+    Examples:
+        >>> black, square = np.zeros((3, 5, 5), np.uint8), np.pad(np.ones((1, 3, 3)), ((0, 0), (1, 1), (1, 1)))
+        >>> OutlineOverlay(width=1)(black, square)[1]  # the green of the outline
+        array([[  0,   0,   0,   0,   0],
+               [  0, 255, 255, 255,   0],
+               [  0, 255,   0, 255,   0],
+               [  0, 255, 255, 255,   0],
+               [  0,   0,   0,   0,   0]], dtype=uint8)
     """
 
     def __init__(self, width: int = 2) -> None:

@@ -31,6 +31,10 @@ class ScalePercentiles(Transform):
 
     Args:
         lower, upper: percentiles, from 0 to 100.
+
+    Examples:
+        >>> ScalePercentiles(25, 75)(np.arange(5.0))
+        array([0. , 0. , 0.5, 1. , 1. ])
     """
 
     def __init__(self, lower: float, upper: float) -> None:

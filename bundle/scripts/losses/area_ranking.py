@@ -116,6 +116,13 @@ class AreaRankedLoss(nn.Module):
     Raises:
         InputError: for an unknown `reduction`, a step that is not above 0 and up to 1, a decay that is not
             below 1, and a `warm_up`, a decay or a weight below 0.
+
+    Examples:
+        The teacher ranks the left pixel highest, and an area of 0.5 says it is positive: -log 0.8, and -log(1 - 0.2).
+
+        >>> maps, ranking = torch.tensor([[[[0.8, 0.2]]]]), torch.tensor([[[[0.9, 0.4]]]])
+        >>> AreaRankedLoss(area_step=0.1)(maps, torch.tensor([[1.0, 0.5]]), ranking)
+        tensor(0.2231)
     """
 
     inputs = ("ranking", "superpixels", "valid")  # of a batch, beside prediction and target

@@ -49,6 +49,11 @@ def mil_loss(
 
     Raises:
         InputError: for a label that is neither 0 nor 1.
+
+    Examples:
+        >>> p = torch.tensor([[[0.5, 0.5]]])
+        >>> mil_loss(p, torch.tensor([1.0]))  # log 2
+        tensor([[0.6931]])
     """
     wrong = label[(label != 0) & (label != 1)]
     if len(wrong):
@@ -74,6 +79,14 @@ class CDWSLoss(nn.Module):
     Raises:
         InputError: for an unknown `reduction`, a weight that is no number of 0 or more, or an `area_constraint` that is
             neither True nor False.
+
+    Examples:
+        Two images of one map, of which half is positive: one where that is right, and one without cancer.
+
+        >>> maps = torch.tensor([[[[0.9, 0.1]]], [[[0.9, 0.1]]]])
+        >>> target = torch.tensor([[1.0, 0.5], [0.0, torch.nan]])
+        >>> CDWSLoss([], pool=Pooling("max"), reduction="none")(maps, target)  # -log 0.9, -log 0.1
+        tensor([0.1054, 2.3026])
     """
 
     inputs = ("superpixels", "valid")  # of a batch, beside prediction and target

@@ -149,6 +149,10 @@ def log_barrier(z: torch.Tensor, sharpness: float) -> torch.Tensor:
     Args:
         z: any shape, below 0 where the constraint holds.
         sharpness: t > 0.
+
+    Examples:
+        >>> log_barrier(torch.tensor([-1.0, 0.0]), sharpness=1.0)  # -log 1, and the tangent's 0 + 1
+        tensor([-0., 1.])
     """
     t = sharpness
     inside = z <= -1 / t**2
@@ -165,6 +169,10 @@ def barrier_sharpness(current_step: int, start: float, growth: float, maximum: f
 
     Args:
         current_step: epoch, from 1.
+
+    Examples:
+        >>> [barrier_sharpness(epoch, start=5.0, growth=2.0, maximum=15.0) for epoch in (1, 2, 3)]
+        [5.0, 10.0, 15.0]
     """
     exponent = (current_step - 1) * math.log(growth)
     return maximum if exponent > math.log(maximum / start) else start * math.exp(exponent)  # which can't overflow
@@ -205,6 +213,12 @@ def area_loss(
 
     Raises:
         InputError: for an area of a positive image that is not above 0 and up to 1.
+
+    Examples:
+        >>> maps = torch.tensor([[[0.9, 0.1]], [[0.9, 0.1]]])  # v is 0.5
+        >>> area_loss(maps, label=torch.tensor([1, 0]), area=torch.tensor([0.3, torch.nan]))  # (0.5 - 0.3)^2
+        tensor([[0.0400],
+                [0.0000]])
     """
     constraint = constraint or AreaConstraint()
     constrained = ((label > 0.5) & ~area.isnan()).view(-1, 1)

@@ -43,6 +43,11 @@ def superpixel_means(
     Returns:
         (B, M, K) means, float32 at least, K the largest number of superpixels of an image; and (B, K), True where an
         image has the superpixel. The means of those that it doesn't have are 0.
+
+    Examples:
+        >>> probability = torch.tensor([[[[0.2, 0.4, 0.9]]]])
+        >>> superpixel_means(probability, torch.tensor([[[[0, 0, 1]]]]))
+        (tensor([[[0.3000, 0.9000]]]), tensor([[True, True]]))
     """
     p = probability.to(torch.promote_types(probability.dtype, torch.float32)).flatten(2)
     count = max(int(superpixels.max()), 0) + 1  # where the labels are: on the CPU the accelerator isn't waited for
@@ -68,6 +73,10 @@ def paint_superpixels(
 
     Returns:
         (B, M, H, W) float32 at least, 0 for pixels of no superpixel.
+
+    Examples:
+        >>> paint_superpixels(torch.tensor([[[[0.2, 0.4, 0.9]]]]), torch.tensor([[[[0, 0, 1]]]]))
+        tensor([[[[0.3000, 0.3000, 0.9000]]]])
     """
     means, _ = superpixel_means(probability, superpixels, valid)
     labels = superpixels.to(means.device, torch.long).flatten(2)  # (B, 1, N)

@@ -40,6 +40,11 @@ class PixelLoss(nn.Module):
 
     Raises:
         InputError: for an unknown `reduction` or a weight below 0.
+
+    Examples:
+        >>> prediction, truth = torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([[[[1.0, 0.0]]]])
+        >>> PixelLoss()(prediction, None, truth)
+        tensor(0.6931)
     """
 
     inputs = ("truth", "valid")  # of a batch, beside prediction and target
@@ -111,6 +116,10 @@ def contours(truth: torch.Tensor, width: int) -> torch.Tensor:
 
     Returns:
         (B, 1, H, W), 0 or 1.
+
+    Examples:
+        >>> contours(torch.tensor([[[[0.0, 0.0, 1.0, 1.0, 1.0]]]]), width=1)
+        tensor([[[[0., 1., 1., 0., 0.]]]])
     """
     size = 2 * width + 1
     return dilate(truth, filter_size=size, pad_value=0.0) - erode(truth, filter_size=size, pad_value=1.0)

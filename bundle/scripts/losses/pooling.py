@@ -61,7 +61,13 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
 def masked_mean(
     values: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean of each map over the instances that count: (B, M, ...) to (B, M)."""
+    """
+    Mean of each map over the instances that count: (B, M, ...) to (B, M).
+
+    Examples:
+        >>> masked_mean(torch.tensor([[[0.2, 0.4, 0.9]]]), mask=torch.tensor([[True, True, False]]))
+        tensor([[0.3000]])
+    """
     values = _flat(values, mask)
     if weights is not None:
         weights = _flat_weights(weights, mask)
@@ -101,7 +107,13 @@ def generalized_mean(
     mask: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Generalized mean of each map: (B, M, ...) to (B, M). Arguments as `log_generalized_mean`."""
+    """
+    Generalized mean of each map: (B, M, ...) to (B, M). Arguments as `log_generalized_mean`.
+
+    Examples:
+        >>> generalized_mean(torch.tensor([[[0.6, 0.8, 0.0, 0.0]]]), r=2.0)  # the root of 1 / 4
+        tensor([[0.5000]])
+    """
     return log_generalized_mean(probability, r, mask, weights).exp()
 
 
@@ -171,6 +183,10 @@ def top_mean(
 
     Returns:
         (B, M) in 0..1.
+
+    Examples:
+        >>> top_mean(torch.tensor([[[0.1, 0.8, 0.2, 0.6]]]), fraction=0.5)
+        tensor([[0.7000]])
     """
     p = _flat(probability, mask)
     if weights is not None:

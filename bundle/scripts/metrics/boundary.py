@@ -147,6 +147,14 @@ class BoundaryFMeasure(CumulativeCounts):
 
     Raises:
         ValueError: for an argument out of its range.
+
+    Examples:
+        >>> truth = np.zeros((1, 1, 20, 20))
+        >>> truth[..., 5:15, 5:15] = 1
+        >>> metric = BoundaryFMeasure("ods")
+        >>> counts = metric(0.8 * truth, truth)
+        >>> metric.aggregate()
+        tensor(1., dtype=torch.float64)
     """
 
     def __init__(

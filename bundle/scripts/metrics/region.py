@@ -50,6 +50,10 @@ def f_measure(prediction: NdarrayOrTensor, truth: NdarrayOrTensor) -> float:
 
     Raises:
         ValueError: when the shapes differ, or a value is not 0 or 1.
+
+    Examples:
+        >>> f_measure(np.array([1, 1, 0]), np.array([1, 0, 0]))  # 2 x 1 / (2 + 1)
+        0.6666666666666666
     """
     predicted, true = _as_sets(prediction, truth)
     total = int(predicted.sum()) + int(true.sum())
@@ -100,6 +104,12 @@ class RegionFMeasure(CumulativeCounts):
 
     Raises:
         ValueError: for another statistic.
+
+    Examples:
+        >>> metric = RegionFMeasure("f_mean")
+        >>> scores = metric(torch.tensor([[[[1, 1, 0]]], [[[0, 1, 0]]]]), torch.tensor([[[[1, 0, 0]]], [[[0, 0, 0]]]]))
+        >>> metric.aggregate()  # the mean of 2/3 and 4/5
+        tensor(0.7333, dtype=torch.float64)
     """
 
     def __init__(self, statistic: str = "f_mean") -> None:

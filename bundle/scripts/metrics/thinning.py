@@ -129,6 +129,12 @@ def thin(mask: np.ndarray) -> np.ndarray:
 
     Raises:
         ValueError: when `mask` is not two-dimensional.
+
+    Examples:
+        >>> thin(np.ones((3, 5))).astype(int)
+        array([[0, 0, 0, 0, 0],
+               [0, 1, 1, 1, 0],
+               [0, 0, 0, 0, 0]])
     """
     if mask.ndim != 2:
         raise ValueError(f"mask must have shape (H, W), got {mask.shape}.")

@@ -58,6 +58,13 @@ class TileGrid:
 
     Raises:
         InputError: for a size or margin that is no multiple of `stride`.
+
+    Examples:
+        >>> grid = TileGrid(width=100, height=60, size=64, margin=8, stride=4)
+        >>> [(tile.top, tile.bottom, tile.left, tile.right) for tile in grid]
+        [(0, 60, 0, 64), (0, 60, 64, 100)]
+        >>> grid.with_margin(grid.tile(0, 1)).left
+        56
     """
 
     def __init__(self, width: int, height: int, size: int, margin: int, stride: int) -> None:

@@ -32,6 +32,12 @@ class ValueCounts:
 
     Args:
         counts: (65536,), of the values in 0..65535, which stand for probabilities in 0..1; all 0 where None.
+
+    Examples:
+        >>> counts = ValueCounts()
+        >>> counts.add(np.array([0, 65535, 65535, 65535], np.uint16))
+        >>> counts.total, counts.pooled(Pooling("mean"))
+        (4, 0.75)
     """
 
     def __init__(self, counts: np.ndarray | None = None) -> None:

@@ -45,6 +45,10 @@ def ct_window(window: str | Sequence[float]) -> ScaleIntensityRange:
 
     Raises:
         InputError: for another name, or a width that is not above 0.
+
+    Examples:
+        >>> ct_window([40, 400])(np.array([-200.0, 40.0, 140.0, 1000.0])).tolist()
+        [0.0, 0.5, 0.75, 1.0]
     """
     if isinstance(window, str) and window not in CT_WINDOWS:
         raise InputError(f"window must be one of {', '.join(CT_WINDOWS)}, or [centre, width]; got '{window}'.")
