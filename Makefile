@@ -6,7 +6,7 @@ SEED ?= 0
 DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo study figure4 test test-monai-label test-lowest lint audit bench clean
+.PHONY: help install demo study figure4 test test-quick test-monai-label test-lowest lint audit bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -37,8 +37,13 @@ figure4: $(INSTALLED)  ## why the paper trims VGG16: side outputs of all five st
 	$(RUN) evaluating --config_file "[$(FIVE),'bundle/configs/evaluate.json']" --output_dir runs/five_stages --split test --seed $(SEED)
 	@echo "side outputs                        runs/five_stages/side_outputs.png"
 
-test: lint  ## lint, then all tests
-	$(VENV)/bin/python -m pytest
+# two processes, each with the memory of a small training
+TESTS := -m pytest -n 2 --dist worksteal
+test: lint  ## lint, then all tests: 15 minutes on 2 CPU cores
+	$(VENV)/bin/python $(TESTS)
+
+test-quick: lint  ## lint, then the tests that start no program and train nothing: 2 minutes
+	$(VENV)/bin/python $(TESTS) -m "not slow"
 
 MONAI_LABEL := .venv-monailabel
 MONAI_LABEL_INSTALLED := $(MONAI_LABEL)/.installed
@@ -61,7 +66,7 @@ test-lowest:  ## all tests with the lowest versions of requirements.txt, in .ven
 	$(PYTHON) -m venv $(LOWEST)
 	sed -E 's/>=([0-9a-zA-Z.]+)(,.*)?$$/==\1/' requirements.txt > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python $(TESTS)
 
 AUDIT := .venv-audit
 audit: $(INSTALLED)  ## known weaknesses of the installed packages, by pip-audit; needs the network

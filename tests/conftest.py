@@ -31,6 +31,15 @@ from monai.bundle import run
 from scripts.networks import CDWSNet
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
+SLOW_FIXTURES = {"quick_python", "demo_run"}
+SLOW_FOLDERS = ("configs", "experiments", "labelling")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-quick` leaves out: tests that train or start programs, and folders that mostly do."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames) or item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

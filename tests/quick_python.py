@@ -121,6 +121,8 @@ def become(command: list[str], cwd: str, environment: dict[str, str]) -> None:
 def execute(command: list[str], cwd: str, environment: dict[str, str]) -> None:
     import runpy
 
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

@@ -25,6 +25,7 @@ import pytest
 TELLS = """
 import atexit, os, sys
 atexit.register(print, "bye")
+sys.stdout.reconfigure(errors="backslashreplace")
 print(sys.argv, os.getcwd(), sys.path[:2], os.environ.get("WHO"), sys.stdin.read(), __name__, "scripts" in sys.modules)
 """
 

@@ -118,20 +118,18 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, tmp_path
     assert sum(map(len, datalist.values())) == 7  # all but the unsure one
 
 
-@pytest.mark.parametrize("width", [390, 768, 1280])
-def test_nothing_runs_out_of_the_page(browser, tmp_path, width):
-    folder = pictures(tmp_path / "data", 2)
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 800},
-    )
-    page = Page(browser, folder)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    image = browser.find_element("id", "image")
-    page.wait(lambda: browser.execute_script("return arguments[0].naturalWidth", image) == 48)
-    view = browser.find_element("id", "view")  # which shows the whole image
-    assert browser.execute_script("return arguments[0].scrollHeight <= arguments[0].clientHeight", view)
-    for button in browser.find_elements("tag name", "button"):
-        assert button.size["height"] >= 44  # a finger's
-        assert button.location["y"] + button.size["height"] <= 800
+def test_nothing_runs_out_of_the_page(browser, tmp_path):
+    page = Page(browser, pictures(tmp_path / "data", 2))
+    for width in (390, 768, 1280):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 800}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.refresh()
+        image = browser.find_element("id", "image")
+        page.wait(lambda image=image: browser.execute_script("return arguments[0].naturalWidth", image) == 48)
+        assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [width] * 2
+        view = browser.find_element("id", "view")  # which shows the whole image
+        assert browser.execute_script("return arguments[0].scrollHeight <= arguments[0].clientHeight", view)
+        for button in browser.find_elements("tag name", "button"):
+            assert button.size["height"] >= 44  # a finger's
+            assert button.location["y"] + button.size["height"] <= 800
     page.end()
