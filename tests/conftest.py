@@ -32,13 +32,14 @@ from scripts.networks import CDWSNet
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 SLOW_FIXTURES = {"quick_python", "demo_run"}
-SLOW_FOLDERS = ("configs", "experiments", "labelling")
+SLOW_PLACES = {"configs", "experiments", "test_page.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-quick` leaves out: tests that train or start programs, and folders that mostly do."""
+    """Mark what `make test-quick` leaves out: tests that train or start programs, and places of such."""
     for item in items:
-        if SLOW_FIXTURES & set(item.fixturenames) or item.path.parent.name in SLOW_FOLDERS:
+        places = item.path.relative_to(Path(__file__).parent).parts
+        if SLOW_FIXTURES & set(item.fixturenames) or SLOW_PLACES & set(places):
             item.add_marker("slow")
 
 

@@ -77,7 +77,7 @@ esac
 TORCHRUN = """#!/usr/bin/env bash
 tiny=(--spatial_size "[32,32]")
 [[ " $* " == *" run training "* ]] && tiny+=(--max_epochs 1 --val_interval 1 --pretrained random)
-exec "{python}" -m torch.distributed.run "$@" "${{tiny[@]}}"
+exec "{python}" -m torch.distributed.run --standalone "$@" "${{tiny[@]}}"  # at a free port
 """
 
 

@@ -46,8 +46,9 @@ def red_corner(width: int, height: int) -> np.ndarray:
     return picture
 
 
-@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (33, 120), (64, 64)])
-@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+@pytest.mark.parametrize(
+    ("width", "height", "suffix"), [(60, 40, "png"), (40, 60, "tif"), (33, 120, "bmp"), (64, 64, "png")]
+)
 def test_mask_lies_where_the_picture_says(configs, red_detector, tmp_path, width, height, suffix):
     (tmp_path / "in").mkdir()
     Image.fromarray(red_corner(width, height)).save(tmp_path / "in" / f"a.{suffix}")

@@ -26,6 +26,7 @@ from scripts.data.superpixels import Superpixels
 from scripts.runtime.errors import InputError, input_error_of
 
 METHODS = ("baseline", "baseline_ac", "dws", "cdws")
+RUNS = [*((method, "pixels") for method in METHODS), ("dws", "superpixels")]
 MAPS = {"baseline": 1, "baseline_ac": 1, "dws": 4, "cdws": 4}
 
 
@@ -71,11 +72,10 @@ def study(configs, demo_run, tmp_path_factory) -> Study:
 
 @pytest.fixture(scope="module")
 def runs(study) -> dict[tuple[str, str], Path]:
-    """A trained run of each method with pixels and with superpixels."""
+    """A trained run of each method with pixels, and of one with superpixels."""
     return {
-        (method, instances): study.train(f"{method}_{instances}", method, *extra)
-        for method in METHODS
-        for instances, extra in {"pixels": (), "superpixels": ("superpixels",)}.items()
+        (method, instances): study.train(f"{method}_{instances}", *overlays(method, instances))
+        for method, instances in RUNS
     }
 
 
@@ -132,8 +132,7 @@ def overlays(method: str, instances: str) -> list[str]:
     return [method, "superpixels"] if instances == "superpixels" else [method]
 
 
-@pytest.mark.parametrize("instances", ["pixels", "superpixels"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "instances"), RUNS)
 def test_each_method_evaluates_and_infers_its_checkpoint(study, runs, method, instances) -> None:
     name = runs[method, instances].name
     metrics = study.evaluate(name, *overlays(method, instances))
@@ -205,19 +204,18 @@ def test_superpixels_are_kept_across_runs(study, runs, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("constraint", "two_sided"),
-        ("constraint", "log_barrier"),
-        ("penalty", "relative"),
-        ("pooling", "log_sum_exp"),
-        ("pooling", "top_fraction"),
-        ("pooling", "mean"),
-        ("pooling", "max"),
+    ("setting", "value", "extra"),
+    [  # what each makes of every kind of instance, the tests of the losses see
+        ("constraint", "two_sided", ("keep_aspect",)),
+        ("constraint", "log_barrier", ("superpixels",)),
+        ("penalty", "relative", ("keep_aspect", "superpixels")),
+        ("pooling", "log_sum_exp", ()),
+        ("pooling", "top_fraction", ("superpixels",)),
+        ("pooling", "mean", ("keep_aspect",)),
+        ("pooling", "max", ("keep_aspect", "superpixels")),
     ],
 )
-@pytest.mark.parametrize("extra", [(), ("superpixels",), ("keep_aspect",), ("keep_aspect", "superpixels")])
-def test_constraints_and_poolings_train_on_every_kind_of_instance(study, setting, value, extra) -> None:
+def test_each_constraint_and_pooling_trains(study, setting, value, extra) -> None:
     run_dir = study.train("option", *extra, **{setting: value})
     weights = torch.load(run_dir / "models" / "last.pt", weights_only=True)["model"]
     assert all(w.isfinite().all() for w in weights.values())
@@ -287,8 +285,10 @@ def test_a_size_that_is_no_square_trains_and_infers(study, red_detector) -> None
     assert len(list(predictions.glob("*_mask.png"))) == 14
 
 
-@pytest.mark.parametrize("extra", [(), ("superpixels",)])
-@pytest.mark.parametrize("shape", [(30, 100), (90, 40), (64, 64), (20, 26)])
+@pytest.mark.parametrize(
+    ("shape", "extra"),
+    [((30, 100), ()), ((30, 100), ("superpixels",)), ((90, 40), ("superpixels",)), ((64, 64), ()), ((20, 26), ())],
+)
 def test_padding_keeps_out_of_the_mask(study, red_detector, tmp_path, shape, extra) -> None:
     """Half of a dark picture is red: at its edge SLIC has no reason to stop, and the padding is as dark."""
     height, width = shape
