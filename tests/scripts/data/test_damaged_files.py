@@ -315,10 +315,10 @@ def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown(Path(item["image"])), PICTURE)
 
 
-def test_a_hundred_thousand_items_without_files_are_refused_at_once(tmp_path: Path) -> None:
-    items = [{"image": f"{number}.png", "label": number % 2} for number in range(100_000)]
+def test_ten_thousand_items_without_files_are_refused_at_once(tmp_path: Path) -> None:
+    items = [{"image": f"{number}.png", "label": number % 2} for number in range(10_000)]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
-    with pytest.raises(InputError, match="100000 problems"):
+    with pytest.raises(InputError, match="10000 problems"):
         load_datalist(tmp_path, ["training"])
 
 
