@@ -422,7 +422,8 @@ SHARES = {
     "no area": [[1, 0.2], [1, 0.9], [1, math.nan], [1, math.nan]],
     "both": [[1, 0.2], [0, math.nan], [1, math.nan], [1, 0.9]],
 }
-CASES = list(itertools.product(CONSTRAINTS, ["pixels", "superpixels"], SHARES))
+CASES = list(itertools.product(["two_sided"], ["pixels", "superpixels"], SHARES))
+CASES += [(constraint, "superpixels", "both") for constraint in CONSTRAINTS if constraint != "two_sided"]
 WORKER = """
 import sys
 import torch
