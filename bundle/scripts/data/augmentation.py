@@ -24,12 +24,21 @@ from monai.transforms import (
     Transform,
 )
 
-from scripts.runtime.values import number
+from scripts.data.artefacts import RandArtefactd, RandWindowd
+from scripts.runtime.values import fraction, number, positive_number
 
 __all__ = ["random_changes"]
 
 
-def random_changes(keys: Sequence[str], spatial_size: Sequence[int], colour_shift: float = 0.0) -> list[Transform]:
+def random_changes(
+    keys: Sequence[str],
+    spatial_size: Sequence[int],
+    colour_shift: float = 0.0,
+    artefacts: float = 0.0,
+    window: float = 1.0,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> list[Transform]:
     """
     Flips along both axes and, of a square, quarter turns, each of every second image at random; and other colours.
 
@@ -39,19 +48,29 @@ def random_changes(keys: Sequence[str], spatial_size: Sequence[int], colour_shif
         keys: of what is changed with the image, the first, where it is there. Only these, and the label, are kept.
         spatial_size: of the images.
         colour_shift: by how much contrast and brightness of each channel change at most, in standard deviations.
+        artefacts: probability that a negative image becomes one of glass, blur, ink or a fold, see `RandArtefactd`.
+        window: part of height and width in which the network is trained, see `RandWindowd`; 1 for the whole image.
+        mean, std: by which the images have been normalised.
 
     Returns:
         Transforms for a list of others: in a `Compose` of their own they would draw other numbers from a seed.
 
     Raises:
-        InputError: when the shift is no number of 0 or more.
+        InputError: when the shift is no number of 0 or more, or another is not a fraction.
     """
     number("colour_shift", colour_shift)
+    fraction("artefacts", artefacts)
+    positive_number("window", window)
+    fraction("window", window)
     options = {"keys": keys, "prob": 0.5, "allow_missing_keys": True}
     changes: list[Transform] = [RandFlipd(spatial_axis=axis, **options) for axis in (0, 1)]
     if spatial_size[0] == spatial_size[1]:
         changes.append(RandRotate90d(max_k=1, **options))
+    if artefacts:
+        changes.append(RandArtefactd(keys[0], artefacts, mean, std))
+    if window < 1:
+        changes.append(RandWindowd(keys[0], window))
     if colour_shift:
         changes.append(RandScaleIntensityd(keys[0], factors=colour_shift, prob=1.0, channel_wise=True))
         changes.append(RandShiftIntensityd(keys[0], offsets=colour_shift, prob=1.0, channel_wise=True))
-    return [*changes, SelectItemsd(["label", *keys], allow_missing_keys=True)]
+    return [*changes, SelectItemsd(["label", "window", *keys], allow_missing_keys=True)]

@@ -103,6 +103,9 @@ class AreaRankedLoss(nn.Module):
     A last term keeps the mean v of a positive map in the interval while labels are ranked:
     w max(0, |v - (a - s/2)| - s/2)^2.
 
+    A network that was shown a window of each image has its map ``seen`` there alone; what the teacher says of the rest
+    stands in for it in v. Labels are of the whole image: a window has no area of its own.
+
     With superpixels each pixel has the mean of its superpixel, in the ranking and in the map.
 
     Args:
@@ -125,7 +128,7 @@ class AreaRankedLoss(nn.Module):
         tensor(0.2231)
     """
 
-    inputs = ("ranking", "superpixels", "valid")  # of a batch, beside prediction and target
+    inputs = ("ranking", "superpixels", "valid", "window", "seen")  # of a batch, beside prediction and target
 
     def __init__(
         self,
@@ -170,6 +173,7 @@ class AreaRankedLoss(nn.Module):
         ranking: torch.Tensor | None = None,
         superpixels: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
+        seen: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -178,6 +182,7 @@ class AreaRankedLoss(nn.Module):
             ranking: (B, 1, H, W), the teacher's map; None in the warm-up.
             superpixels: (B, 1, H, W), integer labels from 0, or None.
             valid: (B, 1, H, W), above 0 where a pixel belongs to the image, where images have been padded.
+            seen: (B, 1, H, W), True where the prediction is the network's, all of it by default; with a ranking.
 
         Returns:
             A scalar for reduction ``"mean"``, (B,) for ``"none"``.
@@ -188,7 +193,7 @@ class AreaRankedLoss(nn.Module):
         batch, _, *size = prediction.shape
         if target.shape != (batch, 2):
             raise ValueError(f"expected a target of shape {(batch, 2)}, got {tuple(target.shape)}.")
-        for name, given in {"ranking": ranking, "superpixels": superpixels, "valid": valid}.items():
+        for name, given in {"ranking": ranking, "superpixels": superpixels, "valid": valid, "seen": seen}.items():
             if given is not None and given.shape != (batch, 1, *size):
                 raise ValueError(f"expected {name} of shape {(batch, 1, *size)}, got {tuple(given.shape)}.")
         label, area = target[:, 0], target[:, 1]
@@ -197,21 +202,22 @@ class AreaRankedLoss(nn.Module):
         with torch.autocast(prediction.device.type, enabled=False):
             p = prediction.float()
             if superpixels is not None:
-                p = paint_superpixels(p, superpixels, valid)
+                p = paint_superpixels(p, superpixels, valid if seen is None else seen)
                 ranking = None if ranking is None else paint_superpixels(ranking.float(), superpixels, valid)
             mask = None if valid is None else valid[:, 0].to(p.device) > 0
-            v, middle = masked_mean(p, mask), (area - self.area_step / 2).clamp(min=0).view(-1, 1)
+            whole = p if seen is None else torch.where(seen, p, ranking.float())
+            v, middle = masked_mean(whole, mask), (area - self.area_step / 2).clamp(min=0).view(-1, 1)
             if ranking is None:
                 negative = -masked_mean(torch.log1p(-p.clamp(max=1 - P_MIN)), mask)
                 positive = proportion_loss(v, middle)
             else:
                 labels, known = area_ranked_labels(ranking, area, self.area_step, valid)
-                negative = _cross_entropy(p, labels, known)
+                negative = _cross_entropy(p, labels, known if seen is None else known & seen)
                 excess = ((v - middle).abs() - self.area_step / 2).clamp(min=0)
                 positive = negative + self.interval_weight * excess.square()
             cost = torch.where((label > 0.5).view(-1, 1), positive, negative)
             if unknown.any():
-                cost = torch.where(unknown.view(-1, 1), mil_loss(p, label, self.pool, mask), cost)
+                cost = torch.where(unknown.view(-1, 1), mil_loss(whole, label, self.pool, mask), cost)
         total = cost.sum(dim=1)
         return total.mean() if self.reduction == "mean" else total
 

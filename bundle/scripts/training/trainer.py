@@ -65,7 +65,8 @@ class AccumulatingTrainer(SupervisedTrainer):
     What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names. A loss with a
     ``teacher_decay`` has a teacher: an exponential average of the network's weights over the steps, which keeps that
     much of itself at each (Tarvainen and Valpola, NeurIPS 2017). Its map (B, 1, H, W) of the same images is the
-    ``ranking`` that such a loss is given whenever it ``needs_ranking``.
+    ``ranking`` that such a loss is given whenever it ``needs_ranking``. Where the batch has a ``window`` of each image,
+    the network is shown that alone then, the teacher the whole image; the loss is told what was ``seen``.
 
     A network that can ``calibrate`` itself on training images does so before the first step.
 
@@ -202,10 +203,17 @@ class AccumulatingTrainer(SupervisedTrainer):
             p.grad = None
         try:
             with torch.autocast(image.device.type, **self._autocast):
+                windows, extra = extra.get("window"), {k: v for k, v in extra.items() if k != "window"}
                 if self.teacher is not None and self.loss_function.needs_ranking:
                     with torch.no_grad():
-                        extra = {**extra, "ranking": self.inferer(image, self.teacher.eval())}
-                prediction = self.inferer(image, self.network)
+                        extra["ranking"] = self.inferer(image, self.teacher.eval())
+                else:
+                    windows = None
+                if windows is None:
+                    prediction = self.inferer(image, self.network)
+                else:
+                    prediction = _in_windows(lambda part: self.inferer(part, self.network), image, windows)
+                    extra["seen"] = _in_windows(lambda part: torch.ones_like(part[:, :1]), image, windows) > 0
                 losses = self.loss_function(prediction, label, **extra)[:counted]
                 loss = losses.sum() / images_in_step
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -262,6 +270,18 @@ class AccumulatingTrainer(SupervisedTrainer):
 def _teacher(network: torch.nn.Module, decay: float) -> AveragedModel:
     """The network's average over the steps, buffers included, which no optimiser trains."""
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).requires_grad_(False)
+
+
+def _in_windows(
+    network: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, windows: torch.Tensor
+) -> torch.Tensor:
+    """Maps (B, M, H, W) of a network that is shown but a window (top, left, height, width) of each image; 0 outside."""
+    places = [(slice(top, top + height), slice(left, left + width)) for top, left, height, width in windows.tolist()]
+    parts = network(torch.stack([one[:, rows, columns] for one, (rows, columns) in zip(image, places, strict=True)]))
+    maps = parts.new_zeros(*parts.shape[:2], *image.shape[2:])
+    for index, (rows, columns) in enumerate(places):
+        maps[index, :, rows, columns] = parts[index]
+    return maps
 
 
 def half_precision(device: torch.device) -> torch.dtype:

@@ -187,3 +187,10 @@ def test_targets_out_of_range() -> None:
         loss((2, NAN), ranking=image(RANKING))
     with pytest.raises(ValueError, match="ranking"):
         loss((1, 0.5), ranking=torch.zeros(1, 1, 4, 4))
+
+
+def test_outside_of_what_was_seen_the_teacher_stands_in() -> None:
+    """The first and third pixel are seen: of them the first alone has a label. v is of .8, .4, .5, .1."""
+    seen = torch.tensor([True, False, True, False]).view(1, 1, 2, 2)
+    expected = -math.log(0.8) + 5 * max(0, abs(0.45 - 0.375) - 0.125) ** 2
+    assert loss((1, 0.5), ranking=image(RANKING), seen=seen) == pytest.approx(expected, rel=1e-5)

@@ -369,3 +369,37 @@ def test_the_learning_rate_follows_the_schedule_step_by_step() -> None:
     rising = [0.04 + 0.96 * step / 3 for step in range(3)]
     falling = [(1 + math.cos(math.pi * step / 7)) / 2 for step in range(7)]
     assert torch.tensor(seen).diff().tolist() == pytest.approx(rising + falling, abs=1e-6)
+
+
+def test_the_network_learns_in_its_window_and_the_teacher_sees_all() -> None:
+    """Images of 2 x 3 pixels, windows of 1 x 2 at a place of their own: the network adds its weight to each pixel."""
+
+    class Add(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+            self.shapes: list[tuple[int, ...]] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.shapes.append(tuple(x.shape))
+            return x + self.w
+
+    class Look(Follow):
+        inputs = ("ranking", "window", "seen")
+
+        def forward(self, prediction, target, ranking=None, seen=None):
+            self.given = prediction.detach(), ranking, seen
+            return prediction.flatten(1).sum(1)
+
+    pixels = torch.arange(1.0, 7.0).view(1, 2, 3)
+    windows = [[0, 1, 1, 2], [1, 0, 1, 2]]
+    items = [{"image": pixels, "label": torch.zeros(1), "window": torch.tensor(window)} for window in windows]
+    network, look = Add(), Look()
+    trainer_of(items, 2, "all", network, lr=0.0, loss_function=look, max_epochs=2).run()
+    assert network.shapes == [(2, 1, 2, 3), (2, 1, 1, 2)]  # the whole image in the warm-up
+    prediction, ranking, seen = look.given
+    assert ranking.tolist() == torch.stack([pixels, pixels]).tolist()
+    assert prediction.tolist() == [[[[0, 2, 3], [0, 0, 0]]], [[[0, 0, 0], [4, 5, 0]]]]
+    assert torch.equal(seen, prediction > 0)
+    assert network.w.grad.tolist() == [2.0]  # two pixels of each of two images, over the images
