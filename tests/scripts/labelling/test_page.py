@@ -126,7 +126,7 @@ def test_nothing_runs_out_of_the_page(browser, tmp_path):
         browser.refresh()
         image = browser.find_element("id", "image")
         page.wait(lambda image=image: browser.execute_script("return arguments[0].naturalWidth", image) == 48)
-        assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [width] * 2
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         view = browser.find_element("id", "view")  # which shows the whole image
         assert browser.execute_script("return arguments[0].scrollHeight <= arguments[0].clientHeight", view)
         for button in browser.find_elements("tag name", "button"):
