@@ -41,7 +41,7 @@ from scripts.runtime.files import new_folder
 
 __all__ = ["assemble", "find_problems", "push"]
 
-SUBMITTED = ("LICENSE", "large_files.yml", "configs/*", "docs/*", "scripts/**/*", "models/model.pt")
+SUBMITTED = ("LICENSE", "large_files.yml", "configs/*", "docs/*", "scripts/**/*", "models/*.pt")
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "docs/data_license.txt")
 NEEDED += ("models/model.pt",)
 MEGABYTE = 2**20
@@ -120,7 +120,7 @@ def find_problems(folder: str | PathLike) -> list[str]:
         found = PERSONAL_PATH.search(path.read_text(encoding="utf-8")) if path.suffix in TEXTS else None
         if found:
             problems.append(f"{name} has a path of somebody's computer, '{found[0]}'; make it relative")
-    return [*problems, *_metadata_problems(folder), *_model_problems(folder / "models" / "model.pt")]
+    return [*problems, *_metadata_problems(folder), *_model_problems(folder)]
 
 
 def _metadata_problems(folder: Path) -> Iterator[str]:
@@ -131,15 +131,15 @@ def _metadata_problems(folder: Path) -> Iterator[str]:
             yield f"configs/metadata.json has no changelog for version {metadata.get('version')}"
 
 
-def _model_problems(path: Path) -> Iterator[str]:
-    if path.is_file():
+def _model_problems(folder: Path) -> Iterator[str]:
+    for path in sorted((folder / "models").glob("*.pt")):
+        name = path.relative_to(folder).as_posix()
         try:
-            weights = load_tensors(path)
-            name = not_finite(weights)
-            if name is not None:
-                yield f"models/model.pt has values in '{name}' that are not finite"
+            damaged = not_finite(load_tensors(path))
+            if damaged is not None:
+                yield f"{name} has values in '{damaged}' that are not finite"
         except Exception as error:  # it raises nearly anything on a damaged file
-            yield f"models/model.pt is not weights alone, or is damaged ({first_line(error)})"
+            yield f"{name} is not weights alone, or is damaged ({first_line(error)})"
 
 
 def push(folder: str | PathLike, repo: str, private: bool = True) -> str:

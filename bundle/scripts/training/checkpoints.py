@@ -43,14 +43,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str | PathLike) -> str:
+def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str | PathLike, method: str = "") -> str:
     """
-    The model of a training; that which comes with the bundle where there has been none, which is said in a line.
+    The model of a training; one that comes with the bundle where there has been none, which is said in a line.
 
     Args:
         ckpt_dir: folder of the training's checkpoints, ``output_dir/models`` unless somebody has named another.
         output_dir: of the training.
-        shipped: file of the model that comes with the bundle.
+        shipped: folder of the models that come with the bundle: ``METHOD.pt``, or ``model.pt`` for all other methods.
+        method: name of the method.
 
     Returns:
         Path of ``model.pt`` in `ckpt_dir`, even if it isn't there, when the folder has been named, or when a training
@@ -59,10 +60,12 @@ def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str 
     folder = Path(ckpt_dir)
     model = str(folder / "model.pt")
     is_named = folder != Path(output_dir) / "models"
-    if is_named or any(folder.glob("*.pt")) or not Path(shipped).is_file():
+    of_method = Path(shipped) / f"{method}.pt"
+    included = of_method if of_method.is_file() else Path(shipped) / "model.pt"
+    if is_named or any(folder.glob("*.pt")) or not included.is_file():
         return model
-    logger.warning(f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{shipped}'.")
-    return str(shipped)
+    logger.warning(f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{included}'.")
+    return str(included)
 
 
 def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:

@@ -122,13 +122,16 @@ def test_every_network_refuses_them_whoever_loads_them(network: MapNetwork) -> N
 def shipped(tmp_path: Path) -> Path:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "model.pt").touch()
-    return tmp_path / "bundle" / "model.pt"
+    (tmp_path / "bundle" / "dws.pt").touch()
+    return tmp_path / "bundle"
 
 
 def test_the_shipped_model_is_used_where_nothing_was_trained_and_that_is_said(tmp_path: Path, shipped: Path, caplog):
     models = tmp_path / "out" / "models"
-    assert model_of(str(models), str(tmp_path / "out"), shipped) == str(shipped)
-    assert f"There is no model in '{models}': the one that comes with the bundle is used, '{shipped}'" in caplog.text
+    for method, name in {"": "model.pt", "cdws": "model.pt", "dws": "dws.pt"}.items():
+        file = str(shipped / name)
+        assert model_of(str(models), str(tmp_path / "out"), shipped, method) == file
+        assert f"There is no model in '{models}': the one that comes with the bundle is used, '{file}'" in caplog.text
 
 
 @pytest.mark.parametrize("left", ["model.pt", "last.pt", "state_1.pt"])
