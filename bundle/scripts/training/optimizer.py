@@ -20,7 +20,18 @@ from torch import nn
 
 from scripts.runtime.values import fraction, number
 
-__all__ = ["parameter_groups", "sgd"]
+__all__ = ["hundredth", "parameter_groups", "sgd"]
+
+
+def hundredth(learning_rate: float) -> float:
+    """
+    A hundredth of a learning rate, which the paper has for side outputs and fusion.
+
+    Raises:
+        InputError: unless the rate is a number, 0 or more.
+    """
+    number("learning_rate", learning_rate)
+    return learning_rate / 100
 
 
 def parameter_groups(

@@ -28,7 +28,7 @@ from scripts.networks import DCAN, CDWSNet, UNet
 from scripts.networks.map_network import trained_as_name
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import fraction, number, numbers, positive_number, truth_value, whole_number
-from scripts.training.optimizer import parameter_groups, sgd
+from scripts.training.optimizer import hundredth, parameter_groups, sgd
 from scripts.training.trainer import AccumulatingTrainer
 from scripts.training.validation import Validation
 
@@ -82,6 +82,7 @@ def test_lists_that_are_none_of_numbers(value) -> None:
 LINEAR = torch.nn.Linear(1, 1)
 USED = {
     "learning_rate": lambda: parameter_groups(LINEAR, "fast"),
+    "learning_rate ": lambda: hundredth("abc"),
     "side_learning_rate": lambda: parameter_groups(LINEAR, 0.1, side_learning_rate=-1),
     "encoder_learning_rate": lambda: parameter_groups(LINEAR, 0.1, encoder_learning_rate=NAN),
     "weight_decay": lambda: parameter_groups(LINEAR, 0.1, weight_decay="none"),
