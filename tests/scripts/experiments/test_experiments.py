@@ -141,7 +141,7 @@ def test_parts_run_apart_and_anew_replaces_what_has_other_settings(study, demo_r
     [
         (["--max_epoch", "3"], "no setting 'max_epoch'"),
         (["--methods", "cdw"], "no method 'cdw'"),
-        (["--shard", "3/2"], "as 1/4"),
+        (["--shard", "3/2"], "like 1/4"),
         (["--overlays", "none"], "no overlay 'none'"),
     ],
 )
