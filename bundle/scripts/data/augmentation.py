@@ -60,8 +60,8 @@ def random_changes(
     """
     number("colour_shift", colour_shift)
     fraction("artefacts", artefacts)
-    positive_number("window", window)
-    fraction("window", window)
+    positive_number("train_window", window)
+    fraction("train_window", window)
     options = {"keys": keys, "prob": 0.5, "allow_missing_keys": True}
     changes: list[Transform] = [RandFlipd(spatial_axis=axis, **options) for axis in (0, 1)]
     if spatial_size[0] == spatial_size[1]:

@@ -46,6 +46,8 @@ OTHERS = {
     "lr_schedule": "one_cycle",
     "max_norm": 1.0,
     "colour_shift": 0.5,
+    "artefacts": 0.5,
+    "train_window": 0.5,
     "area_constraint": False,
     "constraint": "two_sided",
     "penalty": "relative",
