@@ -25,7 +25,7 @@ from monai.transforms import (
 )
 
 from scripts.data.artefacts import RandArtefactd, RandWindowd
-from scripts.runtime.values import fraction, number, positive_number
+from scripts.runtime.values import fraction, number, positive_fraction
 
 __all__ = ["random_changes"]
 
@@ -60,8 +60,7 @@ def random_changes(
     """
     number("colour_shift", colour_shift)
     fraction("artefacts", artefacts)
-    positive_number("train_window", window)
-    fraction("train_window", window)
+    positive_fraction("train_window", window)
     options = {"keys": keys, "prob": 0.5, "allow_missing_keys": True}
     changes: list[Transform] = [RandFlipd(spatial_axis=axis, **options) for axis in (0, 1)]
     if spatial_size[0] == spatial_size[1]:

@@ -25,7 +25,7 @@ from monai.utils.enums import MetaKeys
 
 from scripts.data.rough_area import rough_area
 from scripts.images.loading import load_mask
-from scripts.runtime.values import fraction, positive_number, truth_value
+from scripts.runtime.values import positive_fraction, truth_value
 
 __all__ = ["LoadTruthd", "ValidRegion", "ValidRegiond", "WeakTarget", "WeakTargetd"]
 
@@ -46,8 +46,7 @@ class WeakTarget(Transform):
     """
 
     def __init__(self, area_step: float = 0.1) -> None:
-        positive_number("area_step", area_step)
-        fraction("area_step", area_step)
+        positive_fraction("area_step", area_step)
         self.area_step = area_step
 
     def __call__(self, label: int | str | PathLike, area: float | None = None) -> torch.Tensor:

@@ -128,17 +128,20 @@ def score_image(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold must be a fraction from 0 to 1; got {threshold!r}.")
     prediction = probability >= threshold
+    levels = _levels(probability)
+    reaching = _reaching(levels)
     known = {
         "image": image,
         "label": label,
         "probability": image_probability,
         "area_predicted": float(prediction.mean()),
         "volume": volume,
-        "area_by_threshold": tuple(_reaching(_levels(probability)) / probability.size),
+        "area_by_threshold": tuple(reaching / probability.size),
         "area_stated": area,
     }
     if truth is None:
         return ImageScores(**known)
+    border = _border(truth.shape)
     discs = (centred_disc(truth.shape, fraction) for fraction in DISC_FRACTIONS)
     return ImageScores(
         **known,
@@ -147,18 +150,22 @@ def score_image(
         iou=intersection_over_union(prediction, truth),
         all_ones_f=compute_region_f_measure(np.ones_like(truth), truth)[0],
         disc_f=tuple(compute_region_f_measure(disc, truth)[0] for disc in discs),
-        f_by_threshold=tuple(_f_by_threshold(probability, truth).tolist()),
-        **dict(zip(("border_recall", "inner_recall"), _recalls(prediction, truth), strict=True)),
+        f_by_threshold=tuple(_f_by_threshold(reaching, _reaching(levels[truth]), truth).tolist()),
+        border_recall=_recall(prediction, truth & border),
+        inner_recall=_recall(prediction, truth & ~border),
     )
 
 
-def _recalls(prediction: np.ndarray, truth: np.ndarray) -> list[float | None]:
-    """Recall in the outer `BORDER` of an image, and inside of it; None where nothing is true."""
-    border = np.ones_like(truth)
-    height, width = (round(BORDER * size) for size in truth.shape)
-    border[height : truth.shape[0] - height, width : truth.shape[1] - width] = False
-    parts = (truth & border, truth & ~border)
-    return [float(prediction[part].mean()) if part.any() else None for part in parts]
+def _border(shape: Sequence[int]) -> np.ndarray:
+    """The outer `BORDER` of an image (H, W), boolean."""
+    border = np.ones(shape, bool)
+    height, width = (round(BORDER * size) for size in shape)
+    border[height : shape[0] - height, width : shape[1] - width] = False
+    return border
+
+
+def _recall(prediction: np.ndarray, truth: np.ndarray) -> float | None:
+    return float(prediction[truth].mean()) if truth.any() else None
 
 
 def _levels(probability: np.ndarray) -> np.ndarray:
@@ -171,10 +178,8 @@ def _reaching(levels: np.ndarray) -> np.ndarray:
     return np.bincount(levels.ravel(), minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
 
 
-def _f_by_threshold(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """F-measure of {p >= t} for each of `THRESHOLDS`, from one pass over the pixels: float64 (99,)."""
-    levels = _levels(probability)
-    predicted, hits = _reaching(levels), _reaching(levels[truth])
+def _f_by_threshold(predicted: np.ndarray, hits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """F-measure for each of `THRESHOLDS`, of how many pixels reach it, and how many true ones: float64 (99,)."""
     positives, pixels = int(truth.sum()), truth.size
     if positives:
         return 2 * hits / (predicted + positives)

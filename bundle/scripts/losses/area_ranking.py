@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scripts.losses.cdws import mil_loss
+from scripts.losses.cdws import check_target, mil_loss
 from scripts.losses.constraints import check_areas
-from scripts.losses.instances import paint_superpixels
+from scripts.losses.instances import check_regions, paint_superpixels
 from scripts.losses.pooling import Pooling, masked_mean
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import fraction, number, positive_fraction
 
 __all__ = ["AreaRankedLoss", "area_ranked_labels", "proportion_loss"]
 
@@ -142,13 +143,12 @@ class AreaRankedLoss(nn.Module):
         super().__init__()
         if reduction not in ("mean", "none"):
             raise InputError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
-        if not 0 < area_step <= 1:
-            raise InputError(f"area_step must be above 0 and up to 1, got {area_step}.")
-        if not 0 <= teacher_decay < 1:
-            raise InputError(f"teacher_decay must be 0 or more and below 1, got {teacher_decay}.")
-        for name, value in {"warm_up": warm_up, "interval_weight": interval_weight}.items():
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{name} must be 0 or more and finite, got {value}.")
+        positive_fraction("area_step", area_step)
+        fraction("teacher_decay", teacher_decay)
+        if teacher_decay == 1:
+            raise InputError("teacher_decay must be below 1, or the teacher never learns; got 1.")
+        number("warm_up", warm_up)
+        number("interval_weight", interval_weight)
         self.area_step = area_step
         self.warm_up = warm_up
         self.teacher_decay = teacher_decay
@@ -190,12 +190,8 @@ class AreaRankedLoss(nn.Module):
         Raises:
             ValueError: when shapes don't fit; `InputError` for a label that is not 0 or 1, or an area not in 0..1.
         """
-        batch, _, *size = prediction.shape
-        if target.shape != (batch, 2):
-            raise ValueError(f"expected a target of shape {(batch, 2)}, got {tuple(target.shape)}.")
-        for name, given in {"ranking": ranking, "superpixels": superpixels, "valid": valid, "seen": seen}.items():
-            if given is not None and given.shape != (batch, 1, *size):
-                raise ValueError(f"expected {name} of shape {(batch, 1, *size)}, got {tuple(given.shape)}.")
+        check_target(prediction, target)
+        check_regions(prediction, ranking=ranking, superpixels=superpixels, valid=valid, seen=seen)
         label, area = target[:, 0], target[:, 1]
         unknown = (label > 0.5) & area.isnan()
         area = torch.where(label > 0.5, check_areas(label, area).nan_to_num(1.0), 0.0)

@@ -29,7 +29,13 @@ from scripts.losses.pooling import Pooling, log1mexp
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import number, numbers, truth_value
 
-__all__ = ["CDWSLoss", "mil_loss"]
+__all__ = ["CDWSLoss", "check_target", "mil_loss"]
+
+
+def check_target(prediction: torch.Tensor, target: torch.Tensor) -> None:
+    """Raises ValueError when the weak target of maps (B, ...) is not (B, 2), label and area."""
+    if target.shape != (prediction.shape[0], 2):
+        raise ValueError(f"expected a target of shape ({prediction.shape[0]}, 2), got {tuple(target.shape)}.")
 
 
 def mil_loss(
@@ -153,8 +159,7 @@ class CDWSLoss(nn.Module):
         """
         maps = prediction.shape[1]
         self.check_maps(maps)
-        if target.shape != (prediction.shape[0], 2):
-            raise ValueError(f"expected a target of shape ({prediction.shape[0]}, 2), got {tuple(target.shape)}.")
+        check_target(prediction, target)
         label, area = target[:, 0], target[:, 1]
         area_weights = torch.tensor(self.area_weights[:maps], device=prediction.device)
         with torch.autocast(prediction.device.type, enabled=False):

@@ -25,7 +25,22 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
 
-__all__ = ["SuperpixelMean", "SuperpixelMeand", "instances_of", "paint_superpixels", "superpixel_means"]
+__all__ = [
+    "SuperpixelMean",
+    "SuperpixelMeand",
+    "check_regions",
+    "instances_of",
+    "paint_superpixels",
+    "superpixel_means",
+]
+
+
+def check_regions(probability: torch.Tensor, **regions: torch.Tensor | None) -> None:
+    """Raises ValueError when one of these, by its name, is not (B, 1, H, W) beside maps of (B, M, H, W)."""
+    expected = (probability.shape[0], 1, *probability.shape[2:])
+    for name, given in regions.items():
+        if given is not None and given.shape != expected:
+            raise ValueError(f"expected {name} of shape {expected}, got {tuple(given.shape)}.")
 
 
 def superpixel_means(
@@ -101,10 +116,7 @@ def instances_of(
     Raises:
         ValueError: when the sizes don't fit each other.
     """
-    for name, given in {"superpixels": superpixels, "valid": valid}.items():
-        expected = (probability.shape[0], 1, *probability.shape[2:])
-        if given is not None and given.shape != expected:
-            raise ValueError(f"expected {name} of shape {expected}, got {tuple(given.shape)}.")
+    check_regions(probability, superpixels=superpixels, valid=valid)
     if superpixels is not None:
         return superpixel_means(probability, superpixels, valid)
     return probability, None if valid is None else valid[:, 0].to(probability.device, non_blocking=True) > 0

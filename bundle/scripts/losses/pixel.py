@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from monai.transforms.utils_morphological_ops import dilate, erode
 from torch import nn
 
+from scripts.losses.instances import check_regions
 from scripts.runtime.errors import InputError
 
 __all__ = ["ContourLoss", "PixelLoss", "contours"]
@@ -66,12 +67,10 @@ class PixelLoss(nn.Module):
         self, prediction: torch.Tensor, truth: torch.Tensor | None, valid: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Mean cross-entropy of each map, (B, M), its weight applied. Arguments and errors as `forward`."""
-        batch, maps, *size = prediction.shape
+        maps = prediction.shape[1]
         if truth is None:
             raise InputError("pixel labels are needed to learn from them; give every positive image a 'mask'.")
-        for name, given in {"truth": truth, "valid": valid}.items():
-            if given is not None and given.shape != (batch, 1, *size):
-                raise ValueError(f"expected {name} of shape {(batch, 1, *size)}, got {tuple(given.shape)}.")
+        check_regions(prediction, truth=truth, valid=valid)
         if self.weights is not None and maps not in (1, len(self.weights)):
             raise ValueError(f"expected 1 or {len(self.weights)} maps, as there are weights, got {maps}.")
         device = prediction.device

@@ -108,7 +108,7 @@ class PyramidNet(MapNetwork):
         """
         if self.calibrated:
             return
-        layers = [m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        layers = _normalisations(self.encoder)
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
@@ -124,9 +124,8 @@ class PyramidNet(MapNetwork):
     def train(self, mode: bool = True) -> PyramidNet:
         """Training mode, but for the encoder's normalisation, whose statistics stay."""
         super().train(mode)
-        for module in self.encoder.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for layer in _normalisations(self.encoder):
+            layer.eval()
         return self
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
@@ -170,3 +169,7 @@ class PyramidNet(MapNetwork):
             return maps
         weights = torch.softmax(self.fusion_logits, dim=0).view(1, -1, 1, 1)
         return torch.cat([(maps * weights).sum(dim=1, keepdim=True), maps], dim=1)
+
+
+def _normalisations(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

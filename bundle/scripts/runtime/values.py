@@ -26,6 +26,7 @@ __all__ = [
     "is_whole",
     "number",
     "numbers",
+    "positive_fraction",
     "positive_number",
     "truth_value",
     "whole_number",
@@ -55,6 +56,12 @@ def fraction(name: str, value: Any) -> None:
     if not is_number(value) or not 0 <= value <= 1:
         hint = f"; did you mean {value / 100:g}?" if is_number(value) and 1 < value <= 100 else ""
         raise InputError(f"{name} must be a fraction from 0 to 1; got {value!r}{hint}.")
+
+
+def positive_fraction(name: str, value: Any) -> None:
+    """Raises InputError unless the value is a number above 0 and up to 1."""
+    positive_number(name, value)
+    fraction(name, value)
 
 
 def truth_value(name: str, value: Any) -> None:

@@ -20,9 +20,9 @@ from monai.optimizers import WarmupCosineSchedule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from scripts.runtime.errors import InputError
+from scripts.runtime.values import whole_number
 
-__all__ = ["SCHEDULES", "epochs_for", "one_cycle"]
+__all__ = ["SCHEDULES", "epochs_for", "one_cycle", "warm_up_epochs"]
 
 
 def epochs_for(steps: int, images: Sized, batch_size: int | str) -> int:
@@ -35,12 +35,24 @@ def epochs_for(steps: int, images: Sized, batch_size: int | str) -> int:
         batch_size: images of a step; ``"all"`` for one step an epoch.
 
     Raises:
-        InputError: when `steps` is below 1.
+        InputError: when `steps` is no integer of 1 or more, or `batch_size` no number of images.
     """
-    if steps < 1:
-        raise InputError(f"the number of training steps must be 1 or more, got {steps}.")
+    whole_number("steps", steps)
+    if batch_size != "all":
+        whole_number("batch_size", batch_size, words="'all' or ")
     per_epoch = 1 if batch_size == "all" else math.ceil(len(images) / batch_size)
     return math.ceil(steps / max(per_epoch, 1))
+
+
+def warm_up_epochs(max_epochs: int, part: float = 0.3) -> int:
+    """
+    Epochs of the warm-up, 1 at least: such a part of all.
+
+    Raises:
+        InputError: when `max_epochs` is no integer of 1 or more.
+    """
+    whole_number("max_epochs", max_epochs)
+    return max(1, round(part * max_epochs))
 
 
 def constant(optimizer: Optimizer, steps: int) -> LambdaLR:

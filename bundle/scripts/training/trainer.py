@@ -204,12 +204,11 @@ class AccumulatingTrainer(SupervisedTrainer):
         try:
             with torch.autocast(image.device.type, **self._autocast):
                 windows, extra = extra.get("window"), {k: v for k, v in extra.items() if k != "window"}
-                if self.teacher is not None and self.loss_function.needs_ranking:
+                is_ranked = self.teacher is not None and self.loss_function.needs_ranking
+                if is_ranked:
                     with torch.no_grad():
-                        extra["ranking"] = self.inferer(image, self.teacher.eval())
-                else:
-                    windows = None
-                if windows is None:
+                        extra["ranking"] = self.inferer(image, self.teacher)
+                if windows is None or not is_ranked:
                     prediction = self.inferer(image, self.network)
                 else:
                     prediction = _in_windows(lambda part: self.inferer(part, self.network), image, windows)
@@ -269,7 +268,8 @@ class AccumulatingTrainer(SupervisedTrainer):
 
 def _teacher(network: torch.nn.Module, decay: float) -> AveragedModel:
     """The network's average over the steps, buffers included, which no optimiser trains."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).requires_grad_(False)
+    teacher = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return teacher.eval().requires_grad_(False)
 
 
 def _in_windows(

@@ -29,7 +29,7 @@ from scripts.images.limits import MIN_SIZE
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import result_name
 from scripts.runtime.processes import by_first_process
-from scripts.runtime.values import fraction, positive_number, truth_value
+from scripts.runtime.values import positive_fraction, truth_value
 from scripts.volumes.reading import Volume, find_volumes, volume_name
 from scripts.volumes.slices import cut_axis, positive_voxels, to_slices, try_read
 
@@ -75,8 +75,7 @@ def load_slice_datalist(
     """
     _check_settings(axis, positive_labels)
     truth_value("pixel_labels", pixel_labels)
-    positive_number("area_step", area_step)
-    fraction("area_step", area_step)
+    positive_fraction("area_step", area_step)
     path, volumes, problems = read_splits(dataset_dir, splits, allow_outside, paths=("image", "mask", "slices"))
     entries = [(split, f"{split}[{i}]", item) for split, items in volumes.items() for i, item in enumerate(items)]
     datalist: dict[str, list] = {split: [] for split in volumes}
