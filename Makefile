@@ -18,7 +18,7 @@ $(INSTALLED): requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 4 to 7 minutes on 2 CPU cores
+demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 to 20 minutes on 2 CPU cores
 	$(RUN) training --config_file "['bundle/configs/train.json','$(DEMO)']" --seed $(SEED)
 	$(RUN) evaluating --config_file "['bundle/configs/train.json','$(DEMO)','bundle/configs/evaluate.json']" --split test --seed $(SEED)
 	$(RUN) inferring --config_file "['bundle/configs/inference.json','$(DEMO)']" --dataset_dir runs/demo/data-$(SEED)/images
