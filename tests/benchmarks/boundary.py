@@ -14,7 +14,7 @@ Time of the boundary metric against a plain SciPy version of it, in one run and 
 
     python tests/benchmarks/boundary.py [--size 500] [--thresholds 99] [--repeat 3]
 
-For each synthetic map: seconds an image of ours (the fastest of some runs), of the plain version (once), and how many
+For each synthetic map: seconds per image of ours (the fastest of some runs), of the plain version (once), and how many
 times faster ours is. Both must give the same counts, or the benchmark ends with an error. The plain version does, at
 every threshold, what the definition says: boundary, scikit-image's thinning, a k-d tree for the pairs within the
 tolerance, and SciPy's maximum flow for the matching (its bipartite matching takes up to minutes on parallel curves).

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=500)
     parser.add_argument("--micro_batch", type=int, default=16)
     arguments = parser.parse_args()
-    print("| layer | arithmetic, us an image | traffic, us an image |\n| --- | --- | --- |")
+    print("| layer | arithmetic, us per image | traffic, us per image |\n| --- | --- | --- |")
     rows = floors(arguments.size)
     for name, arithmetic, traffic in rows:
         print(f"| {name} | {arithmetic * 1e6:.1f} | {traffic * 1e6:.1f} |")

@@ -114,7 +114,7 @@ def main() -> None:
             for name, method in methods.items():
                 times[name].append(tuple(seconds(step, method.device) for step in (method.train, method.infer)))
     device = next(iter(methods.values())).device
-    print(f"{device}, {arguments.size} x {arguments.size}, {torch.get_num_threads()} threads, seconds an image")
+    print(f"{device}, {arguments.size} x {arguments.size}, {torch.get_num_threads()} threads, seconds per image")
     print("| | training, a pass | inference |\n| --- | --- | --- |")
     for name, measured in times.items():
         train, infer = (median(column) for column in zip(*measured[1:], strict=True))

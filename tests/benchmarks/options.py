@@ -17,7 +17,7 @@ What each means of speed or memory brings, and what it does to the masks.
 Network: a training step with all maps and their loss, in turns with plain float32 in PyTorch's order (NCHW); the median
 of the ratios of times, and each one's peak of memory in a process of its own, see `memory.py`. Masks: the shipped
 model's on phantoms; how many pixels differ from float32's, on average and in the worst image, and the time of the
-prediction. Loader: milliseconds an image, with all transforms.
+prediction. Loader: milliseconds per image, with all transforms.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def compare_loaders(folder: str, size: int) -> None:
     sides = (size, size)
     data = make_demo_dataset(folder + "/loader", counts={"training": 48, "validation": 2}, size=sides).parent
     print(f"\nLoader, {size} x {size}")
-    print("| loader | ms an image |\n| --- | --- |")
+    print("| loader | ms per image |\n| --- | --- |")
     for name, changes, pinned in (
         ("nothing cached", {"cache_rate": 0.0}, False),
         ("deterministic transforms cached (the default)", {}, False),

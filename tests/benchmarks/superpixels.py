@@ -14,7 +14,7 @@ Superpixels of this bundle against a plain grid, scikit-image's SLIC and, if ins
 
     python tests/benchmarks/superpixels.py DATASET_DIR [--images 40] [--sizes 500 224]
 
-For each method, on positive training images resized to a square: superpixels made, seconds an image, boundary recall
+For each method, on positive training images resized to a square: superpixels made, seconds per image, boundary recall
 (part of the truth's boundary that has one of a superpixel within 2 of 500 pixels), and the best F that a mask of whole
 superpixels can have. All are measured at 500 x 500 pixels, to which the superpixels are enlarged. OpenCV's are in the
 package opencv-contrib-python-headless.
@@ -122,7 +122,7 @@ def main() -> None:
     arguments = parser.parse_args()
     examples = read_examples(arguments.dataset_dir, arguments.images)
     print(f"{len(examples)} images")
-    print("| pixels (asked) | superpixels | made, mean | seconds an image | boundary recall | best F |")
+    print("| pixels (asked) | superpixels | made, mean | seconds per image | boundary recall | best F |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for size in arguments.sizes:
         n = round(AUTO_DENSITY * size * size)

@@ -176,7 +176,7 @@ def test_a_checkpoint_is_refused_under_another_method(study, runs, config, read_
     method, instances = read_as
     assert f"'{ckpt}' can't be used here" in str(error)
     name = f"{method} with superpixels" if instances == "superpixels" else method
-    assert f"trained as 'cdws', the settings are of '{name}'" in str(error)
+    assert f"trained as 'cdws', but the settings are those of '{name}'" in str(error)
 
 
 def test_masks_are_made_of_whole_superpixels(study, red_detector) -> None:

@@ -340,7 +340,7 @@ def test_a_slide_without_tissue_has_no_probability(configs, red_detector, write_
     grey, red = rows(out).values()
     assert (grey["probability"], grey["fraction_of_tissue"], grey["tissue_mm2"], grey["area_mm2"]) == ("", "", "0", "0")
     assert float(red["probability"]) > 0.5
-    assert f"No tissue is found on '{folder / 'grey.tif'}'" in caplog.text
+    assert f"No tissue was found on '{folder / 'grey.tif'}'" in caplog.text
     assert rows(infer(configs, red_detector, folder, tmp_path / "out")) == {"grey": grey, "red": red}
 
 

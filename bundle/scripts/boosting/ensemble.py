@@ -126,7 +126,7 @@ class MILBoostNet(MapNetwork):
             except Exception as error:  # LightGBM raises nearly anything here
                 raise InputError(f"LightGBM can't read the network's ensemble ({first_line(error)}).") from error
             if names != self.features.names:
-                raise InputError("the network's ensemble is for other features of the patches; train it again.")
+                raise InputError("the network's ensemble was trained on other patch features; train again.")
             self._booster = booster
         return self._booster
 

@@ -98,7 +98,7 @@ def load_datalist(
             doubtful += doubts
             labels[split].append(label)
     if doubtful:
-        logger.warning(f"Areas that their masks contradict: {first_names(doubtful)}; the areas are used.")
+        logger.warning(f"Areas that disagree with their masks (the areas are used): {first_names(doubtful)}.")
     for split, items in datalist.items():
         problems += _contradictions(split, items, labels[split], path.parent)
     problems += [problem for split, found in labels.items() for problem in class_problems(split, set(found))]
@@ -155,7 +155,7 @@ def read_splits(
     images = {s: [i["image"] for i in items if _is_item(i)] for s, items in datalist.items()}
     files = {s: [(_file(name), _shown(name, path.parent)) for name in names] for s, names in images.items()}
     for leak in _shared("image", files):
-        logger.warning(f"{leak}, or results on it say nothing of new images")
+        logger.warning(f"{leak}, or results on it say nothing about new images")
     if not allow_outside:
         outside = _outside(datalist, path.parent, paths)
         if outside:
@@ -266,7 +266,7 @@ def _unknown_keys(content: dict, splits: dict[str, list], known: Sequence[str]) 
     problems += _unused_lists(content, splits)
     if notes:
         named = first_names([f"'{key}' (first in {where})" for key, where in notes.items()])
-        logger.warning(f"Keys without a meaning here, of {', '.join(known)}: {named}.")
+        logger.warning(f"Unknown keys are ignored: {named}. Known are {', '.join(known)}.")
     return problems
 
 
@@ -378,7 +378,7 @@ def _check_item(where: str, item: object) -> tuple[list[str], bool | None, list[
     problems += label_problems + mask_problems + area_problems
     if mask is not None and size is not None and mask.shape[1:] != size:
         sizes = "{}x{}, the image {}x{}".format(*mask.shape[1:], *size)
-        problems.append(f"the mask '{_mask_path(item)}' is {sizes}; they must be of one size")
+        problems.append(f"the mask '{_mask_path(item)}' is {sizes}; they must have the same size")
     if mask is not None and isinstance(item["label"], str):
         label = bool(mask.any())
     elif mask is not None and label is not None and bool(mask.any()) != label:

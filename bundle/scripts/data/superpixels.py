@@ -124,7 +124,7 @@ class Superpixels(Transform):
                 np.savez_compressed(file, labels=labels, key=key)
         except OSError as error:
             self._writable = False
-            logger.warning(f"Superpixels are not kept in '{path.parent}': {error}")
+            logger.warning(f"Superpixels can't be cached in '{path.parent}': {error}")
 
 
 class Superpixelsd(MapTransform):
@@ -162,7 +162,7 @@ class Superpixelsd(MapTransform):
         self.enabled = enabled
         self.names = ensure_tuple(names)
         if len(self.names) != len(self.keys):
-            raise ValueError(f"there must be one name a key, got {self.names!r} for {self.keys!r}")
+            raise ValueError(f"there must be one name per key, got {self.names!r} for {self.keys!r}")
         self.superpixels = Superpixels(n_segments, compactness, cache_dir)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
@@ -185,7 +185,7 @@ def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # the bytes may be anything, and the readers of zip and npy raise as much
-        logger.warning(f"Superpixels are made again, '{path}' can't be used: {error}")
+        logger.warning(f"'{path}' can't be used, so its superpixels are computed again: {error}")
         return None
 
 

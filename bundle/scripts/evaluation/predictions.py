@@ -65,7 +65,7 @@ class PredictionTable:
         folder.mkdir(parents=True, exist_ok=True)
         if not (is_table(self.path, PredictionTable.columns) or self.partial.exists()):
             called = sorted(path for path in folder.iterdir() if path.name.endswith(RESULTS))
-            refuse_to_replace([*called, self.path], f"no {self.path.name} of an inference there")
+            refuse_to_replace([*called, self.path], f"there is no {self.path.name} of an inference beside it")
         self._write("w", [self.columns])
 
     def __call__(self, engine: Engine) -> None:

@@ -150,7 +150,7 @@ def results_table(plan: Plan, results: Sequence[RowResults], groups: Mapping[str
 
 def times_table(results: Sequence[RowResults]) -> Table:
     table = Table(
-        "Seconds an image. Training: an image in an epoch, loading and steps, without validation. Inference: from the "
+        "Seconds per image. Training: an image in an epoch, loading and steps, without validation. Inference: from the "
         "loaded image to its map, the median. On the machine of the run, with whatever else it did.",
         ["", *TIMES.values()],
     )
@@ -202,7 +202,7 @@ def _limits(study: Study, results: Sequence[RowResults], reference: RowResults, 
     if by_fold:
         limits.append("Folds share most of their training images, so their spread is smaller than that of new data.")
     if study.base["test"] == study.base["validation"]:
-        limits.append("Thresholds were chosen on the test images, and flatter.")
+        limits.append("Thresholds were chosen on the test images, which flatters the scores.")
     return limits
 
 
@@ -234,9 +234,7 @@ def make_section(output_dir: Path, name: str, plan: Plan, study: Study) -> Secti
         section.tables.append(table)
     if name == "area_weight":
         _choose(section, output_dir, choose_area_weights(results, study.area_weights))
-        section.limits.append(
-            "Only the candidates listed were tried, and the best of them was taken for being the best."
-        )
+        section.limits.append("Only the candidates listed were tried, so the score of the best of them is optimistic.")
     if name == "fusion_weights":
         _add_fusion(section, output_dir, study, threshold)
     section.tables.append(times_table(results))

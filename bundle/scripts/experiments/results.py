@@ -48,7 +48,7 @@ class Evaluation:
 
     folder: Path
     metrics: Mapping[str, float]
-    """``metrics.json``; with ``marked``, the predicted area of positive images; and seconds an image."""
+    """``metrics.json``; with ``marked``, the predicted area of positive images; and seconds per image."""
     images: tuple[Mapping[str, str], ...]
     """Rows of ``metrics_per_image.csv``."""
     specification: Mapping[str, Any]

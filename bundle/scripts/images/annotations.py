@@ -88,7 +88,7 @@ class AnnotationReader(ImageReader):
         if not np.isfinite([number for _, polygon in polygons for point in polygon for number in point]).all():
             raise OSError("polygons with coordinates that are not finite")
         if any(abs(number) > FARTHEST for _, polygon in polygons for point in polygon for number in point):
-            raise OSError(f"polygons with coordinates of more than {FARTHEST:g} pixels, which nobody can mean")
+            raise OSError(f"polygons with coordinates of more than {FARTHEST:g} pixels")
         areas = [polygon for kind, polygon in polygons if kind in AREAS and len(polygon) > 2]
         if polygons and not areas:
             raise OSError("nothing but points and lines, which have no area; draw polygons")
@@ -162,7 +162,7 @@ def region_size(region: ElementTree.Element) -> tuple[int, int]:
     except (TypeError, ValueError) as error:
         raise OSError(f"not polygons of a region in ASAP's form, with its width and height: {error}") from error
     if min(size) < 1:
-        raise OSError("polygons of a whole slide, whose size is not in the file; submit those of a region")
+        raise OSError("polygons of a whole slide, whose size the file doesn't state; submit those of a region")
     if size[0] * size[1] > MAX_PIXELS:
         raise OSError(f"polygons of a region of {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} pixels are read")
     return size

@@ -247,8 +247,8 @@ def _check_size(headers: Sequence[pydicom.Dataset]) -> None:
         highest = int(header.get("HighBit", stored - 1))
         if stored and highest != stored - 1:  # as old machines wrote it, in the upper bits or not
             raise ValueError(
-                f"has {highest} as HighBit, must be {stored - 1} with {stored} bits stored: nobody knows which bits "
-                "are the image's; save it anew"
+                f"has {highest} as HighBit, must be {stored - 1} with {stored} bits stored: which bits are the "
+                "image's is unknown; save it again"
             )
     voxels = sum(int(h.Rows) * int(h.Columns) * int(h.get("SamplesPerPixel", 1)) for h in headers)
     if voxels > MAX_VOXELS:
@@ -279,7 +279,7 @@ def _in_order(datasets: list[pydicom.Dataset]) -> list[pydicom.Dataset]:
         raise ValueError("has slices that lack ImageOrientationPatient or differ in it; keep those of one stack")
     positions = [_numbers(dataset, "ImagePositionPatient", 3) for dataset in datasets]
     if any(position is None for position in positions):
-        raise ValueError("has slices without ImagePositionPatient, so that nobody knows their order")
+        raise ValueError("has slices without ImagePositionPatient, so that their order is unknown")
     normal = np.cross(*directions[0].reshape(2, 3))
     order = np.argsort(np.array(positions) @ normal, kind="stable")
     steps = np.diff(np.array(positions)[order], axis=0)

@@ -43,7 +43,7 @@ def open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
     with image.file_map["image"].get_prepare_fileobj("rb") as file:
         slope = image.header_class.from_fileobj(file, check=False).get("scl_slope", 1)  # nibabel's own forgets it
     if not np.isfinite(slope):
-        raise ValueError(f"has {slope} as its scl_slope, so that nobody knows its values; save it with 0 or 1")
+        raise ValueError(f"has {slope} as its scl_slope, which leaves its values unknown; save it with 0 or 1")
     return image
 
 
@@ -66,7 +66,9 @@ def read_nrrd_header(path: str | PathLike, most: int) -> dict[str, Any]:
             raise ValueError("has its values in another file (a detached header); save it as one file")
         others = [kind for kind in header.get("kinds", ()) if str(kind).lower() not in SPATIAL]
         if others:
-            raise ValueError(f"has an axis of the kind '{others[0]}', which is not a direction; save one value a voxel")
+            raise ValueError(
+                f"has an axis of the kind '{others[0]}', which is not a direction; save one value per voxel"
+            )
         refuse_larger(header["sizes"], most)
         if header.get("encoding") in DECOMPRESS:
             with DECOMPRESS[header["encoding"]](file) as stream:

@@ -84,7 +84,7 @@ def merge_masks(
         ValueError: when the shapes differ.
     """
     if first.shape != second.shape or (third is not None and third.shape != first.shape):
-        raise ValueError("masks to be merged must be of one size")
+        raise ValueError("masks to be merged must have the same size")
     first, second = first > 0, second > 0
     regions = connected_regions(first | second, connectivity=2)
     count = regions.max() + 1

@@ -142,8 +142,8 @@ class MapNetwork(nn.Module):
         method, size = trained_as({"_extra_state": state})
         if method and self.method and method != self.method:
             raise InputError(
-                f"it was trained as '{method}', the settings are of '{self.method}'; give the overlays that it was "
-                "trained with, which have the names of its method (and superpixels.json), or name another checkpoint."
+                f"it was trained as '{method}', but the settings are those of '{self.method}'; give the overlays that "
+                "it was trained with, which have the names of its method, or name another checkpoint."
             )
         if size and self.spatial_size and size != self.spatial_size:
             logger.warning(

@@ -129,13 +129,13 @@ def refuse_to_replace(paths: Iterable[Path], proof: str) -> None:
 
     Args:
         paths: that results will have.
-        proof: what would say that they are results, and is not there.
+        proof: why nothing says that they are results.
     """
     found = next((path for path in paths if os.path.lexists(path)), None)
     if found is not None:
         raise InputError(
-            f"'{found}' would be replaced by a result, and may be yours: {proof} says that it is one; move it, or name "
-            "another folder with --prediction_dir."
+            f"'{found}' would be replaced by a result, and may be yours ({proof}); move it, or name another folder "
+            "with --prediction_dir."
         )
 
 

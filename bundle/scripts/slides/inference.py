@@ -184,7 +184,7 @@ class SlideInference:
         """
         table = self.output_dir / TABLE
         if not is_table(table, [field.name for field in fields(SlideResult)][:2]):
-            refuse_to_replace([table], "no header of such a table in it")
+            refuse_to_replace([table], "it doesn't begin like a table of results")
         self.loader(None)
         self.network.eval()
         problems: list[str] = []
@@ -247,7 +247,7 @@ class SlideInference:
                 return
             if done is None and not TileStore.is_in(unfinished):
                 refuse_to_replace(
-                    (self._path(name, ending) for ending in ENDINGS), f"no {name}.json of an inference there"
+                    (self._path(name, ending) for ending in ENDINGS), f"there is no {name}.json of an inference"
                 )
             if min(view.scale_x, view.scale_y) < 0.99:
                 logger.warning(

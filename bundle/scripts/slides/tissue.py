@@ -115,7 +115,7 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | No
                 "it is grey, and tissue is found by its colour" if not np.ptp(overview, axis=2).any() else "all is pale"
             )
             logger.warning(
-                f"No tissue is found on '{slide}' ({grey}): nothing is looked for on it, its probability is left out. "
+                f"No tissue was found on '{slide}' ({grey}): nothing is marked, and its probability is left empty. "
                 "Give --tissue all, or a mask."
             )
         return found
@@ -129,7 +129,7 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | No
         crossing = sum(not polygon.is_valid for polygon in polygons)
         if crossing:
             logger.warning(
-                f"{crossing} x polygon of '{path}' crosses itself: what its outline goes round twice is not in it."
+                f"Polygons of '{path}' that cross themselves: {crossing}. What an outline encloses twice is left out."
             )
         found = _rasterised(polygons, view)
     else:
@@ -145,7 +145,7 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | No
             "its polygons lie outside it, or are smaller than a pixel of the overview" if polygons else "it has no area"
         )
         logger.warning(
-            f"'{path}' marks no tissue on '{slide}' ({why}): nothing is looked for on it, its probability is left out."
+            f"'{path}' marks no tissue on '{slide}' ({why}): nothing is marked, and its probability is left empty."
         )
     return found
 

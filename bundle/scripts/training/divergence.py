@@ -55,9 +55,9 @@ class FiniteLoss:
             names = [names] if isinstance(names, str) else list(names)
             named = [f"'{name}'" for name, good in zip(names, finite, strict=False) if not good]
             raise InputError(
-                f"The loss is not a finite number in epoch {engine.state.epoch}, of {', '.join(named) or 'an image'}. "
-                "The checkpoints from before are kept. If these are few images, look at them; if it is nearly all, the "
-                "training has diverged: train anew with a smaller --learning_rate and --resume False."
+                f"The loss is not finite in epoch {engine.state.epoch}, for {', '.join(named) or 'an image'}. "
+                "The checkpoints from before are kept. If these are few images, look at them; if they are nearly all, "
+                "the training has diverged: train anew with a smaller --learning_rate and --resume False."
             )
 
 

@@ -53,7 +53,7 @@ NRRD_UNITS = {
     **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre"), 1e-3),
     "nm": 1e-6,
 }
-NO_UNIT = "names no unit of length: its numbers are taken for millimetres"
+NO_UNIT = "names no unit of length: its numbers are taken as millimetres"
 PLAUSIBLE = (0.01, 100)  # mm, of a voxel whose unit is not named
 logger = logging.getLogger(__name__)
 
@@ -179,14 +179,14 @@ def read_volume(path: str | PathLike) -> Volume:
         raise ValueError("is not a regular file")
     array, geometry = _reader(path)(path)
     if array.dtype.kind not in "biuf":
-        raise ValueError("has complex numbers for voxels; save one value a voxel")
+        raise ValueError("has complex numbers for voxels; save one value per voxel")
     with np.errstate(over="ignore"):  # what becomes infinite is named below
         array = array.reshape(geometry.shape).astype(np.float32)
     if not np.isfinite(array).all():
         raise ValueError("has values that are not finite")
     affine = geometry.affine
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ValueError("has a singular affine, so that nobody knows where its voxels lie")
+        raise ValueError("has a singular affine, so that the position of its voxels is unknown")
     return Volume(np.ascontiguousarray(geometry.to_ras(array)), geometry)
 
 
@@ -227,7 +227,7 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, Geometry]:
 def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
     image = open_nifti(path)
     if image.header.get_data_dtype().names:
-        raise ValueError("has colours for voxels; save one value a voxel")
+        raise ValueError("has colours for voxels; save one value per voxel")
     shape = _volume_shape(image.shape)
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as file:  # nibabel reads up to the last voxel, and not the checksum after it
@@ -282,10 +282,10 @@ def _nrrd_affine(header: dict[str, Any]) -> tuple[np.ndarray, float | None, str]
         affine[:3, :3] = np.diag(np.asarray(header["spacings"], float))
         units = header.get("units")
     else:
-        raise ValueError("has neither 'space directions' nor 'spacings', so that nobody knows how large its voxels are")
+        raise ValueError("has neither 'space directions' nor 'spacings', so that the size of its voxels is unknown")
     affine[:3, 3] = header.get("space origin", (0, 0, 0))
     named = {str(unit).strip().strip('"').lower() for unit in np.atleast_1d(units)} if units is not None else {""}
-    notes = [] if "space" in header else ["names no space: its axes are taken for left, posterior and superior"]
+    notes = [] if "space" in header else ["names no space: its axes are taken as left, posterior and superior"]
     if named == {""}:
         unit = 1.0
         notes.append(NO_UNIT)

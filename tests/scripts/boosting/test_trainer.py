@@ -250,7 +250,7 @@ def test_refuses_an_ensemble_of_other_patches_or_features(monkeypatch) -> None:
     other = MILBoostNet(16, 4)
     other.load_state_dict(network.state_dict())
     monkeypatch.setattr(other.features, "names", other.features.names[::-1])
-    with pytest.raises(InputError, match="for other features of the patches"):
+    with pytest.raises(InputError, match="trained on other patch features"):
         other(toy_item(0)["image"][None])
 
 

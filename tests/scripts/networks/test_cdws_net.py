@@ -238,7 +238,7 @@ def test_a_state_dict_of_another_method_is_refused_by_whatever_loads_it() -> Non
     for strict in (True, False):
         CDWSNet(method="dws").load_state_dict(state, strict=strict)
         CDWSNet().load_state_dict(state, strict=strict)  # a network without a name takes any
-        with pytest.raises(InputError, match="trained as 'dws', the settings are of 'cdws with superpixels'"):
+        with pytest.raises(InputError, match="trained as 'dws', but the settings are those of 'cdws with superpixels'"):
             CDWSNet(method="cdws with superpixels").load_state_dict(state, strict=strict)
     with pytest.raises(InputError, match="trained as 'dws'"):
         copy_model_state(CDWSNet(method="cdws"), state)
@@ -256,7 +256,7 @@ def test_weights_without_a_method_load_into_any() -> None:
 def test_the_method_survives_a_file(tmp_path: Path) -> None:
     torch.save(CDWSNet(method="cdws with superpixels").state_dict(), tmp_path / "model.pt")
     state = torch.load(tmp_path / "model.pt", weights_only=True)
-    with pytest.raises(InputError, match="trained as 'cdws with superpixels', the settings are of 'cdws'"):
+    with pytest.raises(InputError, match="trained as 'cdws with superpixels', but the settings are those of 'cdws'"):
         CDWSNet(method="cdws").load_state_dict(state)
 
 
