@@ -172,8 +172,8 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"area": "0.3"}, "area is '0.3', must be a fraction"),
         ({"area": True}, "area is True, must be a fraction"),
         ({"label": 0, "image": "images/b.png"}, "label is 0, but an area of 0.3 is given; remove one"),
-        ({"mask": "masks/large.png"}, "the mask '{folder}/masks/large.png' is 6x9, the image 8x5; they must be"),
-        ({"label": "masks/large.png"}, "the mask '{folder}/masks/large.png' is 6x9, the image 8x5; they must be"),
+        ({"mask": "masks/large.png"}, "the mask '{folder}/masks/large.png' is 6x9, the image 8x5; they must have"),
+        ({"label": "masks/large.png"}, "the mask '{folder}/masks/large.png' is 6x9, the image 8x5; they must have"),
         ({"mask": "masks/none.png"}, "there is no mask '{folder}/masks/none.png'"),
         ({"mask": "masks/text.png"}, "the mask '{folder}/masks/text.png' can't be read ("),
         ({"mask": "images/a.png"}, "the mask '{folder}/images/a.png' is the image itself"),
@@ -304,7 +304,7 @@ def test_misspelt_keys_are_named_with_the_nearest(folder: Path, caplog) -> None:
         "unknown key 'Mask'; write 'mask'",
         "unknown key 'lable'; write 'label'",
     ]
-    assert "of image, label, area, mask, group: 'scanner' (first in test[0])." in caplog.text
+    assert "'scanner' (first in test[0]). Known are image, label, area, mask, group." in caplog.text
 
 
 def test_a_misspelt_split_is_named(folder: Path, caplog) -> None:
@@ -380,7 +380,7 @@ def test_an_area_that_its_mask_contradicts_is_warned_of(folder: Path, caplog, ar
     Image.fromarray(mask).save(folder / "masks" / "quarter.png")
     write_set(folder, training=[POSITIVE | {"area": area, "mask": "masks/quarter.png"}, NEGATIVE])
     load_datalist(folder)
-    assert (f"contradict: training[0] {area:g} (the mask: 0.25)" in caplog.text) == contradicts
+    assert (f"(the areas are used): training[0] {area:g} (the mask: 0.25)" in caplog.text) == contradicts
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ def test_dictionary_version_with_missing_keys() -> None:
         Superpixelsd(["a", "b"], ["one", "two"])(data)
     result = Superpixelsd(["a", "b"], ["one", "two"], allow_missing_keys=True)(data)
     assert list(result) == ["b", "two"]
-    with pytest.raises(ValueError, match="one name a key"):
+    with pytest.raises(ValueError, match="one name per key"):
         Superpixelsd(["a", "b"])
 
 

@@ -35,7 +35,7 @@ def test_the_images_of_a_loss_that_is_no_number_are_named(bad: float) -> None:
     engine.register_events(*IterationEvents)
     FiniteLoss().attach(engine)
     images = MetaTensor(torch.zeros(3, 1, 2, 2), meta={"filename_or_obj": ["a.png", "b.png", "c.png"]})
-    with pytest.raises(InputError, match=r"in epoch 1, of 'b.png'\."):
+    with pytest.raises(InputError, match=r"in epoch 1, for 'b.png'\."):
         engine.run([{"image": images}])
 
 
