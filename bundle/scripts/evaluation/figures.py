@@ -19,13 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from scripts.images.heat import HEAT
 from scripts.images.outline import OutlineOverlay
 from scripts.metrics import BoundaryScores, PixelCurve
 
 __all__ = ["Example", "draw_curves", "draw_examples", "draw_maps"]
 
 INK = "#1f4e79"
-HEAT = "inferno"
 
 
 class Example(NamedTuple):

@@ -9,46 +9,115 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The table of predictions, written image by image."""
+"""The table of predictions and their page, written image by image."""
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from ignite.engine import Engine, Events
 
+from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
-from scripts.runtime.files import is_table, refuse_to_replace, write_rows
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import is_table, refuse_to_replace, result_name, write_rows
+from scripts.runtime.values import fraction, is_number
 
-__all__ = ["PredictionTable", "image_probability"]
+__all__ = ["ImageThreshold", "PredictionTable", "image_probability"]
 
 logger = logging.getLogger(__name__)
 
-RESULTS = tuple(
-    f"_{kind}{suffix}" for kind in ("mask", "probability", "overlay") for suffix in (".png", ".nii.gz", ".dcm")
-)
+KINDS = ("mask", "heat", "overlay", "probability")
+RESULTS = tuple(f"_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".nii.gz", ".dcm"))
+SHOWN = 5  # names in a line of the log
+
+
+class ImageThreshold:
+    """
+    The probability from which on an image counts as positive, and where it comes from.
+
+    Args:
+        value: itself; or ``"auto"``: what evaluation has chosen, else 0.5.
+        metrics: file that an evaluation may have written.
+
+    Raises:
+        InputError: when the value is neither a fraction nor ``"auto"``.
+    """
+
+    def __init__(self, value: float | str = "auto", metrics: str | None = None) -> None:
+        self.value, self.origin = 0.5, "no evaluation has chosen another"
+        if value == "auto":
+            chosen = _chosen_threshold(metrics)
+            if chosen is not None:
+                self.value, self.origin = chosen, f"chosen by the evaluation in {metrics}"
+        else:
+            fraction("image_threshold", value)
+            self.value, self.origin = value, "as given"
+
+    def __call__(self, probability: float) -> str:
+        """``yes`` or ``no``."""
+        return "yes" if probability >= self.value else "no"
+
+    def __str__(self) -> str:
+        return f"yes: probability {self.value:.3g} or more ({self.origin})"
+
+
+def _chosen_threshold(metrics: str | None) -> float | None:
+    """What a file of `EvaluationReport` says; None where there is none, or it says nothing."""
+    try:
+        value = json.loads(Path(metrics or "").read_text(encoding="utf-8")).get("image_threshold")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return float(value) if is_number(value) and 0 <= value <= 1 else None
 
 
 class PredictionTable:
     """
-    Writes ``predictions.csv`` during inference: image, image-level probability, predicted area fraction.
+    Writes ``predictions.csv`` and ``index.html`` during inference: of each image the image-level probability, whether
+    it is positive, and the predicted area fraction.
 
     Expects ``probability`` and ``pred``, (1, H, W), in each output; and ``instances``, the superpixels, where there are
-    some. A row is on disk as soon as its image is done, in ``predictions.csv.part`` until all of them are.
+    some. In the batch ``picture``, (3, H, W) uint8, for the page. A row is on disk as soon as its image is done, in
+    ``predictions.csv.part`` until all of them are. Then the results of an earlier run's images that are not in this one
+    are removed: those in the folder that the earlier table has told of.
 
     Args:
         output_dir: folder of the table.
         pool: gives the image-level probability; the paper's generalized mean by default.
+        threshold: probability from which on a pixel counts as positive, for the outlines of the page.
+        image_threshold, metrics: see `ImageThreshold`.
     """
 
-    columns = ("image", "probability", "area_fraction")
+    columns: tuple[str, ...] = ("image", "probability", "area_fraction", "positive")
+    shown: tuple[Column, ...] = (
+        Column("probability", "probability", "fraction"),
+        Column("positive", "yes/no", "text"),
+        Column("area_fraction", "area", "percent"),
+    )
 
-    def __init__(self, output_dir: str, pool: Pooling | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        pool: Pooling | None = None,
+        threshold: float = 0.5,
+        image_threshold: float | str = "auto",
+        metrics: str | None = None,
+    ) -> None:
         self.path = Path(output_dir) / "predictions.csv"
         self.partial = self.path.with_name(f"{self.path.name}.part")
         self.pool = pool or Pooling()
+        self.threshold = threshold
+        self.is_positive = ImageThreshold(image_threshold, metrics)
+        note = f"{str(self.is_positive).capitalize()}. The outline is where the map reaches {threshold:g}."
+        self.page = ResultsPage(self.path.with_name("index.html"), self.shown, note)
+        self.earlier: set[str] = set()
+        self.names: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -56,29 +125,93 @@ class PredictionTable:
         engine.add_event_handler(Events.COMPLETED, self.complete)
 
     def complete(self, engine: Engine) -> None:
+        self.page.write()
         self.partial.replace(self.path)
-        logger.info(f"Written: {self.path.parent}")
+        self._remove(self.earlier - self.names)
+        logger.info(f"Written: {self.path.parent}; look at {self.page.path}. {str(self.is_positive).capitalize()}.")
 
     def start(self, engine: Engine) -> None:
         """Raises InputError when files called as results, or the table, lie there and no table says they are some."""
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        if not (is_table(self.path, PredictionTable.columns) or self.partial.exists()):
+        # a table of version 0.6 has the first three columns
+        if not (is_table(self.path, PredictionTable.columns[:3]) or self.partial.exists()):
             called = sorted(path for path in folder.iterdir() if path.name.endswith(RESULTS))
             refuse_to_replace([*called, self.path], f"there is no {self.path.name} of an inference beside it")
+        if not is_page(self.page.path):
+            refuse_to_replace([self.page.path], "it has no mark of an inference")
+        self.earlier = {self._name_of(image) for path in (self.path, self.partial) for image in _images_in(path)}
+        self.names.clear()
+        self.page.clear()
         self._write("w", [self.columns])
 
     def __call__(self, engine: Engine) -> None:
-        rows = []
-        for item in engine.state.output:
+        if not engine.state.output:  # an image that can't be read
+            return
+        for item, source in zip(engine.state.output, engine.state.batch, strict=True):
             probability = image_probability(item, self.pool)
             area = float(item["pred"].float().mean())
-            rows.append((item["image"].meta["filename_or_obj"], f"{probability:.6g}", f"{area:.6g}"))
-        self._write("a", rows)
+            picture, values = (np.asarray(part.cpu()) for part in (source["picture"], item["probability"]))
+            view = draw_view(picture.transpose(2, 1, 0), values[0].T, self.threshold)  # from MONAI's (C, W, H)
+            path = item["image"].meta["filename_or_obj"]
+            self.add(path, probability, area, [view])
+
+    def add(
+        self, path: str, probability: float, area: float, views: Sequence[View], *more: str, shown: int = 0
+    ) -> None:
+        """
+        Write the row of an image, and its place in the page.
+
+        Args:
+            path: of the image.
+            probability, area: of the image, and the fraction of it that is marked.
+            views, shown: see `ResultsPage.add`.
+            more: cells of further columns.
+        """
+        row = (path, f"{probability:.6g}", f"{area:.6g}", self.is_positive(probability), *more)
+        self._write("a", [row])
+        name = self._name_of(path)
+        self.names.add(name)
+        files = {
+            ending[1:]: f"{name}{ending}" for ending in RESULTS if self.path.with_name(f"{name}{ending}").is_file()
+        }
+        cells = dict(zip(self.columns, row, strict=True))
+        self.page.add(Path(path).name, cells, views, shown, files)
+
+    def _name_of(self, path: str) -> str:
+        """What the results of an image are called; nothing where there can be none, as of a line that isn't ours."""
+        try:
+            return result_name(path)
+        except InputError:
+            return ""
+
+    def _remove(self, names: Iterable[str]) -> None:
+        """Remove the results of these names from the folder, and say so."""
+        removed = set()
+        for name in sorted(filter(None, names)):
+            for path in (self.path.with_name(f"{name}{ending}") for ending in RESULTS):
+                if path.is_file():
+                    path.unlink()
+                    removed.add(name)
+        if removed:
+            told = ", ".join(sorted(removed)[:SHOWN]) + (", ..." if len(removed) > SHOWN else "")
+            logger.warning(
+                f"Removed from '{self.path.parent}': an earlier run's results of {len(removed)} images that are not "
+                f"in this one ({told})."
+            )
 
     def _write(self, mode: str, rows: list[tuple]) -> None:
         with self.partial.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
             write_rows(file, rows)
+
+
+def _images_in(path: Path) -> list[str]:
+    """The images that a table tells of; none where it is no table."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return [row["image"] for row in csv.DictReader(file) if row.get("image")]
+    except (OSError, csv.Error):
+        return []
 
 
 def image_probability(item: dict, pool: Pooling) -> float:

@@ -80,12 +80,14 @@ class OutlineOverlayd(MapTransform):
         keys: key of the picture, (3, H, W) in 0..1 or uint8.
         mask_key: key of the mask, (1, H, W).
         width: width of the outline in pixels.
+        name: key of the drawing; that of the picture, which it replaces, where it is None.
     """
 
-    def __init__(self, keys: KeysCollection, mask_key: str = "pred", width: int = 2) -> None:
+    def __init__(self, keys: KeysCollection, mask_key: str = "pred", width: int = 2, name: str | None = None) -> None:
         super().__init__(keys)
         self.mask_key = mask_key
         self.overlay = OutlineOverlay(width)
+        self.name = name
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
@@ -93,5 +95,5 @@ class OutlineOverlayd(MapTransform):
             if is_volume(d[key]):
                 continue
             drawn = torch.as_tensor(self.overlay(d[key], d[self.mask_key]))
-            d[key] = MetaTensor(drawn, meta=d[key].meta) if isinstance(d[key], MetaTensor) else drawn
+            d[self.name or key] = MetaTensor(drawn, meta=d[key].meta) if isinstance(d[key], MetaTensor) else drawn
         return d
