@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -77,6 +78,36 @@ def test_probability_map_has_16_bits(configs, red_detector, tmp_path):
     assert (values[5, 35], values[35, 5]) == (65535, 0)
 
 
+def test_heat_map_is_the_map_in_colour(configs, red_detector, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a.png")
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    heat = np.asarray(Image.open(out / "a_heat.png"))
+    assert heat.dtype == np.uint8
+    # Matplotlib's inferno ends at #fcffa4 and begins at #000004
+    assert (tuple(heat[5, 35]), tuple(heat[35, 5])) == ((0xFC, 0xFF, 0xA4), (0, 0, 4))
+
+
+def test_the_page_says_what_the_table_says(configs, red_detector, tmp_path):
+    """Yes and no are by what evaluation has chosen: of an image a quarter of which is 1 the mean of p^4 is 1/4."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.json").write_text('{"image_threshold": 0.6}')
+    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a <i>.png")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "in" / "b.png")
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    with (out / "predictions.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert float(table[0]["probability"]) == pytest.approx(0.25**0.25, abs=1e-4)
+    assert [row["positive"] for row in table] == ["yes", "no"]
+    assert [float(row["area_fraction"]) for row in table] == [0.25, 0]
+    page = (out / "index.html").read_text()
+    said = re.findall(r'<data class="(\w+)[^"]*" value="([^"]*)"', page)
+    assert said == [(key, row[key]) for row in table for key in ("probability", "positive", "area_fraction")]
+    assert re.findall(r"<h2>(.*)</h2>", page) == ["a &lt;i&gt;.png", "b.png"]
+    assert "0.6 or more (chosen by the evaluation in" in page
+
+
 def test_overlay_is_the_picture_with_the_outline(configs, red_detector, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a.png")
@@ -127,7 +158,11 @@ def test_a_broken_picture_is_named_at_the_end_and_the_others_are_done(configs, r
     assert isinstance(error, InputError)
     assert "a_broken.png" in str(error)
     written = {path.name for path in (tmp_path / "out" / "predictions").iterdir() if not path.name.startswith(".")}
-    assert written == {"b_mask.png", "b_probability.png", "b_overlay.png", "predictions.csv"}
+    assert written == {
+        *(f"b_{kind}.png" for kind in ("mask", "probability", "heat", "overlay")),
+        "predictions.csv",
+        "index.html",
+    }
 
 
 def test_images_that_change_during_inference_are_named_and_the_others_are_done(

@@ -107,7 +107,7 @@ def _fitting(size: tuple[int, int], side: float) -> tuple[int, int]:
 
 
 def _reduced(values: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(values).resize(size, Image.Resampling.BOX)
+    return Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)  # of a triangle when it shrinks
 
 
 def _jpeg(picture: Image.Image, limit: float) -> str:

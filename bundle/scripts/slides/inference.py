@@ -26,17 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
+from scripts.evaluation.predictions import ImageThreshold
 from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.errors import InputError, first_line, lack_of
 from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
 from scripts.runtime.processes import launched_processes
-from scripts.runtime.values import fraction, truth_value
+from scripts.runtime.values import fraction, number, truth_value
 from scripts.slides.listing import dicom_files
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.pyramid import write_pyramid
@@ -53,6 +56,15 @@ OVERVIEW = 2048  # longest side in pixels, of the picture in which tissue is fou
 THUMBNAIL = 1024
 FULL = 65535  # of probability 1 in the unfinished map
 TABLE = "slides.csv"
+PAGE = "index.html"
+SHOWN_SIDE = 640  # pixels of the longer side of a slide in the page
+SHOWN = (
+    Column("probability", "probability", "fraction"),
+    Column("positive", "yes/no", "text"),
+    Column("area_mm2", "mm\N{SUPERSCRIPT TWO}", "number"),
+    Column("fraction_of_tissue", "of the tissue", "percent"),
+    Column("regions", "regions", "number"),
+)
 ENDINGS = (".json", ".geojson", "_probability.ome.tif", "_mask.ome.tif", "_thumbnail.png")  # of a slide's results
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
 
@@ -118,6 +130,8 @@ class SlideInference:
         tile_margin: of what the network sees around a tile; ``"auto"``: see `exact_margin`.
         superpixels: must be False.
         class_name, class_colour: of the polygons, for QuPath.
+        min_region_um2, min_hole_um2: smaller regions have no polygon, smaller holes are filled in it.
+        image_threshold, metrics: see `ImageThreshold`.
         device, amp: for the network.
 
     Raises:
@@ -144,6 +158,10 @@ class SlideInference:
         superpixels: bool = False,
         class_name: str = "Cancer",
         class_colour: Sequence[int] = (200, 0, 0),
+        min_region_um2: float = 0,
+        min_hole_um2: float = 0,
+        image_threshold: float | str = "auto",
+        metrics: str | None = None,
         device: str | torch.device = "cpu",
         amp: bool = False,
     ) -> None:
@@ -162,6 +180,10 @@ class SlideInference:
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
         self.pool, self.threshold = pool or Pooling(), threshold
         self.class_name, self.class_colour = class_name, list(class_colour)
+        number("min_region_um2", min_region_um2)
+        number("min_hole_um2", min_hole_um2)
+        self.min_region_um2, self.min_hole_um2 = min_region_um2, min_hole_um2
+        self.is_positive = ImageThreshold(image_threshold, metrics)
         self.device, self.amp = torch.device(device), amp
         self.tile_size = tile_size
         margin, self.stride, exact = exact_margin(network)
@@ -185,6 +207,8 @@ class SlideInference:
         table = self.output_dir / TABLE
         if not is_table(table, [field.name for field in fields(SlideResult)][:2]):
             refuse_to_replace([table], "it doesn't begin like a table of results")
+        if not is_page(self.output_dir / PAGE):
+            refuse_to_replace([self.output_dir / PAGE], "it has no mark of an inference")
         self.loader(None)
         self.network.eval()
         problems: list[str] = []
@@ -206,9 +230,11 @@ class SlideInference:
                         logger.exception(f"{name}: '{path}' failed.")
                         unexpected.append(error)
                 self._write_table()
+        self._write_page()  # by each process: whichever is the last has them all
         if rank == 0:
             self._write_table()
-            logger.info(f"Written: {self.output_dir}")
+            self._tell_of_others()
+            logger.info(f"Written: {self.output_dir}; look at {self.output_dir / PAGE}.")
         if unexpected:
             raise unexpected[0]
         if problems:
@@ -306,16 +332,16 @@ class SlideInference:
             for row in range(grid.rows):
                 job.rows.wait(row)
                 top, bottom = row * grid.size, min((row + 1) * grid.size, view.height)
-                strip = np.zeros((bottom - top, grid.columns * grid.size), bool)
+                strip = np.zeros((bottom - top, grid.columns * grid.size), np.uint16)
                 for column in range(grid.columns):
                     tile = grid.tile(row, column)
                     inside = _tissue_in(job.tissue, grid, tile)
                     values = store.get(row, column)[: inside.shape[0], : inside.shape[1]]
                     counts.add(values[inside])
-                    strip[: inside.shape[0], tile.left : tile.left + inside.shape[1]] = values >= least
+                    strip[: inside.shape[0], tile.left : tile.left + inside.shape[1]] = values
                 strip = strip[:, : view.width]
                 here = (rows >= top) & (rows < bottom)
-                small[here] = strip[np.ix_(rows[here] - top, columns)]
+                small[here] = strip[np.ix_(rows[here] - top, columns)] >= least
                 yield strip
 
         def write_map(kind: str, to_bytes: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -338,10 +364,14 @@ class SlideInference:
             written = [writers.submit(write_map, *item) for item in maps.items()]
             regions = write_geojson(
                 self._path(name, ".geojson"),
-                trace(strips(), view.width),
+                trace(strips(), view.width, least),
                 (view.scale_x, view.scale_y),
                 self.class_name,
                 self.class_colour,
+                pixel_um2=view.mpp[0] * view.mpp[1],
+                full=FULL,
+                min_region=self.min_region_um2,
+                min_hole=self.min_hole_um2,
             )
             for future in written:
                 future.result()
@@ -397,6 +427,7 @@ class SlideInference:
                 # by what it does: a subclass is known by more than its settings, and may be changed
                 "pool": self.pool(torch.linspace(0, 1, 101)[None, None]).tolist(),
                 "class": [self.class_name, self.class_colour],
+                "smallest": [self.min_region_um2, self.min_hole_um2],
                 "amp": self.amp,
             }
         )
@@ -429,12 +460,51 @@ class SlideInference:
         record = self._read_record(name)
         return None if record is None else record["row"]
 
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Of each finished slide the cells of its row."""
+        for name in self.slides:
+            if (result := self._result(name)) is not None:
+                cells = {column: _cell(value) for column, value in asdict(result).items()}
+                yield cells | {"positive": None if result.probability is None else self.is_positive(result.probability)}
+
     def _write_table(self) -> None:
-        columns = [field.name for field in fields(SlideResult)]
-        rows = [asdict(result) for name in self.slides if (result := self._result(name)) is not None]
+        columns = [*(field.name for field in fields(SlideResult)), "positive"]
         with replacing(self.output_dir / TABLE) as file:
-            cells = ([_cell(row[column]) for column in columns] for row in rows)
-            write_rows(file, [columns, *cells])
+            write_rows(file, [columns, *([row[column] for column in columns] for row in self._rows())])
+
+    def _write_page(self) -> None:
+        said = str(self.is_positive).capitalize()
+        page = ResultsPage(
+            self.output_dir / PAGE, SHOWN, f"{said}. The green line is where the map reaches {self.threshold:g}."
+        )
+        for row in self._rows():
+            name = row["slide"]
+            values = {key: "" if value is None else str(value) for key, value in row.items()}
+            files = {ending.lstrip("_."): f"{name}{ending}" for ending in ENDINGS if self._path(name, ending).is_file()}
+            page.add(name, values, self._views(name), files=files)
+        page.write()
+
+    def _views(self, name: str) -> list[View]:
+        """The thumbnail, which has the outline, with the smallest level of the map; none where they can't be read."""
+        try:
+            with Image.open(self._path(name, "_thumbnail.png")) as image:
+                picture = np.asarray(image.convert("RGB"))
+            with tifffile.TiffFile(self._path(name, "_probability.ome.tif")) as file:
+                probability = file.series[0].levels[-1].asarray() / np.float32(255)
+        except Exception as error:  # a decoder may raise anything on a file that somebody has changed
+            logger.warning(f"{name}: can't be shown ({first_line(error)}).")
+            return []
+        return [draw_view(picture, probability, None, side=SHOWN_SIDE)]
+
+    def _tell_of_others(self) -> None:
+        """Slides take hours, so that nothing of an earlier run is removed."""
+        others = [path.stem for path in sorted(self.output_dir.glob("*.json")) if path.stem not in self.slides]
+        others = [name for name in others if self._result(name) is not None]
+        if others:
+            logger.warning(
+                f"'{self.output_dir}' has results of {len(others)} other slides too, the first is {others[0]}: they "
+                f"stay, and are neither in {TABLE} nor in {PAGE}."
+            )
 
 
 def _cell(value: Any) -> Any:

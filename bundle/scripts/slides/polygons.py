@@ -11,10 +11,11 @@
 
 
 """
-Outlines of a mask that comes in strips from top to bottom, as polygons written while it comes.
+Outlines in a map that comes in strips from top to bottom, as polygons written while it comes.
 
-A polygon is one region of pixels that share sides; pixels that touch at a corner alone are of two. Its vertices are
-corners of pixels, so that it covers just the mask. In memory are the regions that the last row still touches.
+An outline is of one region of pixels that share sides; pixels that touch at a corner alone are of two. Its vertices are
+corners of pixels, so that it covers just the mask; what is written is smoothed within half a pixel. In memory are the
+regions that the last row still touches.
 """
 
 from __future__ import annotations
@@ -23,32 +24,46 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
-from shapely import Polygon, to_geojson
+from shapely import Polygon, to_geojson, transform
+from shapely.geometry.polygon import orient
 
 from scripts.runtime.files import replacing
 
-__all__ = ["OutlineTracer", "trace", "write_geojson"]
+__all__ = ["Outline", "OutlineTracer", "smooth_polygon", "trace", "write_geojson"]
 
 Ring = np.ndarray  # (N, 2) of integers, x and y; the first vertex is not repeated
 STRIP = 64  # rows that are looked at together
+DETAIL = 0.25  # pixels by which a polygon may leave its outline with the corners cut off
+
+
+class Outline(NamedTuple):
+    """A region of a map: outer ring and holes in pixels, of which (x, y) is the square from there to (x + 1, y + 1)."""
+
+    rings: list[Ring]
+    pixels: int
+    total: float  # of their values
+    highest: float
 
 
 class OutlineTracer:
     """
-    Follows the outlines of a mask from row to row.
+    Follows the outlines of what is marked in a map from row to row.
 
     Where two regions, or two parts of one, touch at a corner, an outline stays with its own pixel. One that comes
     through a corner twice is cut there into an outer ring and holes, so that every polygon is valid.
 
     Args:
-        width: of the mask.
+        width: of the map.
+        least: value from which on a pixel is marked.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, least: float = 1) -> None:
         self.width = width
+        self.least = least
         self._above = np.zeros(width + 2, bool)  # the last row, with a pixel of nothing at each end
         self._y = 0
         self._open: dict[int, _End] = {}  # by column, the vertical sides that the last row ends with
@@ -56,25 +71,43 @@ class OutlineTracer:
         self._runs: set[tuple[int, int]] = set()  # left and right sides of the last row's runs
         self._closed: list[_Region] = []
 
-    def add(self, rows: np.ndarray) -> Iterator[list[Ring]]:
+    def add(self, values: np.ndarray) -> Iterator[Outline]:
         """
-        Take the next rows, (H, width) bool.
+        Take the next rows, (H, width) of numbers or bool.
 
         Yields:
-            Each region that they complete: its outer ring, then its holes, in pixels; pixel (x, y) is the square from
-            there to (x + 1, y + 1).
+            Each region that they complete.
         """
-        for start in range(0, len(rows), STRIP):
-            strip = np.concatenate([self._above[None], np.pad(rows[start : start + STRIP], ((0, 0), (1, 1)))])
-            for i in np.flatnonzero((strip[1:] != strip[:-1]).any(axis=1)):
-                self._follow(self._y + int(i), strip[i], strip[i + 1])
+        for start in range(0, len(values), STRIP):
+            part = values[start : start + STRIP]
+            strip = np.concatenate([self._above[None], np.pad(part >= self.least, ((0, 0), (1, 1)))])
+            changes = np.flatnonzero((strip[1:] != strip[:-1]).any(axis=1)).tolist()
+            ends = [*changes, len(part)]
+            self._measure(part[: ends[0]])
+            for i, end in zip(changes, ends[1:], strict=True):
+                self._follow(self._y + i, strip[i], strip[i + 1])
                 yield from self._completed()
+                self._measure(part[i:end])
             self._above = strip[-1]
-            self._y += len(strip) - 1
+            self._y += len(part)
 
-    def finish(self) -> Iterator[list[Ring]]:
-        """The regions that end with the mask."""
-        return self.add(np.zeros((1, self.width), bool))
+    def finish(self) -> Iterator[Outline]:
+        """The regions that end with the map."""
+        return self.add(np.full((1, self.width), self.least) - 1)
+
+    def _measure(self, rows: np.ndarray) -> None:
+        """Add the values of rows, in all of which the runs are the same, to those of their regions."""
+        if not len(rows) or not self._runs:
+            return
+        runs = sorted(self._runs)
+        sums = np.concatenate([[0], rows.sum(axis=0, dtype=np.float64).cumsum()])
+        highest = np.append(rows.max(axis=0), 0)  # a run may end with the row
+        highest = np.maximum.reduceat(highest, np.ravel(runs))[::2]
+        for (left, right), most in zip(runs, highest.tolist(), strict=True):
+            region = self._open[left].chain.region.root()
+            region.pixels += len(rows) * (right - left)
+            region.total += float(sums[right] - sums[left])
+            region.highest = max(region.highest, most)
 
     def _follow(self, y: int, above: np.ndarray, below: np.ndarray) -> None:
         """Take the horizontal sides between two rows. Column x of corners is between the padded pixels x and x + 1."""
@@ -121,11 +154,12 @@ class OutlineTracer:
         region.outlines.append((chain.vertices(), chain.is_hole))
         self._closed.append(region)
 
-    def _completed(self) -> Iterator[list[Ring]]:
+    def _completed(self) -> Iterator[Outline]:
         for region in dict.fromkeys(region.root() for region in self._closed):
             if region.open == 0:
                 rings = [ring for outline in region.outlines for ring in _simple_rings(*outline)]
-                yield [ring for ring, _ in sorted(rings, key=lambda ring: ring[1])]  # holes last
+                holes_last = [ring for ring, _ in sorted(rings, key=lambda ring: ring[1])]
+                yield Outline(holes_last, region.pixels, region.total, region.highest)
         self._closed = []
 
 
@@ -136,6 +170,7 @@ class _Region:
         self.parent = self
         self.open = 1  # chains that are not closed
         self.outlines: list[tuple[np.ndarray, bool]] = []
+        self.pixels, self.total, self.highest = 0, 0.0, 0.0
 
     def root(self) -> _Region:
         node = self
@@ -152,6 +187,9 @@ class _Region:
             large.open += small.open
             large.outlines += small.outlines
             small.outlines = []
+            large.pixels += small.pixels
+            large.total += small.total
+            large.highest = max(large.highest, small.highest)
 
 
 class _End:
@@ -229,47 +267,91 @@ def _doubled_area(ring: Ring) -> int:
     return int(x[:-1] @ y[1:] - y[:-1] @ x[1:])
 
 
-def trace(strips: Iterable[np.ndarray], width: int) -> Iterator[list[Ring]]:
-    """Polygons of a mask from its strips (H, width) of bool; see `OutlineTracer`."""
-    tracer = OutlineTracer(width)
+def trace(strips: Iterable[np.ndarray], width: int, least: float = 1) -> Iterator[Outline]:
+    """Regions of a map from its strips (H, width); see `OutlineTracer`."""
+    tracer = OutlineTracer(width, least)
     for strip in strips:
         yield from tracer.add(strip)
     yield from tracer.finish()
 
 
+def smooth_polygon(rings: Sequence[Ring]) -> Polygon:
+    """
+    A polygon that leaves the outlines of pixels, outer ring and holes, by half a pixel at most.
+
+    Corners are cut off from the middle of a side to that of the next, by up to a quarter of a pixel; then what is
+    nearly straight becomes straight, by another quarter. No centre of a pixel changes sides: those are farther from the
+    cut corners, 0.35 pixels.
+    """
+    outer, *holes = map(_without_corners, rings)
+    return Polygon(outer, holes).simplify(DETAIL)
+
+
+def _without_corners(ring: Ring) -> np.ndarray:
+    side = np.roll(ring, -1, axis=0) - ring
+    half = np.sign(side) / 2
+    return np.stack([ring + half, ring + side - half], axis=1).reshape(-1, 2)
+
+
 def write_geojson(
     path: str | Path,
-    polygons: Iterable[list[Ring]],
+    outlines: Iterable[Outline],
     scale: tuple[float, float],
     name: str,
     colour: Sequence[int],
+    *,
+    pixel_um2: float | None = None,
+    full: float = 1,
+    min_region: float = 0,
+    min_hole: float = 0,
 ) -> int:
     """
-    Write polygons as a GeoJSON FeatureCollection that QuPath takes as annotations; one at a time is in memory.
+    Write regions as a GeoJSON FeatureCollection that QuPath takes as annotations; one at a time is in memory.
+
+    Each has a name, and as measurements the area of its marked pixels, and the mean and the highest of their
+    probabilities.
 
     Args:
         path: of the file, which takes its name when it is complete.
-        polygons: outer ring and holes each, see `OutlineTracer`.
+        outlines: see `OutlineTracer`.
         scale: by which x and y are multiplied: pixels of the slide's level 0 per pixel.
         name, colour: of QuPath's class; the colour as red, green, blue in 0..255.
+        pixel_um2: square micrometres of a pixel; there are no areas where it is None.
+        full: value of the map that stands for probability 1.
+        min_region, min_hole: smaller regions are left out, smaller holes filled; in square micrometres, or in pixels
+            where `pixel_um2` is None.
 
     Returns:
         How many polygons there are.
     """
-    properties = json.dumps({"objectType": "annotation", "classification": {"name": name, "color": list(colour)}})
+    pixel = pixel_um2 or 1
     count = 0
     with replacing(path) as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        for count, rings in enumerate(polygons, start=1):
-            outer, *holes = (_turned(ring, i == 0) * scale for i, ring in enumerate(rings))
-            geometry = to_geojson(Polygon(outer.round(3), [hole.round(3) for hole in holes]))
+        for outline in outlines:
+            if outline.pixels * pixel < min_region:
+                continue
+            count += 1
+            outer, *holes = outline.rings
+            kept = [hole for hole in holes if abs(_doubled_area(hole)) / 2 * pixel >= min_hole]
+            # outer rings counter-clockwise in a system whose y points up, as RFC 7946 asks for
+            polygon = orient(transform(smooth_polygon([outer, *kept]), lambda corners: (corners * scale).round(3)))
+            area = {} if pixel_um2 is None else {"Marked area \N{MICRO SIGN}m^2": round(outline.pixels * pixel_um2, 3)}
+            properties = {
+                "objectType": "annotation",
+                "name": f"{name} {count}",
+                "classification": {"name": name, "color": list(colour)},
+                "measurements": area
+                | {
+                    "Mean probability": round(outline.total / outline.pixels / full, 5),
+                    "Highest probability": round(outline.highest / full, 5),
+                },
+            }
             identity = uuid5(NAMESPACE_OID, f"{Path(path).name} {count}")  # the same at every run
-            feature = f'{{"type": "Feature", "id": "{identity}", "geometry": {geometry}, "properties": {properties}}}'
+            feature = (
+                f'{{"type": "Feature", "id": "{identity}", "geometry": {to_geojson(polygon)}, '
+                f'"properties": {json.dumps(properties)}}}'
+            )
             file.write(("\n" if count == 1 else ",\n") + feature)
         file.write("\n]}\n")
     return count
-
-
-def _turned(ring: Ring, outer: bool) -> Ring:
-    """Outer rings counter-clockwise and holes clockwise in a system whose y points up, as RFC 7946 asks for."""
-    return ring if (_doubled_area(ring) > 0) == outer else ring[::-1]

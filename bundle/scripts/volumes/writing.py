@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import gzip
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +26,7 @@ from skimage.transform import resize
 from skimage.util import montage
 
 from scripts.data.listing import ImageList
+from scripts.evaluation.page import Column, View, draw_view
 from scripts.evaluation.predictions import PredictionTable, image_probability
 from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
@@ -46,8 +49,9 @@ class VolumeWriter(PredictionTable):
 
     ``NAME_mask.nii.gz`` (0 and 1), ``NAME_probability.nii.gz`` (float32), both on the voxels and with the affine of the
     input; of DICOM images also ``NAME_mask.dcm``, a DICOM segmentation; ``NAME_overlay.png``, slices with the outline;
-    and a row of ``predictions.csv``: the highest probability of a slice, and the marked fraction and millilitres, which
-    are empty where nobody knows how large a voxel is.
+    and a row of ``predictions.csv``: the highest probability of a slice, whether that is positive, and the marked
+    fraction and millilitres, which are empty where nobody knows how large a voxel is. The page has the same slices as
+    the overlay, and shows the one with the largest marked area first, or the most probable one.
 
     Expects of each slice, in order, ``probability`` and ``pred``, (1, W, H) at the size of the slice, in the output,
     and ``picture``, (3, W, H) in 0..1, ``slice`` and ``count`` in the batch; the volume's path in the metadata of
@@ -59,9 +63,11 @@ class VolumeWriter(PredictionTable):
         label: name of the segment in DICOM.
         pool: gives the probability of a slice; the paper's generalized mean by default.
         images: the list of what is inferred on, to whose ``left_out`` is added what can't be read any more.
+        settings: see `PredictionTable`.
     """
 
     columns = (*PredictionTable.columns, "millilitres")
+    shown = (*PredictionTable.shown, Column("millilitres", "ml", "number"))
 
     def __init__(
         self,
@@ -70,8 +76,9 @@ class VolumeWriter(PredictionTable):
         label: str = "lesion",
         pool: Pooling | None = None,
         images: ImageList | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(output_dir, pool)
+        super().__init__(output_dir, pool, **settings)
         self.output_dir = Path(output_dir)
         self.axis = axis
         self.label = label
@@ -122,13 +129,19 @@ class VolumeWriter(PredictionTable):
                 file.write(gzip.compress(image.to_bytes()))
         if is_dicom_source(path):
             self._write_dicom(path, name, mask)
+        chosen, size = self._chosen(), self._size(geometry, axis)
         with replacing(self.output_dir / f"{name}_overlay.png", binary=True) as file:
-            Image.fromarray(self._picture(geometry, axis)).save(file, format="PNG")
+            Image.fromarray(self._picture(chosen, size)).save(file, format="PNG")
         if geometry.note:
             logger.warning(f"'{path}' {geometry.note}{'' if geometry.measured else ': no millilitres of it'}.")
         millilitres = "" if geometry.millilitres is None else f"{mask.sum() * geometry.millilitres:.6g}"
-        self._write("a", [(path, f"{max(self.probabilities):.6g}", f"{mask.mean():.6g}", millilitres)])
+        first = max(chosen, key=lambda k: (self.slices[k]["pred"].sum(), self.probabilities[k]))
+        views = [self._view(k, size) for k in chosen]
+        self.add(path, max(self.probabilities), mask.mean(), views, millilitres, shown=chosen.index(first))
         return ""
+
+    def _name_of(self, path: str) -> str:
+        return volume_name(path)
 
     def _volume(self, key: str, axis: int) -> np.ndarray:
         return from_slices(np.stack([one[key][0] for one in self.slices]), axis)
@@ -144,16 +157,28 @@ class VolumeWriter(PredictionTable):
             with replacing(self.output_dir / f"{name}_mask.dcm", binary=True) as file:
                 segmentation.save_as(file)
 
-    def _picture(self, geometry: Geometry, axis: int) -> np.ndarray:
-        """(rows, columns, 3) uint8: slices evenly spread over those with a mask, or over all where there is none."""
+    def _chosen(self) -> list[int]:
+        """Slices to look at, evenly spread over those with a mask, or over all where there is none."""
         marked = [k for k, one in enumerate(self.slices) if one["pred"].any()]
         candidates = np.asarray(marked or range(len(self.slices)))
-        chosen = candidates[np.unique(np.linspace(0, len(candidates) - 1, SHOWN).round().astype(int))]
+        return candidates[np.unique(np.linspace(0, len(candidates) - 1, SHOWN).round().astype(int))].tolist()
+
+    def _size(self, geometry: Geometry, axis: int) -> np.ndarray:
+        """Columns and rows of a slice's picture, in which a millimetre is as long as high."""
         spacing = np.delete(np.linalg.norm(geometry.ras_affine[:3, :3], axis=0), axis)
         extent = np.array(self.slices[0]["pred"].shape[1:]) * spacing  # mm
-        size = np.maximum(extent * SIDE / extent.max(), 1).round().astype(int)
+        return np.maximum(extent * SIDE / extent.max(), 1).round().astype(int)
+
+    def _picture(self, chosen: Sequence[int], size: np.ndarray) -> np.ndarray:
+        """(rows, columns, 3) uint8."""
         pictures = [self._outlined(self.slices[k], size).transpose(2, 1, 0) for k in chosen]  # (rows, columns, 3)
         return (montage(np.stack(pictures), channel_axis=3, fill=(0, 0, 0)).clip(0, 1) * 255).round().astype(np.uint8)
+
+    def _view(self, k: int, size: np.ndarray) -> View:
+        one = self.slices[k]
+        picture = (resize(one["picture"], (3, *size), order=1).clip(0, 1) * 255).round().astype(np.uint8)
+        title = f"slice {k + 1} of {len(self.slices)}"
+        return draw_view(picture.transpose(2, 1, 0), one["probability"][0].T, self.threshold, title)
 
     def _outlined(self, one: dict[str, np.ndarray], size: np.ndarray) -> np.ndarray:
         picture = resize(one["picture"], (3, *size), order=1)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from ignite.engine import Engine
-from scripts.evaluation.predictions import PredictionTable
+from scripts.evaluation.predictions import ImageThreshold, PredictionTable
 from scripts.runtime.errors import InputError
 
 
@@ -27,7 +27,7 @@ def run(folder: Path) -> None:
     engine.run([0])
 
 
-@pytest.mark.parametrize("name", ["a_mask.png", "p1_mask.nii.gz", "b_overlay.png", "predictions.csv"])
+@pytest.mark.parametrize("name", ["a_mask.png", "p1_mask.nii.gz", "b_overlay.png", "c_heat.png", "predictions.csv"])
 def test_files_called_as_results_are_not_replaced_unless_a_table_is_there(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("drawn for a week")
     with pytest.raises(InputError, match=f"{name}' would be replaced by a result, and may be yours"):
@@ -36,10 +36,61 @@ def test_files_called_as_results_are_not_replaced_unless_a_table_is_there(tmp_pa
     (tmp_path / "predictions.csv.part").touch()  # of a run that was stopped
     run(tmp_path)
     run(tmp_path)
-    assert (tmp_path / "predictions.csv").read_text() == "image,probability,area_fraction\n"
+    assert (tmp_path / "predictions.csv").read_text() == "image,probability,area_fraction,positive\n"
 
 
 def test_other_files_are_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "predictions.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "index.html", "predictions.csv"]
+
+
+def test_a_page_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    run(tmp_path)
+    run(tmp_path)
+    (tmp_path / "index.html").write_text("<title>my site</title>")
+    with pytest.raises(InputError, match=r"index\.html' would be replaced by a result, and may be yours"):
+        run(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<title>my site</title>"
+
+
+def test_results_of_an_earlier_run_s_images_are_removed_when_a_run_without_them_ends(tmp_path: Path, caplog) -> None:
+    """Only those that the earlier table tells of, here one of version 0.6, and that of a run that was stopped."""
+    (tmp_path / "predictions.csv").write_text(
+        "image,probability,area_fraction\n/in/a.png,0.5,0.1\n../../b.tif,0.5,0.1\n"
+    )
+    (tmp_path / "predictions.csv.part").write_text("image,probability,area_fraction,positive\nc.png,0.5,0.1,yes\n")
+    for name in ("a_mask.png", "a_probability.png", "b_overlay.png", "c_heat.png", "mine_mask.png", "a.png"):
+        (tmp_path / name).touch()
+    run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "index.html", "mine_mask.png", "predictions.csv"}
+    assert "results of 3 images that are not in this one (a, b, c)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        ('{"image_threshold": 0.3}', 0.3),
+        ('{"image_threshold": null}', 0.5),
+        ('{"image_threshold": NaN}', 0.5),
+        ('{"auc": 1}', 0.5),
+        ("[1]", 0.5),
+        ("{", 0.5),
+        (None, 0.5),
+    ],
+)
+def test_yes_is_from_what_evaluation_has_chosen(tmp_path: Path, content: str | None, value: float) -> None:
+    path = tmp_path / "metrics.json"
+    if content is not None:
+        path.write_text(content)
+    is_positive = ImageThreshold("auto", str(path))
+    assert is_positive.value == value
+    assert [is_positive(p) for p in (value, value - 1e-6)] == ["yes", "no"]
+    assert ("evaluation in" in str(is_positive)) == (value == 0.3)
+    assert ImageThreshold(0.7, str(path)).value == 0.7
+
+
+@pytest.mark.parametrize("value", [1.5, "high", True, None])
+def test_a_threshold_of_images_is_a_fraction(value: object) -> None:
+    with pytest.raises(InputError, match="image_threshold must be"):
+        ImageThreshold(value)

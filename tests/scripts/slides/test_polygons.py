@@ -22,14 +22,14 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scripts.slides.polygons import trace, write_geojson
+from scripts.slides.polygons import smooth_polygon, trace, write_geojson
 from skimage.draw import polygon2mask
-from skimage.measure import label
+from skimage.measure import label, regionprops
 
 
 def polygons_of(mask: np.ndarray, rows: int) -> list[shapely.Polygon]:
     strips = [mask[start : start + rows] for start in range(0, len(mask), rows)]
-    return [shapely.Polygon(rings[0], rings[1:]) for rings in trace(strips, mask.shape[1])]
+    return [shapely.Polygon(outer, holes) for (outer, *holes), *_ in trace(strips, mask.shape[1])]
 
 
 def pixels_in(polygons: list[shapely.Polygon], shape: tuple[int, int]) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_a_large_mask_in_strips():
 def test_a_square_with_a_hole_has_eight_vertices():
     mask = np.ones((10, 12), bool)
     mask[3:5, 4:9] = False
-    ((outer, hole),) = trace([mask[:4], mask[4:]], 12)
+    (((outer, hole), *_),) = trace([mask[:4], mask[4:]], 12)
     assert {*map(tuple, outer.tolist())} == {(0, 0), (12, 0), (12, 10), (0, 10)}
     assert {*map(tuple, hole.tolist())} == {(4, 3), (9, 3), (9, 5), (4, 5)}
 
@@ -83,7 +83,39 @@ def test_a_ring_that_touches_itself():
 
 def test_a_region_leaves_memory_when_it_is_complete():
     strips = iter([np.eye(1, 5, dtype=bool), np.zeros((1, 5), bool), pytest.fail])
-    assert len(next(trace(strips, 5))[0]) == 4
+    assert len(next(trace(strips, 5)).rings[0]) == 4
+
+
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 9)))
+@settings(max_examples=100, deadline=None)
+def test_each_region_has_the_values_of_its_pixels(values):
+    """As scikit-image measures them; the order of the regions is another."""
+    outlines = list(trace([values[:5], values[5:]], values.shape[1], least=5))
+    regions = regionprops(label(values >= 5, connectivity=1), values)
+    expected = [(r.num_pixels, r.image_intensity.sum(), r.intensity_max) for r in regions]
+    assert sorted((o.pixels, o.total, o.highest) for o in outlines) == sorted(expected)
+
+
+@given(arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
+@settings(max_examples=150, deadline=None)
+def test_a_smooth_polygon_is_near_and_has_the_same_pixels(mask):
+    for outline in trace([mask], mask.shape[1]):
+        exact = shapely.Polygon(outline.rings[0], outline.rings[1:])
+        smooth = smooth_polygon(outline.rings)
+        assert smooth.is_valid
+        assert len(smooth.interiors) == len(exact.interiors)
+        np.testing.assert_array_equal(pixels_in([smooth], mask.shape), pixels_in([exact], mask.shape))
+        far = [shapely.Point(xy).distance(exact.boundary) for xy in shapely.get_coordinates(smooth)]
+        assert max(far) <= 0.5
+
+
+def test_a_staircase_becomes_a_straight_line():
+    mask = np.tri(9, dtype=bool)
+    (outline,) = trace([mask], 9)
+    assert len(outline.rings[0]) == 20
+    # the three corners are cut off, by four vertices on the sides and two on the line of middles, from (0.5, 0)
+    assert len(shapely.get_coordinates(smooth_polygon(outline.rings))) - 1 <= 6
+    assert smooth_polygon(outline.rings).distance(shapely.Point(4.5, 4)) == pytest.approx(0, abs=0.01)
 
 
 def test_geojson_as_qupath_takes_it(tmp_path):
@@ -96,13 +128,46 @@ def test_geojson_as_qupath_takes_it(tmp_path):
     (feature,) = content["features"]
     assert feature["properties"] == {
         "objectType": "annotation",
+        "name": "Cancer 1",
         "classification": {"name": "Cancer", "color": [200, 0, 0]},
+        "measurements": {"Mean probability": 1, "Highest probability": 1},
     }
     outer, hole = feature["geometry"]["coordinates"]
     assert outer[0] == outer[-1]
     assert shapely.Polygon(outer).bounds == (0, 0, 12, 10)
     assert shapely.Polygon(hole).bounds == (2, 2.5, 4, 5)
     assert shapely.LinearRing(outer).is_ccw != shapely.LinearRing(hole).is_ccw
+
+
+# a block of 4 x 3 pixels with a hole of one and one of two, a pixel, and 2 pixels, in tenths of a probability
+LEVELS = np.array(
+    [
+        [6, 6, 6, 6, 6, 6, 0, 0, 9],
+        [6, 0, 6, 0, 0, 6, 0, 0, 0],
+        [6, 6, 6, 6, 6, 7, 0, 8, 5],
+    ],
+    np.uint16,
+)
+
+
+@pytest.mark.parametrize(
+    ("least_um2", "areas", "holes"), [((0, 0), [4, 60, 8], 2), ((4.1, 4.1), [60, 8], 1), ((9, 9), [60], 0)]
+)
+def test_measurements_of_regions_that_are_large_enough(tmp_path, least_um2, areas, holes):
+    """A pixel has 4 um2: 15 in the block, of which 14 are 0.6 and one is 0.7."""
+    limits = {"min_region": least_um2[0], "min_hole": least_um2[1]}
+    outlines = trace([LEVELS], 9, least=5)
+    path = tmp_path / "a.geojson"
+    count = write_geojson(path, outlines, (1.0, 1.0), "Gland", (1, 2, 3), pixel_um2=4.0, full=10, **limits)
+    features = json.loads(path.read_text())["features"]
+    said = {feature["properties"]["name"]: feature["properties"]["measurements"] for feature in features}
+    assert count == len(said) == len(areas)
+    assert sorted(measured["Marked area µm^2"] for measured in said.values()) == sorted(areas)
+    block = next(measured for measured in said.values() if measured["Marked area µm^2"] == 60)
+    assert block["Mean probability"] == pytest.approx((14 * 0.6 + 0.7) / 15, abs=1e-5)
+    assert block["Highest probability"] == 0.7
+    assert max(len(feature["geometry"]["coordinates"]) for feature in features) == 1 + holes
+    assert sorted(said) == [f"Gland {i + 1}" for i in range(count)]
 
 
 def test_geojson_of_nothing(tmp_path):
