@@ -71,6 +71,23 @@ def test_a_test_set_alone_is_scored_without_what_validation_would_choose(configs
     assert (tests_alone / "out" / "side_outputs.png").is_file()
 
 
+@pytest.mark.parametrize("masked", [0, 1])
+def test_without_masks_the_examples_are_shown_by_probability(configs, red_detector, tests_alone, caplog, masked):
+    items = json.loads((tests_alone / "dataset.json").read_text())["test"]
+    for item in items[masked:]:
+        item.pop("mask", None)
+    (tests_alone / "dataset.json").write_text(json.dumps({"test": items}))
+    evaluate(configs, red_detector, tests_alone)
+    assert f"{2 - masked} images have no mask" in caplog.text
+    assert not (tests_alone / "out" / "curves.png").exists()
+    with Image.open(tests_alone / "out" / "examples.png") as image:
+        picture = np.asarray(image.convert("L"))
+    height, width = picture.shape
+    truths = picture[height // 8 : -height // 8, round(width * 0.27) : round(width * 0.45)]
+    assert (truths == 153).mean() > 0.1  # 0.6 of 255: grey
+    assert (tests_alone / "out" / "side_outputs.png").is_file()
+
+
 def test_an_image_that_vanishes_is_named_and_the_others_are_scored(configs, red_detector, tests_alone, monkeypatch):
     def then_remove(*arguments, **options):
         found = load_datalist(*arguments, **options)

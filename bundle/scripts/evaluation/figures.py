@@ -29,11 +29,11 @@ INK = "#1f4e79"
 
 
 class Example(NamedTuple):
-    """One evaluated image; arrays are (H, W), the image (H, W, 3), in 0..1."""
+    """One evaluated image; arrays are (H, W), the image (H, W, 3), in 0..1. Without a mask it has no truth."""
 
     title: str
     image: np.ndarray
-    truth: np.ndarray
+    truth: np.ndarray | None
     probability: np.ndarray
     prediction: np.ndarray
 
@@ -72,7 +72,7 @@ def draw_examples(examples: Sequence[Example]) -> Figure:
     heat = None
     for row, example in zip(grid, examples, strict=True):
         row[0].imshow(example.image)
-        row[1].imshow(example.truth, cmap="gray", vmin=0, vmax=1)
+        _show_truth(row[1], example.truth, example.image.shape[:2])
         row[2].imshow(_outlined(example))
         heat = row[3].imshow(example.probability, cmap=HEAT, vmin=0, vmax=1)
         row[0].set_ylabel(example.title, fontsize=9, parse_math=False)  # a file's name may have a '$'
@@ -100,8 +100,10 @@ def draw_maps(rows: Mapping[str, Mapping[str, np.ndarray]], fields: Mapping[str,
         row[0].set_ylabel(title, fontsize=6, parse_math=False)
         for axes, name in zip(row, names, strict=True):
             axes.set(xticks=[], yticks=[])
-            if name in ("input", "truth") and name in panels:
-                axes.imshow(panels[name].transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
+            if name == "truth":
+                _show_truth(axes, panels[name][0] if name in panels else None, panels["input"].shape[1:])
+            elif name == "input":
+                axes.imshow(panels[name].transpose(1, 2, 0))
             elif name in panels:
                 heat = axes.imshow(panels[name][0], cmap=HEAT, vmin=0, vmax=1)
     for axes, name in zip(grid[0], names, strict=True):
@@ -111,7 +113,16 @@ def draw_maps(rows: Mapping[str, Mapping[str, np.ndarray]], fields: Mapping[str,
     return figure
 
 
+def _show_truth(axes, truth: np.ndarray | None, shape: Sequence[int]) -> None:
+    """A mask, (H, W); where there is none a grey panel that says so: white would be a mask of everything."""
+    if truth is None:
+        axes.imshow(np.full(shape, 0.6), cmap="gray", vmin=0, vmax=1)
+        axes.text(0.5, 0.5, "no mask", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+    else:
+        axes.imshow(truth, cmap="gray", vmin=0, vmax=1)
+
+
 def _outlined(example: Example) -> np.ndarray:
-    width = max(1, round(min(example.truth.shape) / 100))
+    width = max(1, round(min(example.prediction.shape) / 100))
     drawn = OutlineOverlay(width)(example.image.transpose(2, 0, 1), example.prediction[None])
     return drawn.transpose(1, 2, 0)

@@ -105,9 +105,10 @@ class EvaluationReport(ScoreCollector):
     """
     Writes what an evaluation found: numbers, pictures, and a summary on the screen.
 
-    ``metrics.json``, ``metrics_per_image.csv``; of slices also ``metrics_per_volume.csv``; and, where the pixel truth
-    is known, ``curves.png`` and ``examples.png`` (the best, median and worst positives and the worst negative by
-    F-measure), both in TensorBoard as well. The numbers are in ``state.metrics`` too, for handlers that come after.
+    ``metrics.json``, ``metrics_per_image.csv``; of slices also ``metrics_per_volume.csv``; ``examples.png`` (the best,
+    median and worst positives and the worst negative, by F-measure, or by probability where some image has no mask),
+    and, where all have one, ``curves.png``; both in TensorBoard as well. The numbers are in ``state.metrics`` too, for
+    handlers that come after.
 
     Args:
         output_dir: folder of the files.
@@ -146,11 +147,12 @@ class EvaluationReport(ScoreCollector):
             if "truth" in item:
                 self.boundary([item["probability"]], [item["truth"]])
                 self.pixels([item["probability"]], [item["truth"]])
-                probability, truth = (np.asarray(item[key].cpu())[0] for key in ("probability", "truth"))
-                maps = {"probability": probability, "truth": truth > 0.5}
-                if "picture" in source:  # a slice: its file is a whole volume
-                    maps["picture"] = np.asarray(source["picture"].cpu())
-                np.savez_compressed(self._maps_file(position), **maps)
+            maps = {key: np.asarray(item[key].cpu())[0] for key in ("probability", "truth") if key in item}
+            if "truth" in maps:
+                maps["truth"] = maps["truth"] > 0.5
+            if "picture" in source:  # a slice: its file is a whole volume
+                maps["picture"] = np.asarray(source["picture"].cpu())
+            np.savez_compressed(self._maps_file(position), **maps)
 
     def write(self, engine: Engine) -> None:
         gathered = gather(self.scores)
@@ -173,8 +175,8 @@ class EvaluationReport(ScoreCollector):
         engine.state.metrics.update(numbers)
         if process_rank() == 0:
             written += self._write_tables(scores, metrics, volumes)
-        if known:  # after the tables: a picture is the last thing that may fail
-            written += self._draw(gathered, metrics["px_ap"])
+        # after the tables: a picture is the last thing that may fail
+        written += self._draw(gathered, metrics.get("px_ap"))
         if process_rank() > 0:
             return
         shown = (
@@ -218,12 +220,13 @@ class EvaluationReport(ScoreCollector):
         )
         return Thresholds(None, None)
 
-    def _draw(self, scores: list[ImageScores | None], px_ap: float) -> list[Path]:
+    def _draw(self, scores: list[ImageScores | None], px_ap: float | None) -> list[Path]:
+        """Draw the examples, and the curves where there is a score of all pixels."""
         examples = self._examples(scores)
-        boundary, pixels = self.boundary.scores(), self.pixels.curve()
+        curves = None if px_ap is None else (self.boundary.scores(), self.pixels.curve(), px_ap)
         if process_rank() > 0:
             return []
-        figures = {"curves": draw_curves(boundary, pixels, px_ap)}
+        figures = {} if curves is None else {"curves": draw_curves(*curves)}
         if examples:
             figures["examples"] = draw_examples(examples)
         paths = []
@@ -256,11 +259,13 @@ class EvaluationReport(ScoreCollector):
         except Exception as error:  # it could be read before, and was scored
             logger.warning(f"'{scores.image}' can't be shown ({first_line(error)}).")
             return None
-        image, truth, probability = (
+        image, probability = (
             picture.swapaxes(0, 1)  # from MONAI's (W, H) to what is seen
-            for picture in (np.moveaxis(colours, 0, -1), maps["truth"], maps["probability"])
+            for picture in (np.moveaxis(colours, 0, -1), maps["probability"])
         )
-        title = f"{title}, F {scores.f_measure:.2f}\n{Path(scores.image).name}"
+        truth = maps["truth"].T if "truth" in maps else None
+        score = f"p {scores.probability:.2f}" if scores.f_measure is None else f"F {scores.f_measure:.2f}"
+        title = f"{title}, {score}\n{Path(scores.image).name}"
         return Example(title, image, truth, probability, probability >= self.threshold)
 
     def _maps_file(self, position: int) -> Path:
@@ -269,8 +274,11 @@ class EvaluationReport(ScoreCollector):
 
 def _choose_examples(scores: list[ImageScores | None]) -> dict[str, int]:
     """Titles and positions of the images to show."""
-    used = [position for position, one in enumerate(scores) if one is not None]
-    by_score = sorted(used, key=lambda position: scores[position].f_measure)
-    positives, negatives = ([i for i in by_score if scores[i].label == label] for label in (1, 0))
+    used = [(position, one) for position, one in enumerate(scores) if one is not None]
+    if all(one.f_measure is not None for _, one in used):
+        ranked = sorted(used, key=lambda item: item[1].f_measure)
+    else:  # how sure the network is of the label
+        ranked = sorted(used, key=lambda item: abs(1 - item[1].label - item[1].probability))
+    positives, negatives = ([position for position, one in ranked if one.label == label] for label in (1, 0))
     chosen = {"best": positives[-1], "median": positives[len(positives) // 2], "worst": positives[0]}
     return chosen | {"worst negative": negatives[0]}

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scripts.evaluation.figures import draw_maps
+from scripts.evaluation.figures import Example, draw_examples, draw_maps
 
 
 def test_maps_are_drawn_a_row_an_image_with_their_fields() -> None:
@@ -31,7 +31,21 @@ def test_maps_are_drawn_a_row_an_image_with_their_fields() -> None:
     for row, panels in zip(grid, rows.values(), strict=True):
         for axes, name in zip(row, names, strict=True):
             shown = [np.asarray(image.get_array()) for image in axes.images]
-            expected = [panels[name].transpose(1, 2, 0).squeeze()] if name in panels else []
-            assert len(shown) == len(expected), name
-            for one, other in zip(shown, expected, strict=True):
-                np.testing.assert_array_equal(one, other)
+            expected = panels[name].transpose(1, 2, 0).squeeze() if name in panels else np.full((5, 7), 0.6)
+            assert len(shown) == 1, name
+            np.testing.assert_array_equal(shown[0], expected)
+            assert [text.get_text() for text in axes.texts] == ([] if name in panels else ["no mask"])
+
+
+def test_an_example_without_a_mask_says_so_and_is_no_white_truth() -> None:
+    image, map_ = np.zeros((4, 6, 3)), np.full((4, 6), 0.5)
+    examples = [
+        Example("a", image, map_ > 1, map_, map_ > 1),
+        Example("b", image, None, map_, map_ > 1),
+    ]
+    known, unknown = (draw_examples(examples).axes[place] for place in (1, 5))
+    assert not known.texts
+    assert np.asarray(known.images[0].get_array()).max() == 0
+    assert [text.get_text() for text in unknown.texts] == ["no mask"]
+    assert set(np.asarray(unknown.images[0].get_array()).ravel()) == {0.6}
+    assert unknown.images[0].get_clim() == (0, 1)
