@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -31,8 +32,11 @@ from monai.bundle import run
 from scripts.networks import CDWSNet
 
 BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
-SLOW_FIXTURES = {"quick_python", "demo_run"}
-SLOW_PLACES = {"configs", "experiments", "test_page.py"}
+SLOW_FIXTURES = {"quick_python", "demo_run", "browser"}
+SLOW_PLACES = {"configs", "experiments"}
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM_OPTIONS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-component-update"]
+CHROMIUM_OPTIONS += ["disable-background-networking", "disable-sync", "disable-dev-shm-usage", "window-size=1280,800"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,6 +89,23 @@ def demo_run(configs, tmp_path_factory) -> Path:
     run("evaluating", config_file=[train, demo, evaluate], split="test", **tiny, **data)
     run("inferring", config_file=[inference, demo], dataset_dir=str(folder / "data" / "images"), **tiny)
     return folder
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium, of 1280 x 800 pixels, without network."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("Chromium and its driver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in (*CHROMIUM_OPTIONS, f"user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(f"--{option}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="session")

@@ -188,3 +188,55 @@ def test_a_page_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / "mine.html").write_text("<p>mine</p>")
     assert not is_page(tmp_path / "mine.html")
     assert not is_page(tmp_path / "none.html")
+
+
+def shown(browser) -> list[str]:
+    return [
+        card.find_element("tag name", "h2").text
+        for card in browser.find_elements("css selector", ".card:not([hidden])")
+    ]
+
+
+def test_in_a_browser_by_pointer_and_keys(browser, tmp_path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    page = ResultsPage(tmp_path / "index.html", COLUMNS)
+    for name, probability in (("a10", "0.25"), ("a9", "0.75"), ("b", ""), ("c", "0.5")):
+        answer = {"": "", "0.25": "no"}.get(probability, "yes")
+        page.add(name, {"probability": probability, "positive": answer}, [draw_view(*left_half(), 0.5)])
+    page.write()
+    browser.get((tmp_path / "index.html").as_uri())
+    assert shown(browser) == ["a9", "a10", "b", "c"]  # numbers in names by their value
+    name, probability = browser.find_elements("css selector", "#sort button")[:2]
+    probability.click()
+    assert shown(browser) == ["a9", "c", "a10", "b"]  # the largest first, what is not known last
+    probability.click()
+    assert shown(browser) == ["a10", "c", "a9", "b"]
+    name.click()
+    assert shown(browser) == ["a9", "a10", "b", "c"]
+    browser.find_elements("css selector", "#which button")[1].click()
+    assert shown(browser) == ["a9", "c"]
+    browser.find_element("id", "name").send_keys("A")
+    assert shown(browser) == ["a9"]
+    assert browser.find_element("id", "count").text == "1 of 4 images"
+    browser.find_element("id", "name").send_keys(Keys.BACKSPACE)
+    slider = browser.find_element("css selector", "#tools .opacity")
+    slider.send_keys(Keys.HOME)
+    heat = browser.find_element("css selector", ".card .view .heat")
+    assert heat.value_of_css_property("opacity") == "0"
+    slider.send_keys(Keys.END)
+    assert heat.value_of_css_property("opacity") == "1"
+
+    browser.find_element("css selector", ".card .look").send_keys(Keys.ENTER)
+    title = browser.find_element("id", "title")
+    assert title.text == "a9"
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    assert title.text == "c"
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()  # there are no more
+    assert title.text == "c"
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not title.is_displayed()
+    focused = browser.switch_to.active_element
+    assert focused.get_attribute("aria-label") == "Enlarge c"
+    assert browser.get_log("browser") == []

@@ -21,31 +21,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import pytest
 from scripts.data.datalist import load_datalist
 from scripts.demo.dataset import make_demo_dataset
 from scripts.labelling.journal import Answer, read_answers
 
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-OPTIONS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-OPTIONS += ["disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1280,800"]
-
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed")
-
-
-@pytest.fixture
-def browser(tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for option in (*OPTIONS, f"user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(f"--{option}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 class Page:
