@@ -20,7 +20,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from os import PathLike
@@ -50,6 +50,7 @@ __all__ = [
     "has_masks",
     "load_datalist",
     "read_splits",
+    "report_datalist",
 ]
 
 SPLITS = ("training", "validation", "test")
@@ -111,6 +112,19 @@ def load_datalist(
     if problems:
         raise data_error(path, problems)
     return datalist
+
+
+def report_datalist(datalist: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Log what is in a data set that has been checked, a line for each split."""
+    for split, items in datalist.items():
+        positive = [item for item in items if item["label"] not in (0, *QUOTED[:1])]
+        areas = sum(item.get("area") is not None or _mask_path(item) is not None for item in positive)
+        groups = len({_plain(item["group"]) for item in items if item.get("group") is not None})
+        logger.info(
+            f"{split}: {len(positive)} positive images ({areas} with an area or a mask), {len(items) - len(positive)} "
+            f"negative ones" + (f", of {groups} groups." if groups else ".")
+        )
+    logger.info("The data set can be used.")
 
 
 def read_splits(

@@ -32,6 +32,7 @@ import webbrowser
 from contextlib import suppress
 from pathlib import Path
 
+from scripts.runtime.command_line import Parser
 from scripts.runtime.errors import InputError, first_line, report_input_errors
 
 if __name__ == "__main__":  # before imports that take seconds, in which a signal would be a traceback
@@ -44,6 +45,7 @@ from PIL import Image
 from scripts.images.loading import load_mask
 from scripts.images.pictures import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, write_dataset
+from scripts.labelling.images import find_images, groups_of, read_names
 from scripts.labelling.journal import Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
 from scripts.labelling.server import make_app
@@ -51,62 +53,6 @@ from scripts.runtime.files import claim, replacing
 
 logger = logging.getLogger("scripts.labelling")
 UNDECIDED = "undecided.json"
-
-
-def find_images(folder: Path, only: Path | None = None) -> list[str]:
-    """
-    Pictures of a folder and its subfolders, relative to it, in alphabetical order; links that lead out are left out.
-
-    Args:
-        only: JSON list of those to show.
-
-    Raises:
-        InputError: when there is none, or the list is none.
-    """
-    if not folder.is_dir():
-        raise InputError(f"There is no folder '{folder}'; give the one with the images.")
-    root = folder.resolve()
-    files = (p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in SUFFIXES and p.is_file())
-    images = [p.relative_to(folder).as_posix() for p in files if p.resolve().is_relative_to(root)]
-    if only is not None:
-        wanted = set(read_names(only))
-        missing = sorted(wanted.difference(images))
-        if missing:
-            raise InputError(f"'{only}' lists '{missing[0]}', which is not in '{folder}' ({len(missing)} in all).")
-        images = [image for image in images if image in wanted]
-    if not images:
-        raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) to label in '{folder}'.")
-    return images
-
-
-def read_names(path: Path) -> list[str]:
-    """The JSON list of images that `run_merge` writes and ``--only`` takes. Raises InputError when it is none."""
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("no list of names")
-    except (OSError, RecursionError, ValueError) as error:
-        raise InputError(f"'{path}' is not a JSON list of images ({first_line(error)}).") from error
-    return names
-
-
-def groups_of(images: list[str], pattern: str | None) -> dict[str, str]:
-    """
-    Group of each image by a regular expression: its first group, or all that it matches, in the path.
-
-    Raises:
-        InputError: for a pattern that is none, or images that it doesn't match.
-    """
-    if pattern is None:
-        return {}
-    try:
-        found = {image: re.search(pattern, image) for image in images}
-    except re.error as error:
-        raise InputError(f"--group '{pattern}' is not a regular expression ({error}).") from error
-    missing = [image for image in images if found[image] is None]
-    if missing:
-        raise InputError(f"--group '{pattern}' matches nothing in '{missing[0]}' ({len(missing)} images in all).")
-    return {image: match[1] if match.re.groups and match[1] else match[0] for image, match in found.items()}
 
 
 def journal_path(folder: Path, annotator: str | None) -> Path:
@@ -241,10 +187,8 @@ def _mask_names(arguments: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.labelling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True)
+    parser = Parser(prog="python -m scripts.labelling", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
     split = argparse.ArgumentParser(add_help=False)
     split.add_argument("folder", type=Path, help="of the images")
     split.add_argument("--group", help="regular expression: what of a file's path is the patient or slide")

@@ -87,16 +87,16 @@ def _missing_class(splits: dict[str, list[dict]]) -> str:
     return ""
 
 
-def check_replaceable(path: str | PathLike) -> None:
-    """Raise InputError when there is a data set that this page hasn't written, or that can't be read."""
+def check_replaceable(path: str | PathLike, writer: str = WRITER) -> None:
+    """Raise InputError when there is a data set that this program hasn't written, or that can't be read."""
     path = Path(path)
     if not path.exists():
         return
     try:
-        ours = json.loads(path.read_text(encoding="utf-8")).get("written_by") == WRITER
-        what = "was not written by this page, which would replace it"
+        ours = json.loads(path.read_text(encoding="utf-8")).get("written_by") == writer
+        what = f"was not written by {'this page' if writer == WRITER else writer}, which would replace it"
     except (AttributeError, OSError, RecursionError, ValueError) as error:
-        ours, what = False, f"is no data set of this page, or is damaged ({first_line(error)})"
+        ours, what = False, f"is no data set of this program, or is damaged ({first_line(error)})"
     if not ours:
         raise InputError(f"'{path}' {what}; move it away first.")
 

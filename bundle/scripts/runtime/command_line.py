@@ -19,20 +19,32 @@ one is refused here.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
 from ast import literal_eval
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from scripts.runtime.errors import InputError
 
-__all__ = ["NAMES", "PATHS", "is_rewritten", "keep_typed", "refuse_unknown", "remember", "typed_options"]
+__all__ = [
+    "NAMES",
+    "PATHS",
+    "Parser",
+    "did_you_mean",
+    "is_rewritten",
+    "keep_typed",
+    "refuse_unknown",
+    "remember",
+    "typed_options",
+    "typed_words",
+]
 
 PATHS = ("dataset_dir", "images", "output_dir", "prediction_dir", "ckpt_dir", "ckpt_path", "superpixel_cache")
 PATHS += ("demo_dir", "pretrained", "tissue")
@@ -81,7 +93,13 @@ def is_rewritten(path: str | PathLike) -> bool:
 
 def typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
     """Options of a command line and their values as typed, by Fire's rules; None for one without a value."""
-    options: dict[str, str | None] = {}
+    return dict(typed_words(arguments)[1])
+
+
+def typed_words(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """What of a command line belongs to no option; and its options with their values, see `typed_options`, in order."""
+    words: list[str] = []
+    options: list[tuple[str, str | None]] = []
     position = 0
     while position < len(arguments) and arguments[position] != "--":
         argument = arguments[position]
@@ -89,9 +107,50 @@ def typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
         if OPTION.match(argument):
             name, equals, value = argument.lstrip("-").partition("=")
             follows = position < len(arguments) and not OPTION.match(arguments[position])
-            options[name.replace("-", "_")] = value if equals else arguments[position] if follows else None
+            options.append((name.replace("-", "_"), value if equals else arguments[position] if follows else None))
             position += not equals and follows
-    return options
+        else:
+            words.append(argument)
+    return words, options
+
+
+def did_you_mean(typed: str, known: Iterable[str], prefix: str = "") -> str:
+    """In brackets the nearest of the known names, after a space; nothing where none is near."""
+    near = get_close_matches(typed, list(known), n=1)
+    return f" (did you mean {prefix}{near[0]}?)" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that refuses in one sentence, with the nearest name that there is, and exit status 2."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message[0].upper()}{message[1:]}; see {self.prog} -h.\n")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            name = rest[0].partition("=")[0]
+            if name[:1] != "-":
+                self.error(f"'{name}' is one word too many")
+            self.error(f"there is no option {name}{did_you_mean(name, self._names())}")
+        return options
+
+    def _names(self) -> list[str]:
+        """Of all options, those of commands too."""
+        commands = [p for action in self._actions if isinstance(action.choices, dict) for p in action.choices.values()]
+        return [
+            *self._option_string_actions,
+            *(name for command in commands for name in command._option_string_actions),
+        ]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = did_you_mean(str(value), map(str, action.choices))
+            name = action.metavar or action.dest
+            raise argparse.ArgumentError(None, f"'{value}' is no {name}{near}: {', '.join(map(str, action.choices))}")
 
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
@@ -132,8 +191,8 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
         if setting not in config and not (inner and _is_component(config, setting.rpartition("#")[0])):
             parent = "#".join([top, *inner[:-1]])
             siblings = config[parent] if inner and parent in config and isinstance(config[parent], dict) else {}
-            near = get_close_matches(setting, [*known, *(f"{parent}#{key}" for key in siblings)], n=1)
-            unknown.append(f"--{name}" + (f" (did you mean --{near[0]}?)" if near else ""))
+            near = did_you_mean(setting, [*known, *(f"{parent}#{key}" for key in siblings)], "--")
+            unknown.append(f"--{name}{near}")
     if unknown:
         raise InputError(f"There is no such setting in the configs: {', '.join(unknown)}.")
 

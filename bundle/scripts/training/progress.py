@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scripts.runtime.processes import process_rank
 
-__all__ = ["HyperParameters", "ProgressBar", "handlers_of_process"]
+__all__ = ["EpochLog", "HyperParameters", "ProgressBar", "handlers_of_process"]
 
 
 def handlers_of_process(handlers: Sequence) -> list:
@@ -35,6 +35,28 @@ def handlers_of_process(handlers: Sequence) -> list:
     """
     shown = (StatsHandler, TensorBoardHandler, MLFlowHandler, ProgressBar, HyperParameters)
     return [handler for handler in handlers if process_rank() == 0 or not isinstance(handler, shown)]
+
+
+class EpochLog(StatsHandler):
+    """
+    A line for each epoch: its metrics, and the best value of the key metric.
+
+    MONAI's handler says the best in a line of its own, with all digits of a float, of training's loss too.
+
+    Args:
+        name: see `StatsHandler`.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(iteration_log=False, epoch_print_logger=self.log, name=name)
+
+    def log(self, engine: Engine) -> None:
+        state = engine.state
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(state.metrics.items()))
+        best = ""
+        if self.name == "validation" and state.best_metric_epoch > 0:
+            best = f" (best {state.key_metric_name} {state.best_metric:.4f}, epoch {state.best_metric_epoch})"
+        self.logger.info(f"{self.name}, epoch {state.epoch}: {metrics}{best}")
 
 
 class ProgressBar:

@@ -1,0 +1,156 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command line of ``cdws``: which command it is, and its help. Starts without PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scripts import bundle_version
+from scripts.console.configs import DEFAULT_METHOD, config_files, described_settings, top_of
+from scripts.console.runs import RUNS, UsageError, demo, export, label, run, run_help, study
+from scripts.runtime.command_line import Parser, did_you_mean
+
+__all__ = ["main"]
+
+HELP = ("-h", "--help")
+SUMMARIES = {
+    "demo": "train, evaluate and infer on embedded data",
+    "data": "write dataset.json from two folders, a table, or masks",
+    "label FOLDER": "label images on a page in the browser",
+    **{f"{name} {run.data}": run.summary for name, run in RUNS.items()},
+    "study DATA": "the paper's experiments on your data",
+    "export FILE": "write the trained network as TorchScript (.ts) or ONNX",
+    "settings": "all settings, with their defaults",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run a command line.
+
+    Returns:
+        The exit status: 2 for a word that is no command, option, method or overlay; 1 for data that can't be used.
+    """
+    arguments = list(arguments)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("-h", [])
+    try:
+        if command in HELP:
+            print(_help())
+            return 0
+        if command == "--version":
+            print(bundle_version())
+            return 0
+        if command not in COMMANDS:
+            near = did_you_mean(command, COMMANDS, "cdws ")
+            raise UsageError(f"There is no command '{command}'{near}; cdws -h lists them.")
+        return COMMANDS[command](rest)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:18}{text}" for name, text in SUMMARIES.items())
+    return (
+        f"usage: cdws COMMAND ...\n\n{rows}\n\n"
+        "`cdws COMMAND -h` explains one. Each run prints the command of MONAI that does the same."
+    )
+
+
+def _run(command: str) -> Callable[[list[str]], int]:
+    def start(arguments: list[str]) -> int:
+        if set(HELP) & set(arguments):
+            print(run_help(command))
+            return 0
+        return run(command, arguments)
+
+    return start
+
+
+def _demo(arguments: list[str]) -> int:
+    if set(HELP) & set(arguments):
+        print(
+            "usage: cdws demo [--method NAME] [--seed N] [--SETTING VALUE]\n\nTrains, evaluates and infers on phantoms "
+            "that it draws, by the paper's method unless another is named, in runs/demo."
+        )
+        return 0
+    return demo(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    from scripts.console.data import main as write_data
+
+    return write_data(arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    parser = Parser(prog="cdws export", description="Write a trained network as TorchScript or ONNX.")
+    parser.add_argument("file", metavar="FILE", help="to write; ends in .ts or .onnx")
+    parser.add_argument("--method", default=DEFAULT_METHOD, metavar="NAME", help=f"of the network ({DEFAULT_METHOD})")
+    parser.add_argument("--overlay", action="append", default=[], metavar="NAME", help="of the network")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="of the training (that of the method)")
+    parser.add_argument("--ckpt_dir", metavar="FOLDER", help="of its checkpoints (output_dir/models)")
+    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint (model.pt of ckpt_dir, or the included one)")
+    options = parser.parse_args(arguments)
+    folders = {name: getattr(options, name) for name in ("ckpt_path", "ckpt_dir", "output_dir")}
+    return export(options.file, options.method, options.overlay, folders)
+
+
+def _settings(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="cdws settings",
+        description="List the settings at the top of the configs: name, value in force, meaning. Give any to a command "
+        "as --NAME VALUE.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    parser.add_argument("--method", default=DEFAULT_METHOD, metavar="NAME", help=f"whose values ({DEFAULT_METHOD})")
+    parser.add_argument("--overlay", action="append", default=[], metavar="NAME", help="that is added")
+    options = parser.parse_args(arguments)
+    files = config_files("inference", options.method, options.overlay)
+    known = {setting.name for setting in described_settings()}
+    for name in options.names:
+        if name not in known:
+            raise UsageError(f"There is no setting '{name}'{did_you_mean(name, known)}; `cdws settings` lists all.")
+    # those that training and evaluation alone have stand in theirs
+    values = top_of([files[0], *config_files("train", DEFAULT_METHOD, last=["evaluate"])[::-2], *files[1:]])
+    width, section = shutil.get_terminal_size().columns, ""
+    for setting in described_settings():
+        if setting.name not in values or (options.names and setting.name not in options.names):
+            continue
+        if setting.section != section:
+            section = setting.section
+            print(f"\n{section}\n")
+        print(f"  {setting.name:24}{_value(values[setting.name], setting.default)}")
+        print(textwrap.fill(setting.meaning, max(width, 40), initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return 0
+
+
+def _value(value: Any, described: str) -> str:
+    """As it would be typed; what the configs compute is described."""
+    if isinstance(value, dict) or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+        return "computed" if described.replace(".", "").isdigit() else described
+    return value if isinstance(value, str) else str(value)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": _demo,
+    "data": _data,
+    "label": label,
+    **{name: _run(name) for name in RUNS},
+    "study": study,
+    "export": _export,
+    "settings": _settings,
+}

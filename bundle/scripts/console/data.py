@@ -1,0 +1,157 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``cdws data``: from what people have to ``dataset.json``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.console.runs import UsageError
+from scripts.runtime.command_line import Parser, did_you_mean
+from scripts.runtime.errors import InputError
+
+__all__ = ["main"]
+
+KINDS = {
+    "from-folders": "POSITIVE NEGATIVE   pictures with the finding in one folder, without it in another",
+    "from-csv": "FILE                    a table with a row for each image: image, label, and area, group, mask",
+    "from-masks": "IMAGES MASKS          pictures, and masks of the same names",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``cdws data``; returns the exit status. Raises UsageError for a kind that there is not."""
+    kind, rest = (arguments[0], arguments[1:]) if arguments else ("-h", [])
+    if kind in ("-h", "--help"):
+        rows = "\n".join(f"  cdws data {name} {text}" for name, text in KINDS.items())
+        print(f"Write dataset.json, split into training and validation:\n\n{rows}\n\nEach has its own -h.")
+        return 0
+    if kind not in KINDS:
+        raise UsageError(f"There is no 'cdws data {kind}'{did_you_mean(kind, KINDS)}; there are {', '.join(KINDS)}.")
+    options = _parser(kind).parse_args(rest)
+    try:
+        return _write(kind, options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser(kind: str) -> Parser:
+    parser = Parser(
+        prog=f"cdws data {kind}", description=f"Write dataset.json from {KINDS[kind].split('  ')[-1].strip()}."
+    )
+    for name in KINDS[kind].split("  ")[0].split():
+        parser.add_argument(name.lower(), type=Path, metavar=name)
+    own_group = "(each image is its own group)"
+    if kind == "from-folders":
+        parser.add_argument("--area", type=float, help="rough area of every positive image, a fraction (none)")
+    if kind == "from-csv":
+        for key in ("image", "label", "area", "mask", "group"):
+            parser.add_argument(f"--{key}", metavar="HEADING", help=f"of the column with the {key}s ({key})")
+        parser.add_argument("--positive", metavar="LABEL", help="what a positive label is (1, yes, true, positive)")
+    else:
+        parser.add_argument(
+            "--group", metavar="PATTERN", help=f"regular expression: the patient or slide in a path {own_group}"
+        )
+    if kind == "from-masks":
+        parser.add_argument(
+            "--suffix", default="_mask", help="what a mask's name may have behind its picture's (_mask)"
+        )
+        choices = ("refuse", "negative", "leave_out")
+        parser.add_argument(
+            "--without_mask",
+            choices=choices,
+            default="refuse",
+            help="pictures without a mask: refuse (the default), negative, leave_out",
+        )
+        parser.add_argument("--area_step", type=float, default=0.1, help="to which areas are rounded up (0.1)")
+    parser.add_argument(
+        "--validation", type=float, default=0.2, help="part of the images that is kept for validation (0.2)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="of dataset.json (that which holds all images)")
+    return parser
+
+
+def _write(kind: str, options: Namespace) -> int:
+    from scripts.labelling import existing  # with MONAI, which takes seconds
+
+    if not 0 < options.validation < 1:
+        raise InputError(f"--validation must be between 0 and 1; got {options.validation}.")
+    notes, group = [], None if kind == "from-csv" else options.group
+    if kind == "from-folders":
+        items = existing.from_folders(options.positive, options.negative, options.area)
+        folders = [options.positive, options.negative]
+    elif kind == "from-masks":
+        found = existing.from_masks(
+            options.images, options.masks, options.suffix, options.without_mask, options.area_step
+        )
+        items, folders = found[0], [options.images, options.masks]
+        notes += [f"Left out, without a mask: {len(found[1])} pictures."] if found[1] else []
+    else:
+        columns = {key: getattr(options, key) for key in existing.COLUMNS}
+        items, unused = existing.from_csv(options.file, columns, options.positive)
+        folders = [options.file.parent]
+        if existing.is_outside(items, folders[0]):
+            folders = [item["image"].parent for item in items]
+        notes += [f"Columns that are not used: {', '.join(unused)}."] if unused else []
+    folder = options.output or _common(folders)
+    path = folder if folder.suffix == ".json" else folder / "dataset.json"
+    splits = existing.write_items(items, path, group, options.validation, options.seed)
+    _report(path, splits, [*notes, *_notes(kind, items, bool(group))])
+    outside = " --allow_outside True" if existing.is_outside(items, path.parent) else ""
+    print(f"Next: cdws train {shlex.quote(str(path if path.name != 'dataset.json' else path.parent))}{outside}")
+    return 0
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    """The folder that holds them all, as short as it was typed. Raises InputError where only the disk does."""
+    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    if common == Path(common.anchor):
+        raise InputError(f"'{folders[0]}' and the others have no folder in common; name one by --output FOLDER.")
+    return Path(os.path.relpath(common)) if common.is_relative_to(Path.cwd()) else common
+
+
+def _notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:
+    """What the user should know of the data set."""
+    positive = [item for item in items if item["label"]]
+    unknown = len([item for item in positive if "area" not in item])
+    notes = []
+    if unknown:
+        which = (
+            "No positive image has"
+            if unknown == len(positive)
+            else f"{unknown} of {len(positive)} positive images don't have"
+        )
+        how = {"from-folders": "--area, from-csv, or cdws label", "from-csv": "a column of areas"}[kind]
+        notes.append(
+            f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."
+        )
+    if not grouped and not all("group" in item for item in items):
+        how = "a column of groups" if kind == "from-csv" else "--group PATTERN"
+        notes.append(
+            "Warning: each image counts as a patient of its own; if some are of one patient or slide, say so by "
+            f"{how}, or the scores will be too good."
+        )
+    return notes
+
+
+def _report(path: Path, splits: dict[str, list[dict]], notes: Sequence[str]) -> None:
+    print(f"Written: {path}\n\n{'':12}{'positive':>10}{'negative':>10}{'groups':>10}")
+    for split, items in splits.items():
+        positive, groups = sum(item["label"] for item in items), len({item["group"] for item in items})
+        print(f"{split:12}{positive:>10}{len(items) - positive:>10}{groups:>10}")
+    print("\n" + "\n".join(notes) if notes else "")

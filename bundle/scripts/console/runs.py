@@ -1,0 +1,281 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+MONAI's bundle runs by short names: each is printed as the command that does the same, and run as that.
+
+A run has the process for itself, as under ``python -m``: it fails, and is stopped, as that command is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts import bundle_root
+from scripts.console.configs import DEFAULT_METHOD, config_files, methods, overlays, top_of
+from scripts.runtime.command_line import did_you_mean, typed_options, typed_words
+from scripts.runtime.errors import InputError
+
+__all__ = ["RUNS", "UsageError", "demo", "export", "label", "run", "run_help", "study"]
+
+OWN = ("method", "overlay")  # options that aren't settings
+# what MONAI's own `run` takes
+MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
+MONAI_OPTIONS += ("workflow_type", "properties_path")
+DEMO_SEED = "0"
+
+
+class UsageError(InputError):
+    """What was typed names something that there is not."""
+
+
+class Run(NamedTuple):
+    """A run of the bundle: its name there, its first and last config, and what it is given."""
+
+    name: str
+    base: str
+    last: tuple[str, ...]
+    data: str
+    summary: str
+
+
+RUNS = {
+    "check": Run(
+        "checking", "train", ("check",), "DATA", "check a data set, and name everything that is wrong with it"
+    ),
+    "train": Run("training", "train", (), "DATA", "train; the same command goes on with a training that was stopped"),
+    "evaluate": Run("evaluating", "train", ("evaluate",), "DATA", "score what has been trained, on images with masks"),
+    "infer": Run("inferring", "inference", (), "FOLDER", "masks and maps of new images, a folder or files"),
+}
+
+
+def run_help(command: str) -> str:
+    """What ``cdws train -h`` prints."""
+    run = RUNS[command]
+    settings = [name for name in top_of(config_files(run.base, DEFAULT_METHOD, last=run.last)) if name != "_desc_"]
+    settings = [name for name in settings[: settings.index("device") + 1] if name not in ("dataset_dir", "method")]
+    names = ", ".join(settings)
+    rows = {"methods (--method NAME)": methods(), "overlays (--overlay NAME, again for each)": overlays()}
+    lists = [f"\n{title}:\n" + "\n".join(f"  {k:24}{v}" for k, v in texts.items()) for title, texts in rows.items()]
+    what = {"DATA": "the folder of dataset.json", "FOLDER": "a folder of images, or files"}[run.data]
+    return (
+        f"usage: cdws {command} {run.data} [--method NAME] [--overlay NAME] [--SETTING VALUE]\n\n"
+        f"{run.summary[0].upper()}{run.summary[1:]}. {run.data} is {what}.\n"
+        f"Prints the command of MONAI that does the same. The method is '{DEFAULT_METHOD}' unless another is named;\n"
+        "checking, training, evaluation and inference need the same method and overlays. An overlay may be a file.\n"
+        + "\n".join(lists)
+        + "\n\nsettings, which `cdws settings` describes:\n"
+        + textwrap.fill(names, 112, initial_indent="  ", subsequent_indent="  ")
+    )
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """
+    Check what was typed, print the command, run it.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UsageError: when an option, an overlay or the data is none.
+    """
+    chosen = RUNS[command]
+    words, options = typed_words(arguments)
+    method, added = _take_own(options, DEFAULT_METHOD)
+    files = _files(chosen, method, added)
+    _refuse(command, options, files)
+    run_monai(["run", chosen.name, *_config_file(files), *_data(command, words, options), *_typed(options)])
+    return 0
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Train, evaluate and infer on the embedded data set; a setting goes to the runs that have it."""
+    words, options = typed_words(arguments)
+    method, added = _take_own(options, "cdws")
+    if words:
+        raise UsageError(f"cdws demo brings its own images, and takes no '{words[0]}'; for yours: cdws train DATA.")
+    files = {name: _files(RUNS[name], method, ["demo", *added]) for name in ("train", "evaluate", "infer")}
+    _refuse("demo", options, [file for chain in files.values() for file in chain])
+    given = dict(options)
+    data = given.get("demo_dir") or f"runs/demo/data-{given.get('seed') or DEMO_SEED}"
+    extra = {"train": [], "evaluate": ["--split", "test"], "infer": ["--dataset_dir", f"{data}/images"]}
+    for name, chain in files.items():
+        own = [(k, v) for k, v in options if k.split("#")[0] in top_of(chain)]
+        run_monai(["run", RUNS[name].name, *_config_file(chain), *extra[name], *_typed(own)])
+    folder = given.get("output_dir") or "runs/demo"
+    print(f"\nmasks, probability maps, overlays   {folder}/predictions\nmetrics                             ", end="")
+    print(f"{folder}/metrics.json\nTensorBoard log                     tensorboard --logdir {folder}")
+    return 0
+
+
+def label(arguments: Sequence[str]) -> int:
+    """The labelling page, see ``scripts.labelling``."""
+    run_module("scripts.labelling", ["label", *arguments])
+    return 0
+
+
+def study(arguments: Sequence[str]) -> int:
+    """The experiments of the paper, see ``scripts.experiments``."""
+    data, rest = (arguments[:1], arguments[1:]) if arguments and arguments[0][:1] != "-" else ([], arguments)
+    given = typed_options(rest)
+    experiment = given.get("experiment") or "all"
+    if "experiment" in given:
+        at = next(i for i, word in enumerate(rest) if word.startswith("--experiment"))
+        rest = [*rest[:at], *rest[at + (1 if "=" in rest[at] else 2) :]]
+    words = [experiment, *(["--dataset_dir", *data] if data else []), *rest]
+    if "output_dir" not in given and not {"h", "help"} & set(given):
+        words += ["--output_dir", "runs/study"]
+    run_module("scripts.experiments", words)
+    return 0
+
+
+def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, str | None]) -> int:
+    """
+    Write a trained network as TorchScript or ONNX.
+
+    Args:
+        file: that is written, ``.ts`` or ``.onnx``.
+        method: of the network.
+        added: overlays.
+        folders: ``ckpt_path``, ``ckpt_dir`` and ``output_dir``, None for the default.
+    """
+    kinds = {".ts": "ckpt_export", ".onnx": "onnx_export"}
+    if Path(file).suffix not in kinds:
+        raise UsageError(f"'{file}' must end in .ts, for TorchScript, or in .onnx.")
+    files = _files(RUNS["infer"], method, added)
+    top = top_of(files)
+    model = folders["ckpt_path"]
+    if model is None:
+        from scripts.networks.map_network import trained_as_name
+        from scripts.training.checkpoints import model_of
+
+        output = folders["output_dir"] or top["output_dir"]
+        shipped = f"{bundle_root()}/models"
+        name = trained_as_name(top["method"], top["superpixels"])
+        model = model_of(folders["ckpt_dir"] or f"{output}/models", output, shipped, name)
+    if not Path(model).is_file():
+        raise InputError(f"There is no checkpoint '{model}'; train first, or name one with --ckpt_path PATH.")
+    words = [kinds[Path(file).suffix], "network_def", "--filepath", file, "--ckpt_file", _shown(Path(model))]
+    words += ["--meta_file", _shown(Path(bundle_root()) / "configs" / "metadata.json"), *_config_file(files)]
+    if Path(file).suffix == ".onnx":
+        axes = "{0:'batch',2:'height',3:'width'}"
+        names = f"{{'input_names':['image'],'output_names':['pred'],'dynamic_axes':{{'image':{axes},'pred':{axes}}}}}"
+        words += ["--input_shape", "[2,3,64,96]", "--use_trace", "True", "--converter_kwargs", names]
+    run_monai(words)
+    return 0
+
+
+def run_monai(words: Sequence[str]) -> None:
+    """``python -m monai.bundle`` with these words, printed first."""
+    # configs that come from anywhere may run any code, and MONAI says so each time; these are the bundle's, or named
+    warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+    run_module("monai.bundle", words)
+
+
+def run_module(module: str, words: Sequence[str]) -> None:
+    """A module as ``python -m`` runs it, with these words; the line is printed first."""
+    needs_path = module.startswith("scripts.") and Path.cwd() != Path(bundle_root())
+    path = f"PYTHONPATH={shlex.quote(_shown(Path(bundle_root())))} " if needs_path else ""
+    print(f"$ {path}{_python()} -m {module} {' '.join(map(_quoted, words))}", flush=True)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _python() -> str:
+    """How this interpreter is called in this shell."""
+    found = shutil.which("python")
+    own = Path(sys.executable)
+    return "python" if found and Path(found).absolute().parent == own.absolute().parent else shlex.quote(str(own))
+
+
+def _quoted(word: str) -> str:
+    if "'" in word and not re.search(r'["$`\\!]', word):
+        return f'"{word}"'  # as the documents have it
+    return shlex.quote(word)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where it lies in it."""
+    return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _config_file(files: Sequence[Path]) -> list[str]:
+    names = [_shown(file) for file in files]
+    return ["--config_file", names[0] if len(names) == 1 else "[" + ",".join(map(repr, names)) + "]"]
+
+
+def _files(chosen: Run, method: str, added: Sequence[str]) -> list[Path]:
+    try:
+        return config_files(chosen.base, method, added, chosen.last)
+    except InputError as error:
+        raise UsageError(str(error)) from error
+
+
+def _take_own(options: list[tuple[str, str | None]], method: str) -> tuple[str, list[str]]:
+    """Takes the method and the overlays out of the options."""
+    added = []
+    for name, value in options:
+        if name in OWN and not value:
+            raise UsageError(f"--{name} has no value; give a name of those that cdws train -h lists.")
+        method = value if name == "method" else method
+        added += value.split(",") if name == "overlay" else []
+    options[:] = [option for option in options if option[0] not in OWN]
+    return method, added
+
+
+def _data(command: str, words: list[str], options: list[tuple[str, str | None]]) -> list[str]:
+    given = {name for name, _ in options} & {"dataset_dir", "images", "args_file"}
+    name = RUNS[command].data
+    if words and given:
+        raise UsageError(f"'{words[0]}' and --{given.pop()} are both given; cdws {command} takes one of them.")
+    if len(words) > 1 and command == "infer":
+        return ["--images", repr(list(words))]
+    if len(words) > 1:
+        raise UsageError(f"'{words[1]}' is one word too many; cdws {command} takes one {name}, and --SETTING VALUE.")
+    if not words and not given:
+        what = "images" if command == "infer" else "dataset.json"
+        raise UsageError(f"cdws {command} needs the folder of {what}: cdws {command} {name}.")
+    return ["--dataset_dir", words[0]] if words else []
+
+
+def _typed(options: Sequence[tuple[str, str | None]]) -> list[str]:
+    # what begins as an option does is a value only behind '='
+    pairs = (
+        [f"--{k}"] if v is None else [f"--{k}={v}"] if v[:1] == "-" or not v else [f"--{k}", v] for k, v in options
+    )
+    return [word for pair in pairs for word in pair]
+
+
+def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequence[Path]) -> None:
+    """
+    Refuse options that nothing at the top of the configs is called as, before MONAI is imported, which takes seconds.
+
+    The run itself refuses those that name something deeper, or that come with experiment tracking.
+    """
+    given = dict(options)
+    if "config_file" in given:
+        raise UsageError(f"cdws {command} chooses --config_file itself; add yours by --overlay FILE.")
+    known = {*top_of(files), *OWN, *MONAI_OPTIONS}
+    if "tracking" in given or any(file.suffix != ".json" for file in files):
+        return
+    tops = {name: name.removeprefix("+").replace("::", "#").split("#")[0] for name in given}
+    unknown = [f"--{name}{did_you_mean(top, known, '--')}" for name, top in tops.items() if top not in known]
+    if unknown:
+        raise UsageError(f"There is no option {', '.join(unknown)}; `cdws settings` lists the settings.")

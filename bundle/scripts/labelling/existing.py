@@ -1,0 +1,271 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Labels that people have already: two folders, a table, or masks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from scripts.data.datalist import data_error, first_names
+from scripts.data.rough_area import rough_area
+from scripts.images.loading import load_mask
+from scripts.labelling.dataset import check_replaceable, split_by_group
+from scripts.labelling.images import find_pictures, groups_of
+from scripts.runtime.command_line import did_you_mean
+from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.files import replacing
+from scripts.runtime.values import positive_fraction
+
+__all__ = ["COLUMNS", "WITHOUT_MASK", "from_csv", "from_folders", "from_masks", "is_outside", "write_items"]
+
+WRITER = "cdws data"
+COLUMNS = ("image", "label", "area", "mask", "group")
+WITHOUT_MASK = ("refuse", "negative", "leave_out")
+TRUE, FALSE = ("1", "1.0", "true", "yes", "positive"), ("0", "0.0", "false", "no", "negative")
+
+
+def from_folders(positive: Path, negative: Path, area: float | None = None) -> list[dict]:
+    """
+    Pictures with the finding in one folder, without it in another; subfolders too.
+
+    Args:
+        positive, negative: the folders.
+        area: rough area of every positive image, where one number fits them; a fraction of the image.
+
+    Returns:
+        An item ``{"image": path, "label": 0 or 1}`` for each, positive ones with ``area`` if it is given.
+
+    Raises:
+        InputError: when a folder is missing, empty or in the other.
+    """
+    if area is not None:
+        positive_fraction("--area", area)
+    found = {1: find_pictures(positive), 0: find_pictures(negative)}
+    if _is_in(positive, negative) or _is_in(negative, positive):
+        raise InputError(f"'{positive}' and '{negative}' lie in each other; give two folders beside each other.")
+    for folder, label in ((positive, 1), (negative, 0)):
+        if not found[label]:
+            raise InputError(f"There is no picture in '{folder}'.")
+    return [
+        {"image": image.absolute(), "label": label} | ({"area": area} if label and area is not None else {})
+        for label, images in found.items()
+        for image in images
+    ]
+
+
+def from_csv(
+    file: Path, columns: Mapping[str, str | None], positive: str | None = None
+) -> tuple[list[dict], list[str]]:
+    """
+    A table with a row for each image.
+
+    Args:
+        file: with a line of headings; commas, semicolons or tabs between the columns. Paths are relative to it.
+        columns: heading of each of `COLUMNS`; one that is None is called as the key, and may be missing but for
+            ``image`` and ``label``.
+        positive: what stands in the column of labels of a positive image, where that is not 1, yes, true or positive.
+
+    Returns:
+        An item for each row, with what is known of it; and the headings that nothing is called as.
+
+    Raises:
+        InputError: when the table can't be read, or naming each line that can't be used.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            sample = opened.read(8192).partition("\n")[0]
+            delimiter = max(",;\t", key=sample.count)
+            opened.seek(0)
+            rows = list(csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"The table '{file}' can't be read ({first_line(error)}).") from error
+    headings = [heading for heading in (rows[0] if rows else {}) if heading]
+    if not rows:
+        raise InputError(f"The table '{file}' has no row below its headings.")
+    chosen = {}
+    for key in COLUMNS:
+        heading = columns.get(key) or key
+        if heading in headings:
+            chosen[key] = heading
+        elif columns.get(key) or key in ("image", "label"):
+            near = did_you_mean(heading, headings)
+            raise InputError(
+                f"The table '{file}' has no column '{heading}'{near}, but {', '.join(headings)}; name the one with the "
+                f"{key}s by --{key}."
+            )
+    items, problems, lines = [], [], {}
+    for line, row in enumerate(rows, start=2):
+        item, problem = _item({key: (row[heading] or "").strip() for key, heading in chosen.items()}, file, positive)
+        image = item.get("image")
+        if problem is None and image in lines:
+            problem = f"'{image}' is in line {lines[image]} as well; keep one"
+        lines.setdefault(image, line)
+        problems += [f"line {line}: {problem}"] if problem else []
+        items.append(item)
+    if problems:
+        raise data_error(file, problems)
+    return items, [heading for heading in headings if heading not in chosen.values()]
+
+
+def _item(cells: Mapping[str, str], file: Path, positive: str | None) -> tuple[dict[str, Any], str | None]:
+    """The item of a row, and why it is none."""
+    item: dict[str, Any] = {}
+    if not cells["image"]:
+        return item, "has no image"
+    item["image"] = (file.parent / cells["image"]).absolute()
+    if not item["image"].is_file():
+        return item, f"there is no file '{item['image']}'"
+    label = cells["label"]
+    if positive is None and label.lower() not in (*TRUE, *FALSE):
+        return item, f"the label '{label}' is neither 1 nor 0; say which label is positive by --positive LABEL"
+    if not label:
+        return item, "has no label"
+    item["label"] = int(label == positive if positive is not None else label.lower() in TRUE)
+    if cells.get("mask") and item["label"]:
+        item["mask"] = (file.parent / cells["mask"]).absolute()
+        if not item["mask"].is_file():
+            return item, f"there is no mask '{item['mask']}'"
+    if cells.get("group"):
+        item["group"] = cells["group"]
+    text = cells.get("area", "")
+    try:
+        area = (
+            (float(text[:-1].replace(",", ".")) / 100 if text[-1:] == "%" else float(text.replace(",", ".")))
+            if text
+            else 0
+        )
+    except ValueError:
+        area = -1.0
+    if not 0 <= area <= 1:
+        return item, f"the area '{text}' is no fraction of the image from 0 to 1; write 0.3, or 30%"
+    if bool(area) > item["label"]:
+        return item, f"the label is negative, but the area '{text}'; correct one"
+    return item | ({"area": area} if area else {}), None
+
+
+def from_masks(
+    images: Path, masks: Path, suffix: str = "_mask", without_mask: str = "refuse", area_step: float = 0.1
+) -> tuple[list[dict], list[str]]:
+    """
+    Pictures and their masks, above 0 where the finding is.
+
+    Args:
+        images: folder of the pictures, and its subfolders.
+        masks: folder of the masks, which may be the same or in it. The mask of ``a.png`` is called ``a`` or, with the
+            suffix, ``a_mask``, whatever the ending.
+        suffix: of the masks' names.
+        without_mask: of `WITHOUT_MASK`, what becomes of a picture without one.
+        area_step: to which the areas are rounded up.
+
+    Returns:
+        An item for each picture, positive where its mask is not empty, with ``area`` and ``mask`` then; and the names
+        of what was left out.
+
+    Raises:
+        InputError: when a folder is missing or empty, and naming pictures without a mask, or masks that can't be read.
+    """
+    positive_fraction("--area_step", area_step)
+    pictures, found = find_pictures(images), find_pictures(masks)
+    mask_of = {path.with_suffix("").relative_to(masks).as_posix(): path for path in found}
+    if _is_in(masks, images) and not _is_in(images, masks):
+        pictures = [path for path in pictures if not _is_in(path, masks)]
+    elif _is_in(masks, images):
+        pictures = [path for path in pictures if not path.stem.endswith(suffix)]
+        mask_of = {name: path for name, path in mask_of.items() if path not in pictures}
+    if not pictures or not mask_of:
+        raise InputError(f"There is no picture in '{masks if pictures else images}'.")
+    names = {path: path.with_suffix("").relative_to(images).as_posix() for path in pictures}
+    chosen = {path: mask_of.get(name) or mask_of.get(name + suffix) for path, name in names.items()}
+    missing = [path.name for path, mask in chosen.items() if mask is None]
+    if len(missing) == len(chosen) or (missing and without_mask == "refuse"):
+        remedy = "--without_mask negative, if there is nothing to mark in them, or leave_out"
+        raise InputError(
+            f"There is no mask in '{masks}' of {first_names(missing)}; it must be called as the picture is, or with "
+            f"'{suffix}' behind that (--suffix). Or give {remedy}."
+        )
+    present = [(path, mask) for path, mask in chosen.items() if mask is not None]
+    with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
+        read = pool.map(lambda pair: _area(pair[1], area_step), present)
+        areas = list(tqdm(read, total=len(present), desc="reading masks", unit="mask", leave=False))
+    problems = [area for area in areas if isinstance(area, str)]
+    if problems:
+        raise data_error(masks, problems)
+    items = [
+        {"image": path.absolute(), "label": int(area > 0)} | ({"area": area, "mask": mask.absolute()} if area else {})
+        for (path, mask), area in zip(present, areas, strict=True)
+    ]
+    if without_mask == "negative":
+        items += [{"image": path.absolute(), "label": 0} for path, mask in chosen.items() if mask is None]
+        missing = []
+    return sorted(items, key=lambda item: item["image"]), missing
+
+
+def _area(mask: Path, step: float) -> float | str:
+    """The rough area of a mask, or why there is none."""
+    try:
+        return rough_area(np.asarray(load_mask(mask)), step)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        return f"the mask '{mask}' can't be read ({first_line(error)})"
+
+
+def is_outside(items: Sequence[Mapping[str, Any]], folder: str | PathLike) -> bool:
+    """Whether an image or a mask lies outside a folder, or is a link that leads out of it."""
+    return not all(_is_in(item[key], Path(folder)) for item in items for key in ("image", "mask") if key in item)
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def write_items(
+    items: Sequence[Mapping[str, Any]], path: Path, group: str | None = None, validation: float = 0.2, seed: int = 0
+) -> dict[str, list[dict]]:
+    """
+    Write ``dataset.json``, split by group.
+
+    Args:
+        items: as those of this module, with absolute paths.
+        path: of the file; one that this program hasn't written is not replaced.
+        group: regular expression, see `groups_of`; items that have a group keep theirs. Without either an image is its
+            own group.
+        validation, seed: see `split_by_group`.
+
+    Returns:
+        The items of each split, as they are in the file.
+
+    Raises:
+        InputError: when the images can't be split, or the file can't be written.
+    """
+    check_replaceable(path, WRITER)
+    names = [Path(os.path.relpath(item["image"], path.parent)).as_posix() for item in items]
+    ungrouped = [name for name, item in zip(names, items, strict=True) if "group" not in item]
+    groups = dict.fromkeys(ungrouped) | groups_of(ungrouped, group)
+    listed = []
+    for name, item in zip(names, items, strict=True):
+        mask = {"mask": Path(os.path.relpath(item["mask"], path.parent)).as_posix()} if "mask" in item else {}
+        listed.append(dict(item) | {"image": name, "group": item.get("group") or groups[name] or name} | mask)
+    splits = split_by_group(listed, validation, seed)
+    try:
+        with replacing(path) as file:
+            json.dump({"written_by": WRITER, **splits}, file, indent=4)
+    except OSError as error:
+        raise InputError(f"'{path}' can't be written ({error.strerror}); name another folder by --output.") from error
+    return splits
