@@ -13,23 +13,14 @@ help:  ## what can be made
 
 install: $(INSTALLED)  ## the environment, in .venv
 
-$(INSTALLED): requirements.txt
+$(INSTALLED): requirements.txt tests/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-SCORES := import json, sys; m = json.load(sys.stdin); print("scores of the test images".ljust(35), \
-  "F+ {f_pos:.2f}  F- {f_neg:.2f}  (all pixels marked: {all_ones_f_pos:.2f} and {all_ones_f_neg:.2f})  AUC {auc:.2f}".format(**m))
 demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 to 20 minutes on 2 CPU cores
-	$(RUN) training --config_file "['bundle/configs/train.json','$(DEMO)']" --seed $(SEED)
-	$(RUN) evaluating --config_file "['bundle/configs/train.json','$(DEMO)','bundle/configs/evaluate.json']" --split test --seed $(SEED)
-	$(RUN) inferring --config_file "['bundle/configs/inference.json','$(DEMO)']" --dataset_dir runs/demo/data-$(SEED)/images
-	@echo
-	@echo "TensorBoard log                     $(VENV)/bin/tensorboard --logdir runs/demo"
-	@echo "metrics                             runs/demo/metrics.json"
-	@echo "masks, probability maps, overlays   runs/demo/predictions"
-	@$(VENV)/bin/python -c '$(SCORES)' < runs/demo/metrics.json
-	@echo "look at                             runs/demo/predictions/index.html"
+	$(VENV)/bin/cdws demo --seed $(SEED)
 
 study: $(INSTALLED)  ## all experiments of the paper at demo scale, with their report
 	PYTHONPATH=bundle $(VENV)/bin/python -m scripts.experiments all --demo --output_dir runs/study --jobs 2
@@ -68,7 +59,7 @@ lint: $(INSTALLED)  ## code style
 LOWEST := .venv-lowest
 test-lowest:  ## all tests with the lowest versions of requirements.txt, in .venv-lowest; needs the network
 	$(PYTHON) -m venv $(LOWEST)
-	sed -E 's/>=([0-9a-zA-Z.]+)(,.*)?$$/==\1/' requirements.txt > $(LOWEST)/requirements.txt
+	cat requirements.txt tests/requirements.txt | sed -E 's/>=([0-9a-zA-Z.]+)(,.*)?$$/==\1/' > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python $(TESTS)
 

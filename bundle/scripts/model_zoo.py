@@ -41,7 +41,7 @@ from scripts.runtime.files import new_folder
 
 __all__ = ["assemble", "find_problems", "push"]
 
-SUBMITTED = ("LICENSE", "large_files.yml", "configs/*", "docs/*", "scripts/**/*", "models/*.pt")
+SUBMITTED = ("LICENSE", "__main__.py", "large_files.yml", "configs/*", "docs/*", "scripts/**/*", "models/*.pt")
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "docs/data_license.txt")
 NEEDED += ("models/model.pt",)
 MEGABYTE = 2**20

@@ -39,7 +39,7 @@ HEADINGS = ["# Model Overview", "## Data", "## Training configuration", "### Inp
 HEADINGS += ["## MONAI Bundle Commands", "# References", "# License"]
 
 # sections of requirements.txt that a bundle needs nothing of to train, evaluate and infer
-NOT_OF_THE_BUNDLE = ("python -m monai.bundle", "python -m monai.bundle verify_metadata", "export", "tests")
+NOT_OF_THE_BUNDLE = ("python -m monai.bundle", "python -m monai.bundle verify_metadata", "export")
 NOT_OF_THE_BUNDLE += ("the model zoo and the Hugging Face hub",)
 
 

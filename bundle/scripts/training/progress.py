@@ -44,17 +44,19 @@ class EpochLog(StatsHandler):
     MONAI's handler says the best in a line of its own, with all digits of a float, of training's loss too.
 
     Args:
-        name: see `StatsHandler`.
+        name: of the log.
+        best: whether the best value so far is said.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, best: bool = False) -> None:
         super().__init__(iteration_log=False, epoch_print_logger=self.log, name=name)
+        self.best = best
 
     def log(self, engine: Engine) -> None:
         state = engine.state
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(state.metrics.items()))
         best = ""
-        if self.name == "validation" and state.best_metric_epoch > 0:
+        if self.best and state.best_metric_epoch > 0:
             best = f" (best {state.key_metric_name} {state.best_metric:.4f}, epoch {state.best_metric_epoch})"
         self.logger.info(f"{self.name}, epoch {state.epoch}: {metrics}{best}")
 
