@@ -74,6 +74,17 @@ case "$*" in
     *) exec "{python}" "$@" ;;
 esac
 """
+CDWS = """#!/usr/bin/env bash
+tiny=(--spatial_size "[32,32]")
+case "$1" in
+    train) exec "{python}" bundle "$@" "${{tiny[@]}}" --max_epochs 1 --val_interval 1 --pretrained random ;;
+    evaluate | infer) exec "{python}" bundle "$@" "${{tiny[@]}}" ;;
+    demo)
+        tiny+=(--max_epochs 1 --datalist#counts "{{'training':6,'validation':4,'test':4}}")
+        exec "{python}" bundle "$@" "${{tiny[@]}}" ;;
+    *) exec "{python}" bundle "$@" ;;
+esac
+"""
 TORCHRUN = """#!/usr/bin/env bash
 tiny=(--spatial_size "[32,32]")
 [[ " $* " == *" run training "* ]] && tiny+=(--max_epochs 1 --val_interval 1 --pretrained random)
@@ -96,7 +107,7 @@ def folder(tmp_path, quick_python) -> Path:
     for name in ("DATA", "FOLDER"):
         (tmp_path / "bundle" / name).symlink_to(tmp_path / name)
     (tmp_path / "bin").mkdir()
-    for name, script in (("python", PYTHON), ("torchrun", TORCHRUN)):
+    for name, script in (("python", PYTHON), ("torchrun", TORCHRUN), ("cdws", CDWS)):
         (tmp_path / "bin" / name).write_text(script.format(python=quick_python))
         (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
@@ -158,8 +169,21 @@ def lay_out_results(folder: Path, write_slide, tissue_picture) -> None:
         lay_out_weights(place)
 
 
+def lay_out_own(folder: Path, write_slide, tissue_picture) -> None:
+    """Pictures in two folders, and no dataset.json yet."""
+    lay_out_weights(folder)
+    data = folder / "DATA"
+    items = [
+        item for items in json.loads((data / "dataset.json").read_text()).values() for item in items if "image" in item
+    ]
+    for item in items:
+        (data / ("POSITIVE" if item["label"] else "NEGATIVE")).mkdir(exist_ok=True)
+        shutil.move(data / item["image"], data / ("POSITIVE" if item["label"] else "NEGATIVE"))
+    (data / "dataset.json").unlink()
+
+
 LAY_OUT = {"labelling": lay_out_labelling, "volumes": lay_out_volumes, "slides": lay_out_slides}
-LAY_OUT |= {"results": lay_out_results, "README": lay_out_results}
+LAY_OUT |= {"results": lay_out_results, "README": lay_out_own, "quick-start": lay_out_own}
 
 
 def run_shell(script: str, folder: Path, cwd: Path) -> None:

@@ -145,6 +145,7 @@ def test_configs_are_formatted_as_the_model_zoo_wants(configs):
 
 
 NEW_KEYS = {
+    "check": {"check", "checking"},
     "demo": {"demo_dir"},
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating", "evaluator", "handlers", "left_out"},
     "keep_aspect": {"longest"},

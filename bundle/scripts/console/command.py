@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scripts import bundle_version
-from scripts.console.configs import DEFAULT_METHOD, config_files, described_settings, top_of
-from scripts.console.runs import RUNS, UsageError, demo, export, label, run, run_help, study
+from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, described_settings, top_of
+from scripts.console.runs import RUNS, demo, export, label, run, run_help, study
 from scripts.runtime.command_line import Parser, did_you_mean
 
 __all__ = ["main"]

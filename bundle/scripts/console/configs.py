@@ -27,7 +27,16 @@ from scripts import bundle_root
 from scripts.runtime.command_line import did_you_mean
 from scripts.runtime.errors import InputError
 
-__all__ = ["DEFAULT_METHOD", "Setting", "config_files", "described_settings", "methods", "overlays", "top_of"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "Setting",
+    "UsageError",
+    "config_files",
+    "described_settings",
+    "methods",
+    "overlays",
+    "top_of",
+]
 
 DEFAULT_METHOD = "recommended"
 AFTER = {"recommended_supervised": "recommended", "mri": "slices", "ct": "slices"}  # overlays of an overlay
@@ -36,6 +45,10 @@ BASES = ("train", "inference", "evaluate", "check", "metadata")
 OF_OTHERS = ("monai_label", "multi_gpu_train", "multi_gpu_evaluate", "federated", "study_training", "study_evaluation")
 OF_INFERENCE = ("slides", "inference_trt")
 ROW = re.compile(r"^\| (`.+?) \| (.+?) \| (.+?) \|$")
+
+
+class UsageError(InputError):
+    """What was typed names something that there is not."""
 
 
 class Setting(NamedTuple):
@@ -86,10 +99,10 @@ def config_files(base: str, method: str, added: Sequence[str] = (), last: Sequen
         last: names of what follows all others.
 
     Raises:
-        InputError: for a method or an overlay that there is not, with the nearest.
+        UsageError: for a method or an overlay that there is not, with the nearest.
     """
     if method not in methods():
-        raise InputError(
+        raise UsageError(
             f"There is no method '{method}'{did_you_mean(method, methods())}; cdws train -h lists the methods."
         )
     files = [_folder() / f"{base}.json"]
@@ -97,16 +110,16 @@ def config_files(base: str, method: str, added: Sequence[str] = (), last: Sequen
         path = Path(name)
         if path.suffix in (".json", ".yaml", ".yml"):
             if not path.is_file():
-                raise InputError(f"There is no overlay '{name}': no such file.")
+                raise UsageError(f"There is no overlay '{name}': no such file.")
             files.append(path)
             continue
         if name not in _stems():
             known = [*overlays(), *methods()]
-            raise InputError(
+            raise UsageError(
                 f"There is no overlay '{name}'{did_you_mean(name, known)}; cdws train -h lists the overlays."
             )
         if name in OF_INFERENCE and base != "inference":
-            raise InputError(f"The overlay '{name}' is of inference alone: cdws infer FOLDER --overlay {name}.")
+            raise UsageError(f"The overlay '{name}' is of inference alone: cdws infer FOLDER --overlay {name}.")
         chain = [AFTER[name], name] if name in AFTER else [name]
         files += [file for stem in chain if (file := _folder() / f"{stem}.json") not in files]
     return files + [_folder() / f"{name}.json" for name in last]

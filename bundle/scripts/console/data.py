@@ -19,7 +19,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.console.runs import UsageError
+from scripts.console.configs import UsageError
 from scripts.runtime.command_line import Parser, did_you_mean
 from scripts.runtime.errors import InputError
 

@@ -29,21 +29,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts import bundle_root
-from scripts.console.configs import DEFAULT_METHOD, config_files, methods, overlays, top_of
+from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, methods, overlays, top_of
 from scripts.runtime.command_line import did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 
-__all__ = ["RUNS", "UsageError", "demo", "export", "label", "run", "run_help", "study"]
+__all__ = ["RUNS", "demo", "export", "label", "run", "run_help", "study"]
 
 OWN = ("method", "overlay")  # options that aren't settings
 # what MONAI's own `run` takes
 MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
 MONAI_OPTIONS += ("workflow_type", "properties_path")
 DEMO_SEED = "0"
-
-
-class UsageError(InputError):
-    """What was typed names something that there is not."""
 
 
 class Run(NamedTuple):
@@ -99,7 +95,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     chosen = RUNS[command]
     words, options = typed_words(arguments)
     method, added = _take_own(options, DEFAULT_METHOD)
-    files = _files(chosen, method, added)
+    files = config_files(chosen.base, method, added, chosen.last)
     _refuse(command, options, files)
     run_monai(["run", chosen.name, *_config_file(files), *_data(command, words, options), *_typed(options)])
     return 0
@@ -111,14 +107,16 @@ def demo(arguments: Sequence[str]) -> int:
     method, added = _take_own(options, "cdws")
     if words:
         raise UsageError(f"cdws demo brings its own images, and takes no '{words[0]}'; for yours: cdws train DATA.")
-    files = {name: _files(RUNS[name], method, ["demo", *added]) for name in ("train", "evaluate", "infer")}
+    chosen = [RUNS[name] for name in ("train", "evaluate", "infer")]
+    files = {run.name: config_files(run.base, method, ["demo", *added], run.last) for run in chosen}
     _refuse("demo", options, [file for chain in files.values() for file in chain])
     given = dict(options)
     data = given.get("demo_dir") or f"runs/demo/data-{given.get('seed') or DEMO_SEED}"
-    extra = {"train": [], "evaluate": ["--split", "test"], "infer": ["--dataset_dir", f"{data}/images"]}
+    extra = {"evaluating": ["--split", "test"], "inferring": ["--dataset_dir", f"{data}/images"]}
     for name, chain in files.items():
-        own = [(k, v) for k, v in options if k.split("#")[0] in top_of(chain)]
-        run_monai(["run", RUNS[name].name, *_config_file(chain), *extra[name], *_typed(own)])
+        known = {*top_of(chain), *MONAI_OPTIONS}
+        own = [(k, v) for k, v in options if k.removeprefix("+").split("#")[0] in known]
+        run_monai(["run", name, *_config_file(chain), *extra.get(name, []), *_typed(own)])
     folder = given.get("output_dir") or "runs/demo"
     print(f"\nmasks, probability maps, overlays   {folder}/predictions\nmetrics                             ", end="")
     print(f"{folder}/metrics.json\nTensorBoard log                     tensorboard --logdir {folder}")
@@ -159,7 +157,7 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
     kinds = {".ts": "ckpt_export", ".onnx": "onnx_export"}
     if Path(file).suffix not in kinds:
         raise UsageError(f"'{file}' must end in .ts, for TorchScript, or in .onnx.")
-    files = _files(RUNS["infer"], method, added)
+    files = config_files("inference", method, added)
     top = top_of(files)
     model = folders["ckpt_path"]
     if model is None:
@@ -219,13 +217,6 @@ def _shown(path: Path) -> str:
 def _config_file(files: Sequence[Path]) -> list[str]:
     names = [_shown(file) for file in files]
     return ["--config_file", names[0] if len(names) == 1 else "[" + ",".join(map(repr, names)) + "]"]
-
-
-def _files(chosen: Run, method: str, added: Sequence[str]) -> list[Path]:
-    try:
-        return config_files(chosen.base, method, added, chosen.last)
-    except InputError as error:
-        raise UsageError(str(error)) from error
 
 
 def _take_own(options: list[tuple[str, str | None]], method: str) -> tuple[str, list[str]]:

@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from scripts.data.datalist import load_datalist
-from scripts.labelling.__main__ import find_images, groups_of, main
+from scripts.labelling.__main__ import main
 from scripts.labelling.dataset import split_by_group, write_dataset
+from scripts.labelling.images import find_images, groups_of
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
 from scripts.runtime.errors import InputError

@@ -1,0 +1,192 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``cdws``: what it refuses, prints and runs. Its runs themselves are those of the documents' commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow, create_workflow
+from monai.bundle import run as run_bundle
+from scripts.console import runs
+from scripts.console.command import main
+from scripts.demo.dataset import make_demo_dataset
+
+BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """What would be run, instead of running it."""
+    found: list[list[str]] = []
+    monkeypatch.setattr(runs, "run_module", lambda module, words: found.append([module, *words]))
+    return found
+
+
+REFUSED = {
+    "trian DATA": "no command 'trian' (did you mean cdws train?)",
+    "train": "cdws train needs the folder of dataset.json: cdws train DATA",
+    "infer": "cdws infer needs the folder of images: cdws infer FOLDER",
+    "train DATA MORE": "'MORE' is one word too many",
+    "train DATA --dataset_dir OTHER": "'DATA' and --dataset_dir are both given",
+    "train DATA --spatail_size [64,64]": "--spatail_size (did you mean --spatial_size?)",
+    "train DATA --tile_size 64": "--tile_size",  # of slides
+    "evaluate DATA --spilt test": "--spilt (did you mean --split?)",
+    "train DATA --split test": "There is no option --split",
+    "train DATA --methud dws": "--methud (did you mean --method?)",
+    "train DATA --method": "--method has no value",
+    "train DATA --method cdsw": "no method 'cdsw' (did you mean cdws?)",
+    "train DATA --overlay suprepixels": "no overlay 'suprepixels' (did you mean superpixels?)",
+    "train DATA --overlay mine.json": "no overlay 'mine.json': no such file",
+    "train DATA --overlay slides": "of inference alone: cdws infer FOLDER --overlay slides",
+    "train DATA --config_file x.json": "--overlay FILE",
+    "demo DATA": "takes no 'DATA'; for yours: cdws train DATA",
+    "demo --sed 1": "--sed (did you mean --seed?)",
+    "export model.pt": "must end in .ts",
+    "export a.ts b.ts": "'b.ts' is one word too many",
+    "export a.ts --ckpt_pth x": "no option --ckpt_pth (did you mean --ckpt_path?)",
+    "settings treshold": "no setting 'treshold' (did you mean threshold?)",
+    "settings --method dsw": "no method 'dsw' (did you mean dws?)",
+    "data from-folder": "(did you mean from-folders?)",
+    "data from-folders a": "NEGATIVE",
+    "data from-masks a b --without_mask negativ": "'negativ' is no without_mask (did you mean negative?)",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_misspelt_word_is_refused_in_one_sentence(line: str, started, capsys) -> None:
+    try:
+        status = main(line.split())
+    except SystemExit as end:  # of argparse
+        status = end.code
+    errors = capsys.readouterr().err
+    assert status == 2
+    assert started == []
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+    assert REFUSED[line] in errors
+
+
+def names(words: list[str]) -> list[str]:
+    """Of the configs of a command, without folders and suffixes."""
+    return [Path(name).stem for name in words[words.index("--config_file") + 1].strip("[]").replace("'", "").split(",")]
+
+
+CHOSEN = {
+    "train DATA": ["train", "recommended"],
+    "check DATA --method unet": ["train", "unet", "check"],
+    "train DATA --method recommended_supervised": ["train", "recommended", "recommended_supervised"],
+    "evaluate DATA --method cdws --overlay superpixels": ["train", "cdws", "superpixels", "evaluate"],
+    "infer DATA --overlay mri --overlay superpixels": ["inference", "recommended", "slices", "mri", "superpixels"],
+    "train DATA --overlay slices,ct": ["train", "recommended", "slices", "ct"],
+    "infer DATA --method dws --overlay slides --mpp 1": ["inference", "dws", "slides"],
+}
+
+
+@pytest.mark.parametrize("line", CHOSEN)
+def test_configs_follow_each_other_as_they_must(line: str, started) -> None:
+    assert main(line.split()) == 0
+    assert names(started[0]) == CHOSEN[line]
+    assert started[0][-2:] == (["--mpp", "1"] if "--mpp" in line else ["--dataset_dir", "DATA"])
+
+
+def test_options_arrive_as_they_were_typed(started) -> None:
+    line = ["train", "set #2", "--max_epochs=3", "--spatial_size", "[64, 64]", "--r", "-5", "--network_def#stages", "2"]
+    assert main([*line, "--output_dir=-x", "--amp"]) == 0
+    words = started[0][started[0].index("--config_file") + 2 :]
+    typed = ["--max_epochs", "3", "--spatial_size", "[64, 64]", "--r=-5", "--network_def#stages", "2"]
+    assert words == ["--dataset_dir", "set #2", *typed, "--output_dir=-x", "--amp"]
+
+
+def test_many_files_are_given_as_a_list(started) -> None:
+    assert main(["infer", "a.png", "it's.png"]) == 0
+    assert started[0][-2:] == ["--images", repr(["a.png", "it's.png"])]
+
+
+def test_an_own_overlay_is_a_file(started, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"my_setting": 1}))
+    assert main(["train", "DATA", "--overlay", str(tmp_path / "mine.json"), "--my_setting", "2"]) == 0
+    assert names(started[0])[-1] == "mine"
+
+
+def test_the_demo_gives_each_run_what_it_has(started, capsys) -> None:
+    assert main(["demo", "--seed", "3", "--val_interval", "2", "--max_epochs", "4"]) == 0
+    assert [words[2] for words in started] == ["training", "evaluating", "inferring"]
+    assert [names(words)[:3] for words in started[:2]] == [["train", "cdws", "demo"]] * 2
+    assert all(words[words.index("--seed") + 1] == "3" for words in started)
+    assert ["--val_interval" in words for words in started] == [True, True, False]
+    assert "runs/demo/data-3/images" in started[2]
+    assert "runs/demo/predictions" in capsys.readouterr().out
+
+
+def test_the_study_and_the_page_are_started(started) -> None:
+    assert main(["study", "DATA", "--experiment", "comparison", "--methods", "cdws", "dws"]) == 0
+    assert main(["study", "--demo", "--output_dir", "x"]) == 0
+    assert main(["label", "DATA", "--annotator", "anna"]) == 0
+    study = ["scripts.experiments", "comparison", "--dataset_dir", "DATA", "--methods", "cdws", "dws"]
+    assert started == [
+        [*study, "--output_dir", "runs/study"],
+        ["scripts.experiments", "all", "--demo", "--output_dir", "x"],
+        ["scripts.labelling", "label", "DATA", "--annotator", "anna"],
+    ]
+
+
+def test_help_and_settings_need_no_pytorch() -> None:
+    lines = [["-h"], ["train", "-h"], ["infer", "-h"], ["demo", "-h"], ["data", "-h"], ["data", "from-csv", "-h"]]
+    lines += [["settings"], ["settings", "-h"], ["export", "-h"], ["train", "DATA", "--typo", "1"], ["typo"]]
+    program = (
+        f"import sys; sys.path.insert(0, {str(BUNDLE)!r})\nfrom scripts.console.command import main\n"
+        f"for line in {lines}:\n    try:\n        main(line)\n    except SystemExit:\n        pass\n"
+        "assert not {'torch', 'monai', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 2  # the two that are refused
+
+
+def test_settings_are_those_of_the_method(capsys) -> None:
+    main(["settings", "batch_size"])
+    main(["settings", "batch_size", "--method", "cdws"])
+    main(["settings", "batch_size", "--method", "cdws", "--overlay", "minibatch"])
+    found = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  batch_size")]
+    assert found == ["8", "all", "4"]
+
+
+def test_monais_own_options_are_known() -> None:
+    own = {
+        name for function in (run_bundle, create_workflow, ConfigWorkflow) for name in signature(function).parameters
+    }
+    assert {*runs.MONAI_OPTIONS, "config_file"} == own - {"override", "kwargs"}
+
+
+def test_the_printed_command_does_the_same(quick_python, tmp_path: Path) -> None:
+    folder = tmp_path / "it's #1"
+    make_demo_dataset(folder, counts={"training": 2, "validation": 2}, size=(32, 32))
+    ours = subprocess.run([quick_python, BUNDLE, "check", folder], cwd=tmp_path, capture_output=True, text=True)
+    assert ours.returncode == 0, ours.stderr
+    printed, _, rest = ours.stdout.partition("\n")
+    assert printed.startswith("$ ")
+    assert "training: 1 positive images (1 with an area or a mask), 1 negative ones, of 2 groups." in rest
+    words = shlex.split(printed[2:])
+    assert words[1:5] == ["-m", "monai.bundle", "run", "checking"]
+    next((folder / "images").iterdir()).unlink()
+    again = subprocess.run(["bash", "-c", printed[2:]], cwd=tmp_path, capture_output=True, text=True)
+    ours = subprocess.run([quick_python, BUNDLE, "check", folder], cwd=tmp_path, capture_output=True, text=True)
+    assert (again.returncode, ours.returncode) == (1, 1)
+    assert "there is no such file" in again.stderr
+    assert again.stderr.splitlines()[-3:] == ours.stderr.splitlines()[-3:]
+    assert "UserWarning" not in ours.stderr

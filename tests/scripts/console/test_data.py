@@ -1,0 +1,186 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Data sets from two folders, a table or masks, as ``cdws data`` writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts.console.command import main
+from scripts.data.datalist import load_datalist
+
+
+def picture(path: Path, marked: int = 0, mask: bool = False) -> Path:
+    """8 x 10 pixels; of a mask the first are 255."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros(80, np.uint8) if mask else np.arange(80, dtype=np.uint8)
+    pixels[:marked] = 255
+    Image.fromarray(pixels.reshape(8, 10)).save(path)
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Two pictures of each of three patients with the finding, and of four without."""
+    for kind, patients in (("yes", "abc"), ("no", "defg")):
+        for patient in patients:
+            for number in (1, 2):
+                picture(tmp_path / kind / f"p{patient}_{number}.png")
+    return tmp_path
+
+
+def items_of(folder: Path) -> list[dict]:
+    content = json.loads((folder / "dataset.json").read_text())
+    return [item for split in ("training", "validation") for item in content[split]]
+
+
+def test_two_folders_make_a_data_set_that_passes_its_check(folders: Path, capsys) -> None:
+    line = ["data", "from-folders", str(folders / "yes"), str(folders / "no"), "--group", r"(p\w)_"]
+    assert main([*line, "--validation", "0.3"]) == 0
+    splits = load_datalist(folders)
+    assert {item["group"] for item in splits["training"]}.isdisjoint(item["group"] for item in splits["validation"])
+    assert sum(item["label"] for item in items_of(folders)) == 6
+    assert len(items_of(folders)) == 14
+    assert all("area" not in item for item in items_of(folders))
+    shown = capsys.readouterr().out
+    # of the six and eight images 0.3 are two each: a patient of each kind
+    assert "validation           2         2         2" in shown
+    assert "training             4         6         5" in shown
+    assert "No positive image has a rough area" in shown
+    assert "Warning" not in shown
+    assert f"Next: cdws train {folders}" in shown
+
+
+def test_a_seed_draws_the_split(folders: Path) -> None:
+    line = ["data", "from-folders", str(folders / "yes"), str(folders / "no")]
+    drawn = []
+    for seed in ("0", "0", "1"):
+        assert main([*line, "--seed", seed]) == 0
+        drawn.append((folders / "dataset.json").read_text())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_image_alone_is_a_group_and_that_is_said(folders: Path, capsys) -> None:
+    assert main(["data", "from-folders", str(folders / "yes"), str(folders / "no"), "--area", "0.4"]) == 0
+    assert {item["group"] for item in items_of(folders)} == {item["image"] for item in items_of(folders)}
+    assert [item.get("area") for item in items_of(folders) if item["label"]] == [0.4] * 6
+    shown = capsys.readouterr().out
+    assert "Warning: each image counts as a patient of its own" in shown
+    assert "rough area" not in shown
+
+
+def test_images_outside_the_folder_of_the_data_set_are_allowed_in_the_next_command(folders: Path, capsys) -> None:
+    line = ["data", "from-folders", str(folders / "yes"), str(folders / "no"), "--output", str(folders / "sets" / "a")]
+    assert main(line) == 0
+    assert f"Next: cdws train {folders}/sets/a --allow_outside True" in capsys.readouterr().out
+    assert len(load_datalist(folders / "sets" / "a", allow_outside=True)["training"]) == 11
+
+
+def test_a_table_may_have_other_headings_labels_and_separators(folders: Path, capsys) -> None:
+    rows = ["File;Diagnosis;Extent;Patient;Remark"]
+    rows += [f"yes/p{p}_{n}.png;tumour;{e};{p};x" for p, n, e in (("a", 1, "30%"), ("a", 2, "0,5"), ("b", 1, ""))]
+    rows += [f"no/p{p}_{n}.png;normal;;{p};x" for p, n in (("d", 1), ("d", 2), ("e", 1))]
+    (folders / "table.csv").write_text("\n".join(rows), encoding="utf-8-sig")
+    line = ["data", "from-csv", str(folders / "table.csv"), "--image", "File", "--label", "Diagnosis"]
+    assert main([*line, "--positive", "tumour", "--area", "Extent", "--group", "Patient"]) == 0
+    found = {item["image"]: item for item in items_of(folders)}
+    assert found["yes/pa_1.png"] == {"image": "yes/pa_1.png", "label": 1, "area": 0.3, "group": "a"}
+    assert found["yes/pa_2.png"]["area"] == 0.5
+    assert found["yes/pb_1.png"] == {"image": "yes/pb_1.png", "label": 1, "group": "b"}
+    assert found["no/pd_1.png"] == {"image": "no/pd_1.png", "label": 0, "group": "d"}
+    shown = capsys.readouterr().out
+    assert "Columns that are not used: Remark." in shown
+    assert "1 of 3 positive images don't have a rough area" in shown
+
+
+TABLES = {
+    "image,lable\nyes/pa_1.png,1": r"no column 'label' \(did you mean lable\?\)",
+    "image,label": "no row below its headings",
+    "image,label\nyes/none.png,1": "line 2: there is no file",
+    "image,label\nyes/pa_1.png,1\nyes/pa_2.png,bad": "line 3: the label 'bad' is neither 1 nor 0; .*--positive",
+    "image,label\nyes/pa_1.png,1\nyes/pa_1.png,0": "line 3: .* is in line 2 as well",
+    "image,label,area\nyes/pa_1.png,1,30": "line 2: the area '30' is no fraction .*30%",
+    "image,label,area\nyes/pa_1.png,0,0.3": "line 2: the label is negative, but the area '0.3'",
+    "image,label,mask\nyes/pa_1.png,1,no.png": "line 2: there is no mask",
+    "image,label\nyes/pa_1.png,1\nyes/pb_1.png,1": "too few images without the finding",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_that_cannot_be_used_is_refused(table: str, folders: Path, capsys) -> None:
+    (folders / "table.csv").write_text(table)
+    assert main(["data", "from-csv", str(folders / "table.csv")]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert re.search(TABLES[table], errors), errors
+    assert not (folders / "dataset.json").exists()
+
+
+def test_masks_give_label_and_area(tmp_path: Path, capsys) -> None:
+    """Of 80 pixels 20 are a quarter, which is rounded up to 0.3; 80 are all."""
+    for name, marked in (("a", 20), ("b", 80), ("c", 0), ("d", 0), ("e", 24)):
+        picture(tmp_path / "images" / f"{name}.jpg")
+        picture(tmp_path / "masks" / f"{name}{'_mask' if name == 'a' else ''}.png", marked, mask=True)
+    picture(tmp_path / "images" / "f.jpg")
+    line = ["data", "from-masks", str(tmp_path / "images"), str(tmp_path / "masks")]
+    assert main(line) == 1
+    assert "no mask" in capsys.readouterr().err
+    assert main([*line, "--without_mask", "leave_out"]) == 0
+    assert "without a mask: 1 " in capsys.readouterr().out
+    assert main([*line, "--without_mask", "negative"]) == 0
+    found = {Path(item["image"]).stem: item for item in items_of(tmp_path)}
+    assert {name: (item["label"], item.get("area")) for name, item in found.items()} == {
+        **{"a": (1, 0.3), "b": (1, 1.0), "e": (1, 0.3)},
+        **{"c": (0, None), "d": (0, None), "f": (0, None)},
+    }
+    assert found["a"]["mask"] == "masks/a_mask.png"
+    load_datalist(tmp_path, pixel_labels=True)
+
+
+def test_pictures_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / f"{number}.png")
+        picture(tmp_path / f"{number}_label.png", 8 * (number % 2), mask=True)
+    assert main(["data", "from-masks", str(tmp_path), str(tmp_path), "--suffix", "_label"]) == 0
+    assert sorted(item["image"] for item in items_of(tmp_path)) == ["0.png", "1.png", "2.png", "3.png"]
+    assert [item["area"] for item in items_of(tmp_path) if item["label"]] == [0.1, 0.1]
+
+
+def test_a_mask_that_is_damaged_is_named(tmp_path: Path, capsys) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(b"no picture")
+    assert main(["data", "from-masks", str(tmp_path / "images"), str(tmp_path / "masks")]) == 1
+    assert "masks/a.png' can't be read" in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_used_are_refused(folders: Path, capsys) -> None:
+    (folders / "empty").mkdir()
+    for positive, negative, problem in (
+        ("none", "no", "There is no folder"),
+        ("yes", "empty", "There is no picture in"),
+        ("yes", "yes", "lie in each other"),
+        (".", "no", "lie in each other"),
+    ):
+        assert main(["data", "from-folders", str(folders / positive), str(folders / negative)]) == 1
+        assert problem in capsys.readouterr().err
+
+
+def test_a_data_set_of_somebody_else_is_not_replaced(folders: Path, capsys) -> None:
+    (folders / "dataset.json").write_text("{}")
+    assert main(["data", "from-folders", str(folders / "yes"), str(folders / "no")]) == 1
+    assert "was not written by cdws data" in capsys.readouterr().err
+    assert (folders / "dataset.json").read_text() == "{}"

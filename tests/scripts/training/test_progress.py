@@ -1,0 +1,40 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a training says of its epochs."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from ignite.engine import Engine, Events
+from scripts.training.progress import EpochLog
+
+
+def test_an_epoch_is_a_line_of_short_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(lambda engine, _: None)
+    engine.state.key_metric_name = "f_mean"
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def _measure() -> None:
+        engine.state.metrics = {"val_loss": 2 / 3, "f_mean": 0.123456789}
+        engine.state.best_metric, engine.state.best_metric_epoch = 0.987654321, 1
+
+    for name, best in (("validation", True), ("training", False)):
+        EpochLog(name, best).attach(engine)
+    with caplog.at_level(logging.INFO):
+        engine.run([0], max_epochs=2)
+    lines = [record.getMessage() for record in caplog.records if record.name in ("validation", "training")]
+    assert lines[:2] == [
+        "validation, epoch 1: f_mean 0.1235, val_loss 0.6667 (best f_mean 0.9877, epoch 1)",
+        "training, epoch 1: f_mean 0.1235, val_loss 0.6667",
+    ]
+    assert len(lines) == 4
