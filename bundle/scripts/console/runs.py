@@ -16,6 +16,7 @@ A run has the process for itself, as under ``python -m``: it fails, and is stopp
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -40,6 +41,7 @@ OWN = ("method", "overlay")  # options that aren't settings
 MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
 MONAI_OPTIONS += ("workflow_type", "properties_path")
 DEMO_SEED = "0"
+DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
 
 
 class Run(NamedTuple):
@@ -117,10 +119,22 @@ def demo(arguments: Sequence[str]) -> int:
         known = {*top_of(chain), *MONAI_OPTIONS}
         own = [(k, v) for k, v in options if k.removeprefix("+").split("#")[0] in known]
         run_monai(["run", name, *_config_file(chain), *extra.get(name, []), *_typed(own)])
-    folder = given.get("output_dir") or "runs/demo"
-    print(f"\nmasks, probability maps, overlays   {folder}/predictions\nmetrics                             ", end="")
-    print(f"{folder}/metrics.json\nTensorBoard log                     tensorboard --logdir {folder}")
+    _report_demo(Path(given.get("output_dir") or "runs/demo"))
     return 0
+
+
+def _report_demo(folder: Path) -> None:
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    short = {name: "-" if found[name] is None else f"{found[name]:.2f}" for name in DEMO_SCORES}
+    scores = "F+ {f_pos}  F- {f_neg}  (all pixels marked: {all_ones_f_pos} and {all_ones_f_neg})  AUC {auc}"
+    rows = {
+        "TensorBoard log": f"tensorboard --logdir {folder}",
+        "metrics": folder / "metrics.json",
+        "masks, probability maps, overlays": folder / "predictions",
+        "scores of the test images": scores.format(**short),
+        "look at": folder / "predictions" / "index.html",
+    }
+    print("\n" + "\n".join(f"{what:36}{where}" for what, where in rows.items()))
 
 
 def label(arguments: Sequence[str]) -> int:

@@ -123,14 +123,19 @@ def test_an_own_overlay_is_a_file(started, tmp_path: Path) -> None:
     assert names(started[0])[-1] == "mine"
 
 
-def test_the_demo_gives_each_run_what_it_has(started, capsys) -> None:
-    assert main(["demo", "--seed", "3", "--val_interval", "2", "--max_epochs", "4"]) == 0
+def test_the_demo_gives_each_run_what_it_has(started, capsys, tmp_path: Path) -> None:
+    scores = {"f_pos": 0.75, "f_neg": 1.0, "all_ones_f_pos": 0.5, "all_ones_f_neg": 0.0, "auc": 0.875}
+    (tmp_path / "metrics.json").write_text(json.dumps(scores))
+    line = ["demo", "--seed", "3", "--val_interval", "2", "--max_epochs", "4", "--output_dir", str(tmp_path)]
+    assert main(line) == 0
     assert [words[2] for words in started] == ["training", "evaluating", "inferring"]
     assert [names(words)[:3] for words in started[:2]] == [["train", "cdws", "demo"]] * 2
     assert all(words[words.index("--seed") + 1] == "3" for words in started)
     assert ["--val_interval" in words for words in started] == [True, True, False]
     assert "runs/demo/data-3/images" in started[2]
-    assert "runs/demo/predictions" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "F+ 0.75  F- 1.00  (all pixels marked: 0.50 and 0.00)  AUC 0.88" in shown
+    assert shown.splitlines()[-1].endswith(f"{tmp_path}/predictions/index.html")
 
 
 def test_the_study_and_the_page_are_started(started) -> None:
