@@ -21,11 +21,11 @@ import torch
 from monai.metrics import compute_roc_auc
 
 from scripts.metrics import compute_region_f_measure, intersection_over_union
+from scripts.metrics.area import THRESHOLDS, middle_of_best, pixels_reaching, threshold_by_areas
 from scripts.runtime.errors import InputError
 
 __all__ = [
     "DISC_FRACTIONS",
-    "THRESHOLDS",
     "ImageScores",
     "Thresholds",
     "baseline_table",
@@ -38,7 +38,6 @@ __all__ = [
 
 DISC_FRACTIONS = tuple(fraction / 100 for fraction in range(5, 100, 5))
 BORDER = 0.07  # of the height at top and bottom, and of the width at the sides
-THRESHOLDS = tuple(threshold / 100 for threshold in range(1, 100))
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ def score_image(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold must be a fraction from 0 to 1; got {threshold!r}.")
     prediction = probability >= threshold
-    levels = _levels(probability)
-    reaching = _reaching(levels)
+    reaching = pixels_reaching(probability)
     known = {
         "image": image,
         "label": label,
@@ -150,7 +148,7 @@ def score_image(
         iou=intersection_over_union(prediction, truth),
         all_ones_f=compute_region_f_measure(np.ones_like(truth), truth)[0],
         disc_f=tuple(compute_region_f_measure(disc, truth)[0] for disc in discs),
-        f_by_threshold=tuple(_f_by_threshold(reaching, _reaching(levels[truth]), truth).tolist()),
+        f_by_threshold=tuple(_f_by_threshold(reaching, pixels_reaching(probability[truth]), truth).tolist()),
         border_recall=_recall(prediction, truth & border),
         inner_recall=_recall(prediction, truth & ~border),
     )
@@ -166,16 +164,6 @@ def _border(shape: Sequence[int]) -> np.ndarray:
 
 def _recall(prediction: np.ndarray, truth: np.ndarray) -> float | None:
     return float(prediction[truth].mean()) if truth.any() else None
-
-
-def _levels(probability: np.ndarray) -> np.ndarray:
-    """How many of `THRESHOLDS` each pixel reaches."""
-    return np.searchsorted(np.asarray(THRESHOLDS), probability, side="right")
-
-
-def _reaching(levels: np.ndarray) -> np.ndarray:
-    """Number of pixels that reach each threshold: those of the levels above it, (99,)."""
-    return np.bincount(levels.ravel(), minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
 
 
 def _f_by_threshold(predicted: np.ndarray, hits: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -194,13 +182,13 @@ def choose_thresholds(scores: Sequence[ImageScores]) -> Thresholds:
     # half-way between neighbouring probabilities, and the ends
     candidates = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [1.0]])
     accuracy = [np.mean((probabilities >= t) == labels) for t in candidates]
-    image = _middle_of_best(candidates, accuracy)
+    image = middle_of_best(candidates, accuracy)
     areas = _threshold_by_areas(scores)
     if any(s.f_by_threshold is None for s in scores):
         return Thresholds(image, None, areas)
     curves = np.array([s.f_by_threshold for s in scores])  # (images, thresholds)
     f_mean = (curves[labels].mean(axis=0) + curves[~labels].mean(axis=0)) / 2
-    return Thresholds(image, _middle_of_best(np.asarray(THRESHOLDS), f_mean), areas)
+    return Thresholds(image, middle_of_best(THRESHOLDS, f_mean), areas)
 
 
 def _threshold_by_areas(scores: Sequence[ImageScores]) -> float | None:
@@ -208,13 +196,7 @@ def _threshold_by_areas(scores: Sequence[ImageScores]) -> float | None:
     if not stated:
         return None
     areas = np.array([s.area_by_threshold for s in stated])  # (images, thresholds)
-    errors = np.abs(areas - np.array([[s.area_stated] for s in stated])).mean(axis=0)
-    return _middle_of_best(np.asarray(THRESHOLDS), -errors)
-
-
-def _middle_of_best(candidates: np.ndarray, values: Sequence[float]) -> float:
-    best = candidates[np.isclose(values, np.max(values))]
-    return float(best[len(best) // 2])
+    return threshold_by_areas(np.abs(areas - np.array([[s.area_stated] for s in stated])).sum(axis=0))
 
 
 def summarise(scores: Sequence[ImageScores], thresholds: Thresholds) -> dict[str, float]:

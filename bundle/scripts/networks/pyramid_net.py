@@ -121,6 +121,13 @@ class PyramidNet(MapNetwork):
             layer.eval()
         self.calibrated.fill_(1)
 
+    @torch.jit.unused
+    @torch.no_grad()
+    def shift(self, logits: float) -> None:
+        """Add to the logits of all maps."""
+        for head in self.heads:
+            head.bias += logits
+
     def train(self, mode: bool = True) -> PyramidNet:
         """Training mode, but for the encoder's normalisation, whose statistics stay."""
         super().train(mode)

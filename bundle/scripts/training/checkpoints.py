@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 from collections.abc import Sequence
 from os import PathLike
@@ -24,11 +25,14 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
 
+from scripts.metrics.area import THRESHOLDS, area_errors, threshold_by_areas
 from scripts.networks.map_network import trained_as
 from scripts.networks.weights import load_tensors, not_finite
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
+from scripts.runtime.processes import sum_over_processes
 
 __all__ = [
     "BestCheckpoint",
@@ -143,19 +147,44 @@ class BestCheckpoint:
 
     MONAI's `CheckpointSaver` removes the file of the last best before it writes, and forgets the metric over a restart.
 
+    Of a network that can `shift` its map, what is written is shifted until 0.5 marks areas like those stated of the
+    positive images that the engine was run on, where it knows areas: on images that it has not been trained on, a
+    network trained with hard labels is sure of too little. The network itself stays as it is.
+
     Args:
         path: of the file.
     """
 
     def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path)
+        self._area_errors = torch.zeros(len(THRESHOLDS), dtype=torch.float64)
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._area_errors.zero_())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if engine.state.best_metric_epoch == engine.state.epoch:
+        errors = sum_over_processes(self._area_errors.to(idist.device())).cpu()
+        if engine.state.best_metric_epoch != engine.state.epoch:
+            return
+        if not errors.any():
             write_checkpoint(engine.network.state_dict(), self.path)
+            return
+        threshold = threshold_by_areas(errors.numpy())
+        before = {name: value.clone() for name, value in engine.network.state_dict().items()}
+        engine.network.shift(-float(torch.logit(torch.tensor(threshold))))
+        write_checkpoint(engine.network.state_dict(), self.path)
+        engine.network.load_state_dict(before)
+        logger.info(f"'{self.path}' is shifted by the stated areas: what was {threshold:.2f} is 0.5 there.")
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output if hasattr(engine.network, "shift") else []:
+            if "probability" not in item:  # of a trainer
+                continue
+            label, area = item[CommonKeys.LABEL].flatten().tolist()
+            if label == 1 and not math.isnan(area):
+                self._area_errors += torch.from_numpy(area_errors(item["probability"].cpu().numpy(), area))
 
 
 class LastCheckpoint:

@@ -224,3 +224,16 @@ def test_weights_that_are_of_no_use_are_refused(tmp_path) -> None:
     torch.save(damaged | {name: damaged[name][:1]}, tmp_path / "shape.pth")
     with pytest.raises(InputError, match="don't fit 'resnet10t'"):
         load_encoder_weights(encoder, "resnet10t", str(tmp_path / "shape.pth"))
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_shift_adds_to_the_logits(deep_supervision: bool) -> None:
+    network = small(deep_supervision=deep_supervision).eval()
+    with torch.no_grad():
+        network.heads[0].weight.zero_()  # so that its map is constant
+        before = network.maps(images(1, 3, 32, 32))
+        network.shift(1.5)
+        after = network.maps(images(1, 3, 32, 32))
+    assert (after > before).all()
+    column = 1 if deep_supervision else 0
+    assert torch.allclose(after[:, column], torch.full((1, 32, 32), 1.5).sigmoid())

@@ -17,9 +17,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator
+from monai.transforms import CopyItemsd
 from scripts.networks import DCAN, FCN, CDWSNet, MapNetwork, UNet
 from scripts.runtime.errors import InputError
-from scripts.training.checkpoints import NetworkLoader, model_of
+from scripts.training.checkpoints import BestCheckpoint, NetworkLoader, model_of
+from scripts.training.trainer import MeanLoss
 
 
 def with_one_bit_changed(path: Path, tensor: torch.Tensor) -> Path:
@@ -146,3 +150,51 @@ def test_a_training_has_its_own_model_or_none_yet(tmp_path: Path, shipped: Path,
 
 def test_a_folder_that_was_named_is_taken_at_its_word(tmp_path: Path, shipped: Path) -> None:
     assert model_of(tmp_path / "typo", tmp_path / "out", shipped) == str(tmp_path / "typo" / "model.pt")
+
+
+class Logits(torch.nn.Module):
+    """A map of four pixels, whatever the image."""
+
+    def __init__(self, *probabilities: float) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.logit(torch.tensor(probabilities)).reshape(1, 1, 2, 2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.logits).expand(len(image), 1, 2, 2)
+
+
+class Shifted(Logits):
+    def shift(self, logits: float) -> None:
+        with torch.no_grad():
+            self.logits += logits
+
+
+def best_of(network: Logits, path: Path, targets: list[list[float]]) -> torch.Tensor:
+    """The probabilities of the checkpoint that a validation on images of these labels and areas writes."""
+    items = [{"image": torch.zeros(1, 2, 2), "label": torch.tensor(target)} for target in targets]
+    SupervisedEvaluator(
+        torch.device("cpu"),
+        DataLoader(items, batch_size=1),
+        network,
+        postprocessing=CopyItemsd("pred", names="probability"),
+        key_val_metric={"constant": MeanLoss(lambda output: torch.ones(1))},
+        val_handlers=[BestCheckpoint(path)],
+    ).run()
+    return torch.sigmoid(torch.load(path, weights_only=True)["logits"]).flatten()
+
+
+def test_best_checkpoint_is_shifted_by_the_areas(tmp_path: Path) -> None:
+    network = Shifted(0.9, 0.8, 0.3, 0.1)
+    before = network.logits.detach().clone()
+    # three of the four pixels are stated: 0.11 to 0.30 mark three, the middle of which is 0.21
+    probabilities = best_of(network, tmp_path / "model.pt", [[1, 0.75], [1, math.nan], [0, 0.0]])
+    odds = torch.tensor([9, 4, 3 / 7, 1 / 9]) * 79 / 21
+    assert torch.allclose(probabilities, odds / (1 + odds))
+    assert (probabilities >= 0.5).tolist() == [True, True, True, False]
+    assert torch.equal(network.logits, before)
+
+
+def test_best_checkpoint_is_the_network_itself_without_areas_or_a_shift(tmp_path: Path) -> None:
+    for network, target in ((Shifted(0.9, 0.8, 0.3, 0.1), [1, math.nan]), (Logits(0.9, 0.8, 0.3, 0.1), [1, 0.75])):
+        probabilities = best_of(network, tmp_path / "model.pt", [target, [0, 0.0]])
+        assert torch.allclose(probabilities, torch.tensor([0.9, 0.8, 0.3, 0.1]))
