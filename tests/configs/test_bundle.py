@@ -110,13 +110,17 @@ def test_inference_has_the_network_and_settings_of_training(configs):
         "normalize",
         "fusion_weights",
         "threshold",
+        "tta",
         "pool",
         "image_mean",
         "image_std",
     } <= shared
     assert train["spatial_size"] == inference["spatial_size"]["default"]  # of a checkpoint that doesn't say
     assert inference["load_image"].pop("picture") == "picture"  # which is drawn on
-    for key in shared - {"claim", "initialize", "spatial_size"}:
+    # training validates without flips: four times as quick
+    assert inference["network"].replace(".averaging_flips(@tta)", "") == train["network"]
+    assert json.loads((configs / "evaluate.json").read_text())["network"] == inference["network"]
+    for key in shared - {"claim", "initialize", "spatial_size", "network"}:
         assert train[key] == inference[key], key
     assert inference["preprocessing"]["transforms"] == train["load_transforms"][1:]
 

@@ -94,6 +94,7 @@ class MapNetwork(nn.Module):
         self.map_names = list(map_names)
         self.method = method
         self.spatial_size: tuple[int, int] | None = None
+        self.tta = False
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """
@@ -109,8 +110,14 @@ class MapNetwork(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to all maps (B, M, H, W) in training, and to the first (B, 1, H, W) in evaluation."""
-        maps = self.maps(image)
-        return maps if self.training else maps[:, :1]
+        if self.training:
+            return self.maps(image)
+        answer = self.maps(image)[:, :1]
+        if self.tta:
+            for axes in [[2], [3], [2, 3]]:
+                answer = answer + self.maps(image.flip(axes))[:, :1].flip(axes)
+            answer = answer / 4
+        return answer
 
     def receptive_fields(self) -> dict[str, tuple[int, int]]:
         """Receptive field and stride in pixels of those maps for which they mean something, under their names."""
@@ -128,6 +135,17 @@ class MapNetwork(nn.Module):
         """
         image_size("spatial_size", spatial_size, self.smallest_size)
         self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
+        return self
+
+    def averaging_flips(self: Network, tta: bool) -> Network:
+        """
+        The network itself, whose answer in evaluation is from now on the mean over the image and its three flips.
+
+        Raises:
+            InputError: when `tta` is neither True nor False.
+        """
+        truth_value("tta", tta)
+        self.tta = tta
         return self
 
     def get_extra_state(self) -> torch.Tensor:

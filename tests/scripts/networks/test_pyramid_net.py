@@ -237,3 +237,20 @@ def test_shift_adds_to_the_logits(deep_supervision: bool) -> None:
     assert (after > before).all()
     column = 1 if deep_supervision else 0
     assert torch.allclose(after[:, column], torch.full((1, 32, 32), 1.5).sigmoid())
+
+
+def test_with_tta_the_answer_is_the_mean_over_flips(tmp_path: Path) -> None:
+    network, image = small(), images(2, 3, 48, 64)
+    turned = image.rot90(2, (2, 3))
+    with torch.no_grad():
+        network.eval()
+        plain = [network(one) for one in (image, image.flip(3), image.flip(2), turned)]
+        expected = (plain[0] + plain[1].flip(3) + plain[2].flip(2) + plain[3].rot90(2, (2, 3))) / 4
+        network.averaging_flips(True)
+        assert torch.allclose(network(image), expected, atol=1e-6)
+        assert not torch.allclose(plain[0], expected, atol=1e-4)
+        torch.jit.script(network).save(tmp_path / "model.ts")
+        assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), expected, atol=1e-5)
+        assert torch.equal(network.averaging_flips(False)(image), plain[0])
+    with pytest.raises(InputError, match="tta must be True or False"):
+        network.averaging_flips("yes")
