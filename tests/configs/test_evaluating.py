@@ -45,7 +45,7 @@ def tests_alone(tmp_path):
     return tmp_path
 
 
-def evaluate(configs, red_detector, folder):
+def evaluate(configs, red_detector, folder, **options):
     run(
         "evaluating",
         config_file=[str(configs / "train.json"), str(configs / "evaluate.json")],
@@ -56,7 +56,16 @@ def evaluate(configs, red_detector, folder):
         split="test",
         spatial_size=[SIDE, SIDE],
         logging_file=False,
+        **options,
     )
+
+
+@pytest.mark.parametrize("cache_rate", [0.5, 1.0])
+def test_images_kept_in_memory_are_scored_as_others(configs, red_detector, tests_alone, cache_rate):
+    evaluate(configs, red_detector, tests_alone, cache_rate=cache_rate)
+    kept = (tests_alone / "out" / "metrics.json").read_text()
+    evaluate(configs, red_detector, tests_alone)
+    assert (tests_alone / "out" / "metrics.json").read_text() == kept
 
 
 def test_a_test_set_alone_is_scored_without_what_validation_would_choose(configs, red_detector, tests_alone, caplog):

@@ -84,7 +84,8 @@ class ItemwiseEvaluator(MapEvaluator):
         self._mapped = False
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
         dataset = val_data_loader.dataset
-        dataset.transform = LoadOrTell(dataset.transform)
+        if not getattr(dataset, "cache_num", 0):  # what is cached has been read
+            dataset.transform = LoadOrTell(dataset.transform)
 
     def report_left_out(self) -> None:
         """See `ImageList.report_left_out`."""
