@@ -100,6 +100,33 @@ def test_all_results_of_a_slide(configs, red_detector, write_slide, tmp_path):
     assert float(row["fraction_of_tissue"]) == pytest.approx(truth.sum() / (261 * 362), rel=0.02)
     assert float(row["probability"]) == pytest.approx((truth.sum() / (261 * 362)) ** 0.25, rel=0.01)
     assert not list(out.glob(".unfinished/*"))
+    measured = feature["properties"]["measurements"]
+    assert measured["Marked area µm^2"] == pytest.approx(truth.sum() * 0.25)
+    assert measured["Mean probability"] == measured["Highest probability"] == 1
+    page = (out / "index.html").read_text()
+    said = dict(re.findall(r'<data class="(\w+)[^"]*" value="([^"]*)"', page))
+    assert said == {key: row[key] for key in said}
+    assert list(said) == ["probability", "positive", "area_mm2", "fraction_of_tissue", "regions"]
+    assert page.count('class="view"') == 1
+
+
+def test_small_regions_have_no_polygon_and_small_holes_are_filled(configs, red_detector, write_slide, tmp_path):
+    """The region has 241 x 171 pixels of 0.25 um2 less a hole of 20 x 30, which is 150 um2."""
+    write_slide(tmp_path / "a.tif", stained(301, 402), 0.5)
+    for smallest, rings in (({"min_hole_um2": 149}, [2]), ({"min_hole_um2": 151}, [1]), ({"min_region_um2": 1e5}, [])):
+        out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", mpp=0.5, **smallest)
+        features = json.loads((out / "a.geojson").read_text())["features"]
+        assert [len(feature["geometry"]["coordinates"]) for feature in features] == rings
+        assert rows(out)["a"]["regions"] == str(len(rings))
+
+
+def test_results_of_other_slides_stay_and_are_told_of(configs, red_detector, write_slide, tmp_path, caplog):
+    for name in "ab":
+        write_slide(tmp_path / f"{name}.tif", stained(100, 100), 1.0)
+        out = infer(configs, red_detector, tmp_path / f"{name}.tif", tmp_path / "out")
+    assert "has results of 1 other slides too, the first is a" in caplog.text
+    assert (out / "a_mask.ome.tif").is_file()
+    assert re.findall(r"<h2>(.*)</h2>", (out / "index.html").read_text()) == ["b"]
 
 
 def test_polygons_are_in_pixels_of_level_0(configs, red_detector, write_slide, tmp_path):

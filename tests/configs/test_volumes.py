@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -143,6 +144,11 @@ def test_a_row_and_a_picture_for_each_volume(configs, red_detector, tmp_path):
     assert float(row["area_fraction"]) == pytest.approx(30 / 756, abs=1e-6)
     assert float(row["millilitres"]) == pytest.approx(3.0)
     assert 0.4 < float(row["probability"]) <= 1
+    assert row["positive"] == ("yes" if float(row["probability"]) >= 0.5 else "no")
+    page = (out / "index.html").read_text()
+    said = dict(re.findall(r'<data class="(\w+)[^"]*" value="([^"]*)"', page))
+    assert said == {key: row[key] for key in ("probability", "positive", "area_fraction", "millilitres")}
+    assert re.findall(r'data-title="([^"]*)"', page) == ["slice 5 of 7", "slice 6 of 7"]  # the marked ones
     overlay = np.asarray(Image.open(out / "a_overlay.png").convert("RGB"))
     # slices of 18 x 60 mm as a viewer shows them: two are marked
     assert overlay.shape[0] % 320 == 0

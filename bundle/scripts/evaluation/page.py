@@ -26,7 +26,8 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
-from skimage.measure import approximate_polygon, find_contours
+from shapely import LinearRing
+from skimage.measure import find_contours
 
 from scripts.images.heat import heat_palette
 from scripts.runtime.files import replacing
@@ -142,8 +143,8 @@ def _outline(values: np.ndarray, threshold: float) -> str:
     height, width = values.shape
     path = []
     for line in lines:
-        points = approximate_polygon(line, DETAIL)[:-1, ::-1] - 0.5  # less the padding; from centres to corners
-        x, y = points.clip(0, (width, height)).T
+        ring = LinearRing(line[:, ::-1] - 0.5).simplify(DETAIL)  # less the padding; from centres to corners
+        x, y = np.array(ring.coords[:-1]).clip(0, (width, height)).T
         if abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2 >= min(SPECK, height * width / 4):
             path.append("M" + "L".join(f"{a:.1f} {b:.1f}".replace(".0", "") for a, b in zip(x, y, strict=True)) + "Z")
     return "".join(path)
