@@ -45,11 +45,13 @@ __all__ = [
     "check_picture",
     "class_problems",
     "data_error",
+    "file_identity",
     "file_problem",
     "first_names",
     "has_masks",
     "load_datalist",
     "read_splits",
+    "repeated_images",
     "report_datalist",
 ]
 
@@ -101,7 +103,7 @@ def load_datalist(
     if doubtful:
         logger.warning(f"Areas that disagree with their masks (the areas are used): {first_names(doubtful)}.")
     for split, items in datalist.items():
-        problems += _contradictions(split, items, labels[split], path.parent)
+        problems += repeated_images(split, items, labels[split], path.parent)
     problems += [problem for split, found in labels.items() for problem in class_problems(split, set(found))]
     if pixel_labels:
         problems += [
@@ -167,7 +169,7 @@ def read_splits(
         logger.warning(f"{leak} if they are the same")
     datalist = {s: [_absolute(item, path.parent, paths, known) for item in items] for s, items in present.items()}
     images = {s: [i["image"] for i in items if _is_item(i)] for s, items in datalist.items()}
-    files = {s: [(_file(name), _shown(name, path.parent)) for name in names] for s, names in images.items()}
+    files = {s: [(file_identity(name), _shown(name, path.parent)) for name in names] for s, names in images.items()}
     for leak in _shared("image", files):
         logger.warning(f"{leak}, or results on it say nothing about new images")
     if not allow_outside:
@@ -312,7 +314,7 @@ def _is_item(item: object) -> bool:
     return isinstance(item, dict) and isinstance(item.get("image"), str)
 
 
-def _file(path: str) -> object:
+def file_identity(path: str) -> object:
     """What is the same for one file, however its name is written."""
     try:
         status = os.stat(path)
@@ -326,35 +328,41 @@ def _shown(path: str, folder: Path) -> str:
     return path.removeprefix(f"{folder}{os.sep}")
 
 
-def _contradictions(split: str, items: Sequence[Any], labels: Sequence[bool | None], folder: Path) -> list[str]:
+def repeated_images(split: str, items: Sequence[Any], labels: Sequence[bool | None], folder: Path) -> list[str]:
     """
-    Images that are listed twice in one split with two labels, areas or masks.
+    Images that are listed twice in one split with two labels, areas or masks; others listed twice are warned of.
 
     Args:
         split: its name.
-        items: of the split, of whatever kind.
+        items: of the split, of whatever kind; with a ``slice``, each is one of its volume.
         labels: of each, also where it is that of a mask.
         folder: of ``dataset.json``.
     """
     first: dict[tuple, tuple] = {}
-    problems = []
+    seen, repeated, problems = set(), [], []
     for item, label in zip(items, labels, strict=True):
         if not _is_item(item):
             continue
-        file, name, mask = _file(item["image"]), _shown(item["image"], folder), _mask_path(item)
-        masked = isinstance(mask, str)
+        name, mask, index = _shown(item["image"], folder), _mask_path(item), item.get("slice")
+        image, masked = (file_identity(item["image"]), index), isinstance(mask, str)
+        repeated += [name] if image in seen else []
+        seen.add(image)
         facts = {
             "label": None if label is None else (int(label), int(label)),
             "area": None if item.get("area") is None or _area_problems(item) else (item["area"],) * 2,
-            "mask": (_file(mask), f"'{_shown(mask, folder)}'") if masked else None,
+            "mask": (file_identity(mask), f"'{_shown(mask, folder)}'") if masked else None,
         }
         for key, fact in facts.items():
             if fact is not None:
-                other, before, stated = first.setdefault((file, key), (name, *fact))
+                other, before, stated = first.setdefault((image, key), (name, *fact))
                 if before != fact[0]:
                     same = "" if name == other else f" (as '{other}')"
-                    text = f"image '{name}' has {key} {stated}{same} and {key} {fact[1]} in '{split}'; keep one"
+                    of = "" if index is None else f", slice {index},"
+                    text = f"image '{name}'{of} has {key} {stated}{same} and {key} {fact[1]} in '{split}'; keep one"
                     problems.append(text)
+    if repeated and not problems:
+        names = first_names(list(dict.fromkeys(repeated)))
+        logger.warning(f"Listed more than once in '{split}', and counted so: {names}.")
     return problems
 
 
@@ -459,7 +467,7 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
     if not isinstance(path, str):
         return None, [f"mask is {_repr.repr(path)}, must be the path of a mask"]
     other = item.get("mask", path)
-    if other != path and not (isinstance(other, str) and _file(other) == _file(path)):
+    if other != path and not (isinstance(other, str) and file_identity(other) == file_identity(path)):
         shown = f"'{other}'" if isinstance(other, str) else _repr.repr(other)
         return None, [f"label is the mask '{path}', and mask is {shown}; remove one"]
     problem = file_problem(path)
@@ -468,7 +476,7 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
     if problem:
         missing = problem.startswith("there is no such file")
         return None, [problem.replace("such file", f"mask '{path}'") if missing else f"the mask '{path}' {problem}"]
-    if _file(path) == _file(item["image"]):
+    if file_identity(path) == file_identity(item["image"]):
         return None, [f"the mask '{path}' is the image itself"]
     try:
         return np.asarray(load_mask(path)), []

@@ -23,11 +23,15 @@ from scripts.data.datalist import SHOWN, check_picture, data_error, file_problem
 from scripts.images.pictures import SUFFIXES
 from scripts.images.reading import SLIDE_SUFFIXES
 from scripts.runtime.errors import InputError
-from scripts.runtime.files import result_name
+from scripts.runtime.files import is_table, result_name
 from scripts.runtime.processes import process_rank, union
 
-__all__ = ["ImageList", "check_given", "list_images"]
+__all__ = ["COLUMNS", "RESULTS", "TABLE", "ImageList", "check_given", "earlier_results", "list_images"]
 
+TABLE = "predictions.csv"  # of an inference, beside its other results
+COLUMNS = ("image", "probability", "area_fraction")  # the first ones, also in a table of version 0.6
+KINDS = ("mask", "heat", "overlay", "probability")
+RESULTS = tuple(f"_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".nii.gz", ".dcm"))
 logger = logging.getLogger(__name__)
 
 
@@ -51,6 +55,9 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
             files = sorted(p for p in Path(images).iterdir() if os.path.isfile(p)) if is_folder else [Path(images)]
         except OSError as error:
             raise InputError(f"The folder '{images}' can't be read ({error.strerror}).") from error
+        if is_folder:
+            results = earlier_results(Path(images))
+            files = [p for p in files if p not in results]
         paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if is_folder else files
         skipped = sorted({p.name for p in files} - {p.name for p in paths})
         if skipped:
@@ -78,6 +85,17 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
             found.append({"image": str(path)})
     found.log_left_out("the images")
     return found
+
+
+def earlier_results(folder: Path) -> set[Path]:
+    """Results of an inference into the folder of its images: files named after one, beside its table."""
+    if not (is_table(folder / TABLE, COLUMNS) or (folder / f"{TABLE}.part").exists()):
+        return set()
+    names = os.listdir(folder)
+    sources = [*names, os.path.basename(os.path.abspath(folder))]  # the folder itself may be a DICOM series
+    parts = [name.split(".") for name in sources]  # a name may have dots, and so may its suffix
+    owners = {".".join(part[:count]) for part in parts for count in range(1, len(part) + 1)} - {""}
+    return {folder / n for n in names if any(n.endswith(e) and n.removesuffix(e) in owners for e in RESULTS)}
 
 
 def check_given(path: str | PathLike, what: str) -> bool:

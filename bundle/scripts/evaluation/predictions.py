@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from ignite.engine import Engine, Events
 
+from scripts.data.listing import COLUMNS, RESULTS, TABLE
 from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
@@ -33,8 +34,6 @@ __all__ = ["ImageThreshold", "PredictionTable", "image_probability"]
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("mask", "heat", "overlay", "probability")
-RESULTS = tuple(f"_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".nii.gz", ".dcm"))
 SHOWN = 5  # names in a line of the log
 
 
@@ -94,7 +93,7 @@ class PredictionTable:
         image_threshold, metrics: see `ImageThreshold`.
     """
 
-    columns: tuple[str, ...] = ("image", "probability", "area_fraction", "positive")
+    columns: tuple[str, ...] = (*COLUMNS, "positive")
     shown: tuple[Column, ...] = (
         Column("probability", "probability", "fraction"),
         Column("positive", "yes/no", "text"),
@@ -109,7 +108,7 @@ class PredictionTable:
         image_threshold: float | str = "auto",
         metrics: str | None = None,
     ) -> None:
-        self.path = Path(output_dir) / "predictions.csv"
+        self.path = Path(output_dir) / TABLE
         self.partial = self.path.with_name(f"{self.path.name}.part")
         self.pool = pool or Pooling()
         self.threshold = threshold
@@ -134,8 +133,7 @@ class PredictionTable:
         """Raises InputError when files called as results, or the table, lie there and no table says they are some."""
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        # a table of version 0.6 has the first three columns
-        if not (is_table(self.path, PredictionTable.columns[:3]) or self.partial.exists()):
+        if not (is_table(self.path, COLUMNS) or self.partial.exists()):
             called = sorted(path for path in folder.iterdir() if path.name.endswith(RESULTS))
             refuse_to_replace([*called, self.path], f"there is no {self.path.name} of an inference beside it")
         if not is_page(self.page.path):

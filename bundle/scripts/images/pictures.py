@@ -239,11 +239,14 @@ def only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
         if page.offset in found:
             raise OSError("is a TIFF whose pages lead back to an earlier one")
         found[page.offset] = page
-    if len(found) > 1 and any(page.is_mask for page in found.values()):
+    inside = [page for outer in found.values() for page in outer.pages or ()]
+    if len(found) + len(inside) > 1 and any(page.is_mask for page in (*found.values(), *inside)):
         raise OSError("has a transparency mask on a page of its own; save it with an alpha channel")
     pages = [page for page in found.values() if not page.is_reduced] or list(found.values())
     if not pages:
         raise OSError("not a picture: a TIFF without a page")
+    pixels = pages[0].imagewidth * pages[0].imagelength
+    pages += [page for page in inside if page.imagewidth * page.imagelength >= pixels]  # no smaller versions
     count = len(pages)
     if count == 1 and (
         tiff.is_imagej or tiff.is_shaped or tiff.is_stk
@@ -252,7 +255,6 @@ def only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     page = pages[0]
     if count > 1 or page.imagedepth > 1:
         raise OSError(f"has {max(count, page.imagedepth)} pages; save the one that is meant")
-    pixels = page.imagewidth * page.imagelength
     tile = math.prod(page.chunks) * page.dtype.itemsize if page.dtype else 0  # may be larger than its image
     size = max(page.nbytes, tile)
     if pixels > MAX_PIXELS or size > MAX_BYTES:

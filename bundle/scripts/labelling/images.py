@@ -16,6 +16,7 @@ import json
 import re
 from pathlib import Path
 
+from scripts.data.listing import earlier_results
 from scripts.images.pictures import SUFFIXES
 from scripts.runtime.errors import InputError, first_line
 
@@ -24,14 +25,16 @@ __all__ = ["find_images", "find_pictures", "groups_of", "read_names"]
 
 def find_pictures(folder: Path) -> list[Path]:
     """
-    Pictures of a folder and its subfolders in alphabetical order, by their names.
+    Pictures of a folder and its subfolders in alphabetical order, by their names; not the results of inferences.
 
     Raises:
         InputError: when there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder '{folder}'; give the one with the images.")
-    return [p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in SUFFIXES and p.is_file()]
+    files = [p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in SUFFIXES and p.is_file()]
+    results = set().union(*map(earlier_results, {path.parent for path in files}))
+    return [path for path in files if path not in results]
 
 
 def find_images(folder: Path, only: Path | None = None) -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.data.datalist import SPLITS, class_problems, data_error, read_splits
+from scripts.data.datalist import SPLITS, class_problems, data_error, file_identity, read_splits, repeated_images
 from scripts.data.listing import ImageList
 from scripts.data.rough_area import rough_area
 from scripts.images.limits import MIN_SIZE
@@ -90,6 +90,8 @@ def load_slice_datalist(
             unknown |= {split} if item_problems else set()
             if pixel_labels and split in splits and not item_problems and "mask" not in item:
                 problems.append(f"{where}{name}: has no mask, which this method learns from; add one")
+    for split, items in datalist.items():
+        problems += repeated_images(split, items, [bool(item["label"]) for item in items], path.parent)
     for split in [s for s in dict.fromkeys((*SPLITS, *splits)) if s in datalist and s not in unknown]:
         labels = {bool(item["label"]) for item in datalist[split]}
         asked = f" (positive_labels is {positive_labels})" if positive_labels != "all" and True not in labels else ""
@@ -132,6 +134,8 @@ def _slices_of(
     problem = _plane_problem(volume.array.shape, axis)
     if problem:
         return [], [problem]
+    if isinstance(item.get("mask"), str) and file_identity(item["mask"]) == file_identity(item["image"]):
+        return [], [f"the mask '{item['mask']}' is the volume itself"]
     used, problems = _used(item, count)
     areas, rows = None, None
     if item.get("mask"):

@@ -29,7 +29,7 @@ import numpy as np
 from monai.data.utils import to_affine_nd
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from scripts.data.listing import check_given
+from scripts.data.listing import check_given, earlier_results
 from scripts.images.dicom import DicomFiles, DicomReader, group_files, is_dicom, unknown_size, warn_once
 from scripts.images.headers import is_longer, open_nifti, read_nrrd_header, refuse_larger
 from scripts.images.limits import MAX_VOXELS
@@ -148,7 +148,7 @@ def find_volumes(images: str | PathLike | Sequence[str]) -> list[str]:
 
 def _volumes_in(folder: Path) -> list[Path]:
     try:
-        entries = sorted(folder.iterdir())
+        entries = sorted(set(folder.iterdir()) - earlier_results(folder))
     except PermissionError as error:
         raise InputError(f"The folder '{folder}' can't be read ({error.strerror}); allow it.") from error
     files = _dicom_files(folder)

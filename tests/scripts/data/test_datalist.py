@@ -360,12 +360,13 @@ def test_one_file_under_two_names_is_one_image(folder: Path, how: str, caplog) -
         ({"area": 0.3}, {"area": None}, None),
     ],
 )
-def test_an_image_that_is_listed_twice_says_one_thing(folder: Path, first, second, problem) -> None:
+def test_an_image_that_is_listed_twice_says_one_thing(folder: Path, first, second, problem, caplog) -> None:
     write_picture(folder / "masks" / "other.png", (HEIGHT, WIDTH), 2)
     base = {"image": "images/a.png", "label": 1}
     write_set(folder, training=[base | first, base | second, NEGATIVE])
     if problem is None:
         load_datalist(folder)
+        assert "Listed more than once in 'training', and counted so: images/a.png." in caplog.messages
     else:
         assert problems_of(folder) == [f"image 'images/a.png' has {problem} in 'training'; keep one"]
 

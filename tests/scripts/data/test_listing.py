@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from scripts.data.listing import list_images
 from scripts.runtime.errors import InputError
+from scripts.volumes.reading import find_volumes
 
 HEIGHT, WIDTH = 5, 8
 
@@ -62,3 +63,22 @@ def test_a_folder_without_pictures_and_an_empty_list_are_refused(tmp_path: Path)
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"no folder or image '{tmp_path / 'none'}'; name one with --dataset_dir"):
         list_images(tmp_path / "none")
+
+
+@pytest.mark.parametrize("table", ["predictions.csv", "predictions.csv.part"])
+def test_results_beside_their_images_are_no_images(table: str, tmp_path: Path, monkeypatch) -> None:
+    """Of an inference with --prediction_dir images; what is of no image stays, and all without a table."""
+    names = ["a.png", "a_mask.png", "a_overlay.png", "a_probability.png", "b.1.png", "b.1_mask.png", "c_mask.png"]
+    for name in names:
+        write_picture(tmp_path / name)
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == names
+    (tmp_path / table).write_text("image,probability,area_fraction\n")
+    monkeypatch.chdir(tmp_path)
+    assert [item["image"] for item in list_images(".")] == ["a.png", "b.1.png", "c_mask.png"]
+
+
+def test_results_beside_their_volumes_are_no_volumes(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "a_mask.nii.gz", "a_probability.nii.gz", "b.nrrd", "b_mask.nii.gz", "c_mask.nii.gz"):
+        (tmp_path / name).touch()
+    (tmp_path / "predictions.csv").write_text("image,probability,area_fraction,millilitres\n")
+    assert [Path(path).name for path in find_volumes(tmp_path)] == ["a.nii.gz", "b.nrrd", "c_mask.nii.gz"]

@@ -281,6 +281,22 @@ def test_smaller_versions_beside_a_page_are_none(tmp_path: Path) -> None:
         np.testing.assert_allclose(PictureReader().read(tmp_path / name) * 255, picture, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "kind", "problem"),
+    [(1, 1, 4, "transparency mask"), (2, 1, 0, "2 pages"), (1, 1, 0, "2 pages"), (1, 2, 4, "transparency mask")],
+)
+def test_what_lies_inside_a_page_is_a_smaller_version_or_refused(outer, inner, kind, problem, tmp_path: Path) -> None:
+    """A SubIFD: a raw picture of a camera has the picture there, and a preview of it as its page."""
+    picture = marked(BLUE, WHITE, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(picture[::outer, ::outer], photometric="rgb", metadata=None, subifds=1)
+        writer.write(picture[::inner, ::inner], photometric="rgb", metadata=None, subfiletype=1)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        tiff.pages[0].pages[0].tags["NewSubfileType"].overwrite(kind)
+    with pytest.raises(OSError, match=problem):
+        PictureReader().read(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits", "jpeg"])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 def test_a_tiff_that_is_cut_short_is_refused_and_not_black_from_there(compression, tile, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_every_offender_is_named(folder):
         "can't be read": {"image": "cut.nii.gz", "mask": "mask.nii.gz"},
         "no such file": {"image": "none.nii.gz", "mask": "mask.nii.gz"},
         "needs a 'mask'": {"image": "a.nii.gz"},
+        "mask.nii.gz' is the volume itself": {"image": "mask.nii.gz", "mask": "./mask.nii.gz"},
         "has 5x8x3 voxels, the volume 5x8x4": A | {"mask": "small.nii.gz"},
         "lies elsewhere": A | {"mask": "moved.nii.gz"},
         "other values than whole numbers": A | {"mask": "soft.nii.gz"},
@@ -144,6 +145,21 @@ def test_every_offender_is_named(folder):
             load(folder, A, item)
         lines = [line for line in str(caught.value).splitlines() if "training[1]" in line]
         assert any(problem in line for line in lines), problem
+
+
+def test_a_slice_that_is_listed_twice_says_one_thing(folder, caplog):
+    load(folder, A, A | {"image": "./a.nii.gz", "range": [1, 2]})
+    assert "Listed more than once in 'training', and counted so: a.nii.gz." in caplog.messages
+    caplog.clear()
+    load(folder, A | {"range": [0, 1]}, A | {"range": [2, 3]})
+    assert not caplog.messages
+    with pytest.raises(InputError) as caught:  # the mask marks slices 1, 2 and 3, with areas of 0.1, 0.05 and 1
+        load(folder, A, B | {"image": "a.nii.gz"}, area_step=0.05)
+    problems = [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
+    assert problems == [
+        "image 'a.nii.gz', slice 1, has area 0.1 and area 0.2 in 'training'; keep one",
+        "image 'a.nii.gz', slice 3, has label 1 and label 0 in 'training'; keep one",
+    ]
 
 
 def test_method_that_learns_from_masks_names_volumes_without(folder):
