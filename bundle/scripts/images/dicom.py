@@ -42,6 +42,9 @@ except ImportError:  # pydicom 2, which MONAI Label needs
 __all__ = ["DicomFiles", "DicomReader", "group_files", "is_dicom", "sorted_datasets", "unknown_size", "warn_once"]
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as DICOM's own YBR_FULL
+# Photometric interpretations; those of JPEG 2000 are RGB once they are decoded.
+ONE_SAMPLE, THREE_SAMPLES = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), ("RGB", "YBR_FULL", "YBR_FULL_422")
+BY_JPEG_2000 = ("YBR_ICT", "YBR_RCT")
 SPACING_TOLERANCE = 0.05  # of the distance between slices
 # Elements that mean, when they are present and empty, what they mean when they are absent.
 MAY_BE_EMPTY = (
@@ -365,8 +368,17 @@ def _pixels(datasets: Sequence[pydicom.Dataset]) -> np.ndarray:
 
 def _slice(dataset: pydicom.Dataset) -> np.ndarray:
     """(rows, columns) float32, the values that the stored ones stand for."""
+    photometric = dataset.get("PhotometricInterpretation")
+    samples = int(dataset.get("SamplesPerPixel", 1))
+    known = ONE_SAMPLE if samples == 1 else THREE_SAMPLES
+    known += BY_JPEG_2000 if samples > 1 and "2000" in dataset.file_meta.TransferSyntaxUID.name else ()
+    if photometric not in known:
+        raise ValueError(
+            f"its PhotometricInterpretation is {photometric}, with {samples} numbers a pixel; save it as RGB or grey"
+        )
     pixels = dataset.pixel_array  # pydicom makes RGB of YBR
-    photometric = dataset.PhotometricInterpretation
+    if pixels.shape[:2] != (dataset.Rows, dataset.Columns):  # as many times as large as it should be
+        raise ValueError("its pixel data are of several frames; save the one that is meant")
     if photometric == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:

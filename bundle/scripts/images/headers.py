@@ -24,7 +24,7 @@ import nibabel
 import nrrd
 import numpy as np
 
-__all__ = ["is_longer", "open_nifti", "read_nrrd_header", "refuse_larger"]
+__all__ = ["is_longer", "open_nifti", "read_nrrd_header", "refuse_larger", "stored_header"]
 
 DECOMPRESS = dict.fromkeys(("gzip", "gz"), gzip.open) | dict.fromkeys(("bzip2", "bz2"), bz2.open)
 # Kinds of a NRRD's axes along which there are places; along others there are the parts of a value, or times.
@@ -36,15 +36,24 @@ def open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
     A NIfTI file, not decoded yet.
 
     Raises:
-        ValueError: when its scaling is not finite: nibabel would leave the values as they are stored.
+        ValueError: when its scaling is not finite: nibabel would leave the values as they are stored; or when its
+            voxels begin within its header: nibabel would read that as voxels.
         Exception: whatever nibabel raises on a damaged file.
     """
     image = nibabel.load(path)
-    with image.file_map["image"].get_prepare_fileobj("rb") as file:
-        slope = image.header_class.from_fileobj(file, check=False).get("scl_slope", 1)  # nibabel's own forgets it
+    header = stored_header(image)
+    slope, begin = header.get("scl_slope", 1), header.get("vox_offset", header.sizeof_hdr)
     if not np.isfinite(slope):
         raise ValueError(f"has {slope} as its scl_slope, which leaves its values unknown; save it with 0 or 1")
+    if not begin >= header.sizeof_hdr:
+        raise ValueError(f"has {begin:g} as its vox_offset, within its header; save it anew")
     return image
+
+
+def stored_header(image: nibabel.Nifti1Image) -> nibabel.Nifti1Header:
+    """The header as it is in the file: nibabel's own forgets the scaling, and puts 1 where a size is missing."""
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        return image.header_class.from_fileobj(file, check=False)
 
 
 def read_nrrd_header(path: str | PathLike, most: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from scripts.data.listing import check_given, earlier_results
 from scripts.images.dicom import DicomFiles, DicomReader, group_files, is_dicom, unknown_size, warn_once
-from scripts.images.headers import is_longer, open_nifti, read_nrrd_header, refuse_larger
+from scripts.images.headers import is_longer, open_nifti, read_nrrd_header, refuse_larger, stored_header
 from scripts.images.limits import MAX_VOXELS
 from scripts.runtime.errors import InputError
 
@@ -243,7 +243,12 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
     affine = np.diag([unit or 1.0] * 3 + [1.0]) @ affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     measured = unit is not None or bool((spacing >= PLAUSIBLE[0]).all() and (spacing <= PLAUSIBLE[1]).all())
-    if not measured:
+    stored = stored_header(image)
+    if stored["dim"][0] < 3:
+        measured, note = False, "has two axes, and no thickness"
+    elif not image.header["sform_code"] and not stored["pixdim"][1:4].all():
+        measured, note = False, f"has {'x'.join(f'{s:g}' for s in stored['pixdim'][1:4])} as the size of a voxel"
+    elif not measured:
         note = f"names no unit of length, and {'x'.join(f'{s:g}' for s in spacing)} are no millimetres of a voxel"
     return np.asanyarray(image.dataobj), Geometry(shape, affine, measured, note)
 

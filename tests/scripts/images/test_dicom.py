@@ -343,6 +343,25 @@ def test_a_table_of_8_bit_is_applied(kind, content, tmp_path):
         read_volume(path)
 
 
+@pytest.mark.parametrize(
+    ("photometric", "samples"),
+    [("HSV", 3), ("YBR_PARTIAL_420", 3), ("YBR_ICT", 3), ("MONOCHROME2", 3), ("RGB", 1), ("YBR_FULL", 1), (None, 1)],
+)
+def test_numbers_that_are_no_known_colours_are_refused(photometric, samples, tmp_path):
+    """YBR_ICT is what JPEG 2000 makes RGB of, and this file is not compressed."""
+    stored = np.zeros((6, 8 * samples), np.uint8)
+    elements = {"Rows": 8, "SamplesPerPixel": samples, "PlanarConfiguration": 0}
+    path = write(tmp_path / "a.dcm", stored, PhotometricInterpretation=photometric, **elements)
+    with pytest.raises(ValueError, match=f"PhotometricInterpretation is {photometric}, with {samples} numbers a pixel"):
+        read_volume(path)
+
+
+def test_frames_that_nobody_has_counted_are_refused(tmp_path):
+    path = write(tmp_path / "a.dcm", np.zeros((6, 16), np.uint8), Rows=8)
+    with pytest.raises(ValueError, match="several frames"):
+        read_volume(path)
+
+
 def test_a_slope_of_0_is_refused(tmp_path):
     path = write(tmp_path / "a.dcm", SLICES[..., 1], RescaleSlope=0, RescaleIntercept=5)
     with pytest.raises(ValueError, match="RescaleSlope is 0"):
@@ -357,9 +376,10 @@ def test_an_image_of_any_orientation_is_one_slice(directions, axis, tmp_path):
     assert [(item["slice"], item["count"]) for item in items] == [(0, 1)]
     # as it is seen: columns to the patient's left or back, rows to the back or the feet
     np.testing.assert_array_equal(LoadSlice(axis)(str(path), 0)[0], SLICES[..., 1])
+    (tmp_path / "b.dcm").write_bytes(path.read_bytes())
     for name, label in (("none", 0), ("some", 1)):
         (tmp_path / f"{name}.csv").write_text(f"slice,label\n0,{label}\n")
-    training = [{"image": "a.dcm", "slices": "none.csv"}, {"image": "a.dcm", "slices": "some.csv"}]
+    training = [{"image": "a.dcm", "slices": "none.csv"}, {"image": "b.dcm", "slices": "some.csv"}]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": training}))
     assert [item["label"] for item in load_slice_datalist(tmp_path, ["training"], axis)["training"]] == [0, 1]
 

@@ -67,6 +67,34 @@ def test_nifti_without_a_unit_whose_numbers_can_be_no_millimetres_has_no_millili
     assert "no millimetres" in geometry.note
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "sizes", "word"), [(3, (2, 0, 5), "2x0x5 as the size"), (2, (2, 4, 5), "two axes")]
+)
+def test_nifti_that_lacks_a_size_has_no_millilitres(dimensions, sizes, word, tmp_path):
+    """nibabel puts 1 in the place of a 0."""
+    data = bytearray(nifti(tmp_path / "a.nii", unit="mm").read_bytes())
+    struct.pack_into("<h", data, 40, dimensions)
+    struct.pack_into("<3f", data, 80, *sizes)  # pixdim
+    struct.pack_into("<2h", data, 252, 1, 0)  # qform_code, sform_code
+    (tmp_path / "a.nii").write_bytes(data)
+    geometry = read_volume(tmp_path / "a.nii").geometry
+    assert geometry.millilitres is None
+    assert word in geometry.note
+    struct.pack_into("<h", data, 40, 3)
+    struct.pack_into("<3f", data, 80, 2, 4, 5)
+    (tmp_path / "a.nii").write_bytes(data)
+    assert read_volume(tmp_path / "a.nii").geometry.millilitres == pytest.approx(0.04)
+
+
+def test_nifti_whose_voxels_begin_in_its_header_is_refused(tmp_path):
+    data = bytearray(nifti(tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<f", data, 108, 0)  # vox_offset
+    (tmp_path / "a.nii").write_bytes(data)
+    for read in (read_volume, load_image):
+        with pytest.raises(ValueError, match="has 0 as its vox_offset"):
+            read(tmp_path / "a.nii")
+
+
 # Each row: a direction of the file's axes in the named space. To RAS they are those of AFFINE.
 DIRECTIONS = {
     "right-anterior-superior": "(2,0,0) (0,0,4) (0,-5,0)",
