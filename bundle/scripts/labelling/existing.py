@@ -262,7 +262,13 @@ def write_items(
     for name, item in zip(names, items, strict=True):
         mask = {"mask": Path(os.path.relpath(item["mask"], path.parent)).as_posix()} if "mask" in item else {}
         listed.append(dict(item) | {"image": name, "group": item.get("group") or groups[name] or name} | mask)
-    splits = split_by_group(listed, validation, seed)
+    try:
+        splits = split_by_group(listed, validation, seed)
+    except InputError as error:
+        found = sorted({item["group"] for item in listed})
+        if len(found) == len(listed):
+            raise
+        raise InputError(f"{error} The groups now: {first_names(found)}.") from error
     try:
         with replacing(path) as file:
             json.dump({"written_by": WRITER, **splits}, file, indent=4)

@@ -64,6 +64,12 @@ def test_two_folders_make_a_data_set_that_passes_its_check(folders: Path, capsys
     assert f"Next: cdws train {folders}" in shown
 
 
+def test_groups_that_are_too_few_are_named(folders: Path, capsys) -> None:
+    line = ["data", "from-folders", str(folders / "yes"), str(folders / "no"), "--group", "(yes|no)/"]
+    assert main(line) == 1
+    assert "The groups now: no, yes." in capsys.readouterr().err
+
+
 def test_a_seed_draws_the_split(folders: Path) -> None:
     line = ["data", "from-folders", str(folders / "yes"), str(folders / "no")]
     drawn = []
