@@ -1,9 +1,7 @@
 # Every target makes the environment it needs. PYTHON is any Python from 3.10 on.
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python -m monai.bundle run
 SEED ?= 0
-DEMO := bundle/configs/demo.json
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help install demo study figure4 test test-quick test-monai-label test-lowest lint audit bench clean
@@ -23,13 +21,13 @@ demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 to 20 minu
 	$(VENV)/bin/cdws demo --seed $(SEED)
 
 study: $(INSTALLED)  ## all experiments of the paper at demo scale, with their report
-	PYTHONPATH=bundle $(VENV)/bin/python -m scripts.experiments all --demo --output_dir runs/study --jobs 2
+	$(VENV)/bin/cdws study --demo --jobs 2
 	@echo "report                              runs/study/report.html"
 
-FIVE := 'bundle/configs/train.json','$(DEMO)','bundle/configs/five_stages.json'
+FIVE := --method cdws --overlay demo,five_stages --output_dir runs/five_stages --seed $(SEED)
 figure4: $(INSTALLED)  ## why the paper trims VGG16: side outputs of all five stages, on the embedded data
-	$(RUN) training --config_file "[$(FIVE)]" --output_dir runs/five_stages --seed $(SEED)
-	$(RUN) evaluating --config_file "[$(FIVE),'bundle/configs/evaluate.json']" --output_dir runs/five_stages --split test --seed $(SEED)
+	$(VENV)/bin/cdws train $(FIVE)
+	$(VENV)/bin/cdws evaluate $(FIVE) --split test
 	@echo "side outputs                        runs/five_stages/side_outputs.png"
 
 # two processes, each with the memory of a small training

@@ -58,6 +58,15 @@ def test_all_that_is_under_version_control_is_there_and_nothing_else(assembled) 
     assert {str(p.relative_to(assembled)) for p in assembled.rglob("*") if p.is_file()} == tracked
 
 
+def test_a_wheel_has_all_of_it_too(assembled) -> None:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    tool = tomllib.loads((BUNDLE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert tool["package-dir"] == {"cdws": "bundle"}
+    packed = {p.relative_to(BUNDLE) for pattern in tool["package-data"]["cdws"] for p in BUNDLE.glob(pattern)}
+    packed |= {p.relative_to(BUNDLE) for p in BUNDLE.glob("*.py")}  # of a package always
+    assert {p.relative_to(assembled) for p in assembled.rglob("*") if p.is_file()} <= packed
+
+
 def test_it_runs_alone(assembled, tmp_path) -> None:
     Image.fromarray(np.full((40, 60, 3), 180, np.uint8)).save(tmp_path / "a.png")
     command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", "configs/inference.json"]

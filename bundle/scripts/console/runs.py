@@ -99,7 +99,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     method, added = _take_own(options, DEFAULT_METHOD)
     files = config_files(chosen.base, method, added, chosen.last)
     _refuse(command, options, files)
-    run_monai(["run", chosen.name, *_config_file(files), *_data(command, words, options), *_typed(options)])
+    run_monai(["run", chosen.name, *_config_file(files), *_data(command, words, options, added), *_typed(options)])
     return 0
 
 
@@ -245,7 +245,7 @@ def _take_own(options: list[tuple[str, str | None]], method: str) -> tuple[str, 
     return method, added
 
 
-def _data(command: str, words: list[str], options: list[tuple[str, str | None]]) -> list[str]:
+def _data(command: str, words: list[str], options: list[tuple[str, str | None]], added: list[str]) -> list[str]:
     given = {name for name, _ in options} & {"dataset_dir", "images", "args_file"}
     name = RUNS[command].data
     if words and given:
@@ -254,7 +254,7 @@ def _data(command: str, words: list[str], options: list[tuple[str, str | None]])
         return ["--images", repr(list(words))]
     if len(words) > 1:
         raise UsageError(f"'{words[1]}' is one word too many; cdws {command} takes one {name}, and --SETTING VALUE.")
-    if not words and not given:
+    if not words and not given and not (RUNS[command].base == "train" and "demo" in added):
         what = "images" if command == "infer" else "dataset.json"
         raise UsageError(f"cdws {command} needs the folder of {what}: cdws {command} {name}.")
     return ["--dataset_dir", words[0]] if words else []
