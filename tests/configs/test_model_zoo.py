@@ -203,7 +203,7 @@ def test_the_hub_gets_the_assembled_folder_and_a_tag(assembled, tmp_path, monkey
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token=None: hub)
     shutil.copytree(assembled, tmp_path / "name")
     assert push(tmp_path / "name", "anna/cdws") == "https://hub/commit"
-    sent = ["LICENSE", "README.md", "configs", "docs", "models", "scripts"]
+    sent = ["LICENSE", "README.md", "__main__.py", "configs", "docs", "models", "scripts"]
     assert hub.calls == [
         ("create", "anna/cdws", True),
         ("upload", "anna/cdws", sent),
