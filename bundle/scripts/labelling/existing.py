@@ -183,7 +183,7 @@ def from_masks(
         InputError: when a folder is missing or empty, and naming pictures without a mask, or masks that can't be read.
     """
     positive_fraction("--area_step", area_step)
-    pictures, found = find_pictures(images), find_pictures(masks)
+    pictures, found = find_pictures(images), find_pictures(masks, with_results=True)  # which may have been corrected
     mask_of = {path.with_suffix("").relative_to(masks).as_posix(): path for path in found}
     if _is_in(masks, images) and not _is_in(images, masks):
         pictures = [path for path in pictures if not _is_in(path, masks)]

@@ -23,9 +23,12 @@ from scripts.runtime.errors import InputError, first_line
 __all__ = ["find_images", "find_pictures", "groups_of", "read_names"]
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def find_pictures(folder: Path, with_results: bool = False) -> list[Path]:
     """
-    Pictures of a folder and its subfolders in alphabetical order, by their names; not the results of inferences.
+    Pictures of a folder and its subfolders in alphabetical order, by their names.
+
+    Args:
+        with_results: whether results of an inference into the folder of its images are among them.
 
     Raises:
         InputError: when there is no such folder.
@@ -33,6 +36,8 @@ def find_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"There is no folder '{folder}'; give the one with the images.")
     files = [p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in SUFFIXES and p.is_file()]
+    if with_results:
+        return files
     results = set().union(*map(earlier_results, {path.parent for path in files}))
     return [path for path in files if path not in results]
 

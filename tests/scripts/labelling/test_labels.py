@@ -25,6 +25,7 @@ from PIL import Image
 from scripts.data.datalist import load_datalist
 from scripts.labelling.__main__ import main
 from scripts.labelling.dataset import split_by_group, write_dataset
+from scripts.labelling.existing import from_masks
 from scripts.labelling.images import find_images, groups_of
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.merge import merge_answers, merge_masks
@@ -404,3 +405,14 @@ def test_groups_come_from_the_path():
         groups_of(images, "p1")
     with pytest.raises(InputError, match="regular expression"):
         groups_of(images, "(")
+
+
+def test_results_of_an_inference_are_no_images_to_label_but_may_be_masks(tmp_path):
+    """Of one with --prediction_dir images: somebody corrects its masks, and learns from them."""
+    for name in ("a", "a_mask", "a_overlay", "b", "b_mask"):
+        value = 0 if name in ("a_mask", "b") else 255
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "predictions.csv").write_text("image,probability,area_fraction\n")
+    assert find_images(tmp_path) == ["a.png", "b.png"]
+    items, _ = from_masks(tmp_path, tmp_path)
+    assert [(item["image"].name, item["label"]) for item in items] == [("a.png", 0), ("b.png", 1)]
