@@ -24,6 +24,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -64,10 +65,11 @@ def journal_path(folder: Path, annotator: str | None) -> Path:
 def run_page(arguments: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
     folder, only = arguments.folder, arguments.only
+    answers = journal_path(folder, arguments.annotator)
     images = find_images(folder, only)
     groups = groups_of(images, arguments.group)
     claim([folder], f"labelling-{arguments.annotator}" if arguments.annotator else "labelling")
-    journal = Journal(journal_path(folder, arguments.annotator))
+    journal = Journal(answers)
     dataset = folder / "dataset.json"
     if not arguments.annotator:
         check_replaceable(dataset)
@@ -88,10 +90,9 @@ def run_page(arguments: argparse.Namespace) -> None:
         local.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             local.bind(("127.0.0.1", arguments.port))
-        except OSError as error:
-            raise InputError(
-                f"Port {arguments.port} can't be used ({error.strerror}); give another with --port."
-            ) from error
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", error)
+            raise InputError(f"Port {arguments.port} can't be used ({reason}); give another with --port.") from error
         local.listen()  # so that whoever opens the address while the server starts waits, and is not refused
         address = f"http://127.0.0.1:{local.getsockname()[1]}/{token}/"
         print(
@@ -110,6 +111,8 @@ def run_merge(arguments: argparse.Namespace) -> None:
     """Merge two journals into dataset.json; list what a third must decide."""
     folder = arguments.folder
     names = [*arguments.annotators, *([arguments.third] if arguments.third else [])]
+    if len(set(names)) < len(names):
+        raise InputError(f"These are answers of one annotator: {', '.join(names)}; give different names.")
     answers = [read_answers(journal_path(folder, name)) for name in names]
     claim([folder], "labelling")  # the page without --annotator writes the same dataset.json
     check_replaceable(folder / "dataset.json")
@@ -121,9 +124,8 @@ def run_merge(arguments: argparse.Namespace) -> None:
     groups = groups_of(sorted(merged), arguments.group)
     print(f"{len(merged)} images agreed on, {len(undecided)} undecided: {folder / UNDECIDED}")
     if undecided and not arguments.third:
-        print(
-            f"A third decides: python -m scripts.labelling label {folder} --annotator NAME --only {folder / UNDECIDED}"
-        )
+        where, only = shlex.quote(str(folder)), shlex.quote(str(folder / UNDECIDED))
+        print(f"A third decides: python -m scripts.labelling label {where} --annotator NAME --only {only}")
     counts = write_dataset(folder / "dataset.json", merged, groups, arguments.validation, arguments.seed)
     print(f"dataset.json: {counts['training']} for training, {counts['validation']} for validation")
 
@@ -164,17 +166,22 @@ def _merged_paths(output: Path, name: str) -> tuple[Path, Path]:
 
 def _mask_names(arguments: argparse.Namespace) -> list[str]:
     """Names of the masks to merge, once it is known that nothing is in the way of a result."""
-    for folder in (arguments.first, arguments.second, arguments.third):
-        if folder and not folder.is_dir():
+    folders = [folder for folder in (arguments.first, arguments.second, arguments.third) if folder]
+    for folder in folders:
+        if not folder.is_dir():
             raise InputError(f"There is no folder '{folder}' of masks.")
-    names = sorted(p.name for p in arguments.first.iterdir() if p.suffix[1:].lower() in SUFFIXES and p.is_file())
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(f"These are masks of one annotator: {', '.join(map(str, folders))}; give different folders.")
+    first, second = (
+        {p.name for p in folder.iterdir() if p.suffix[1:].lower() in SUFFIXES and p.is_file()} for folder in folders[:2]
+    )
+    names = sorted(first)
     if not names:
         raise InputError(f"There are no masks in '{arguments.first}'; both folders need masks of the same names.")
-    missing = [name for name in names if not (arguments.second / name).is_file()]
-    if missing:
-        raise InputError(
-            f"There is no '{missing[0]}' in '{arguments.second}'; both folders need masks of the same names."
-        )
+    if first != second:
+        name = min(first ^ second)
+        lacking = arguments.second if name in first else arguments.first
+        raise InputError(f"There is no '{name}' in '{lacking}'; both folders need masks of the same names.")
     writers: dict[Path, str] = {}
     for name in names:
         for path in _merged_paths(arguments.output, name):

@@ -344,6 +344,33 @@ def test_merging_masks_replaces_no_mask(run, tmp_path, output, drawn, names):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("merge", ".", "anna", "anna"), "answers of one annotator: anna, anna"),
+        (("merge", ".", "anna", "ben", "--third", "ben"), "answers of one annotator: anna, ben, ben"),
+        (("merge_masks", "first", "./first", "merged"), "masks of one annotator: first, first"),
+        (("merge_masks", "first", "second", "merged", "--third", "link"), "masks of one annotator"),
+        (("merge_masks", "first", "more", "merged"), "no 'b.png' in 'first'"),
+        (("merge_masks", "more", "first", "merged"), "no 'b.png' in 'first'"),
+        (("label", "first", "--annotator", "../x"), "--annotator must consist of"),
+        (("label", "first", "--port", "65536"), "Port 65536 can't be used"),
+    ],
+)
+def test_what_nobody_can_merge_or_open_is_named(run, tmp_path, monkeypatch, arguments, error):
+    for name in ("first/a.png", "second/a.png", "more/a.png", "more/b.png"):
+        draw(tmp_path / name, rectangle((0, 10), (0, 10)))
+    for annotator in ("anna", "ben"):
+        Journal(tmp_path / f"labels-{annotator}.jsonl").give("a.png", Answer(0))
+    (tmp_path / "link").symlink_to("second")
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.startswith("error: ")
+    assert error in done
+    assert not (tmp_path / "merged").exists()
+    assert not (tmp_path / "undecided.json").exists()
+
+
 @pytest.mark.parametrize("name", ["dataset.json", "undecided.json"])
 def test_merging_answers_replaces_no_foreign_file(run, tmp_path, name):
     for annotator in ("anna", "ben"):
