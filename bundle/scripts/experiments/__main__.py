@@ -50,7 +50,7 @@ from scripts.experiments.plan import (
 from scripts.experiments.report import make_section, write_report
 from scripts.experiments.runner import prepare_cells, run_cells
 from scripts.experiments.variants import load_base
-from scripts.runtime.command_line import NAMES, PATHS
+from scripts.runtime.command_line import NAMES, PATHS, Parser, did_you_mean
 
 DEMO_COUNTS = {"training": 64, "validation": 16, "test": 32}
 DEMO_SIZE = [64, 64]
@@ -76,13 +76,7 @@ FULL = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.experiments",
-        description=__doc__,
-        epilog="Methods: " + "; ".join(METHODS),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m scripts.experiments", description=__doc__, epilog="Methods: " + "; ".join(METHODS))
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
     parser.add_argument("--dataset_dir", type=Path, help="folder of dataset.json")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the study, its runs and reports")
@@ -118,12 +112,14 @@ def _settings(words: Sequence[str], overlays: Sequence[str]) -> dict[str, Any]:
     configs = Path(bundle_root()) / "configs"
     missing = [overlay for overlay in overlays if not (configs / f"{overlay}.json").is_file()]
     if missing:
-        raise InputError(f"There is no overlay '{missing[0]}' in {configs}.")
+        near = did_you_mean(missing[0], [path.stem for path in configs.glob("*.json")])
+        raise InputError(f"There is no overlay '{missing[0]}' in {configs}{near}.")
     used = {"train", "evaluate", *overlays, *(name for method in METHODS.values() for name in method.overlays)}
     known = {key for name in used for key in json.loads((configs / f"{name}.json").read_text(encoding="utf-8"))}
     unknown = [name for name in settings if name.replace("::", "#").split("#")[0] not in known]
     if unknown:
-        raise InputError(f"There is no setting '{unknown[0]}' in the configs; see --help, and the README's settings.")
+        near = did_you_mean(unknown[0], known)
+        raise InputError(f"There is no setting '{unknown[0]}' in the configs{near}; `cdws settings` lists all.")
     return settings
 
 

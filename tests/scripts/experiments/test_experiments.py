@@ -139,10 +139,10 @@ def test_parts_run_apart_and_anew_replaces_what_has_other_settings(study, demo_r
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--max_epoch", "3"], "no setting 'max_epoch'"),
+        (["--max_epoch", "3"], r"no setting 'max_epoch' in the configs \(did you mean max_epochs\?\)"),
         (["--methods", "cdw"], "no method 'cdw'"),
         (["--shard", "3/2"], "like 1/4"),
-        (["--overlays", "none"], "no overlay 'none'"),
+        (["--overlays", "minibach"], r"no overlay 'minibach' .*\(did you mean minibatch\?\)"),
     ],
 )
 def test_what_cannot_be_used_is_named(more, message, demo_run, tmp_path) -> None:
@@ -272,3 +272,9 @@ def test_a_signal_to_the_parent_ends_its_children(tmp_path, number) -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
     assert len(list(tmp_path.glob("*.pid"))) == 2  # the third is not begun
+
+
+def test_a_misspelt_experiment_is_refused_with_the_nearest(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(["comparsion", "--output_dir", "out"])
+    assert "'comparsion' is no experiment (did you mean comparison?)" in capsys.readouterr().err
