@@ -63,13 +63,15 @@ class ScoreCollector:
     Args:
         threshold: probability from which on a pixel counts as positive.
         pool: gives the image-level probability; the paper's generalized mean by default.
+        area_step: to which areas are rounded up.
 
     Raises:
         InputError: when the threshold is no fraction.
     """
 
-    def __init__(self, threshold: float = 0.5, pool: Pooling | None = None) -> None:
+    def __init__(self, threshold: float = 0.5, pool: Pooling | None = None, area_step: float = 0.1) -> None:
         fraction("threshold", threshold)
+        self.area_step = area_step
         self.threshold = threshold
         self.pool = pool or Pooling()
         self.scores: list[ImageScores | None] = []  # None: an image that was left out
@@ -97,6 +99,7 @@ class ScoreCollector:
                     threshold=self.threshold,
                     volume=item["image"].meta.get("volume"),
                     area=None if item["label"][1].isnan() else float(item["label"][1]),
+                    area_step=self.area_step,
                 )
             )
 

@@ -21,7 +21,7 @@ import torch
 from monai.metrics import compute_roc_auc
 
 from scripts.metrics import compute_region_f_measure, intersection_over_union
-from scripts.metrics.area import THRESHOLDS, middle_of_best, pixels_reaching, threshold_by_areas
+from scripts.metrics.area import THRESHOLDS, area_errors, middle_of_best, pixels_reaching, threshold_by_areas
 from scripts.runtime.errors import InputError
 
 __all__ = [
@@ -58,10 +58,8 @@ class ImageScores:
     """F-measure of a centred disc of each of `DISC_FRACTIONS`."""
     f_by_threshold: tuple[float, ...] | None = None
     """F-measure of {p >= t} for each t of `THRESHOLDS`."""
-    area_by_threshold: tuple[float, ...] | None = None
-    """Fraction of the pixels in {p >= t} for each t of `THRESHOLDS`."""
-    area_stated: float | None = None
-    """Rough area of a positive image."""
+    area_errors: tuple[float, ...] | None = None
+    """`area_errors` of a positive image whose rough area is known."""
     border_recall: float | None = None
     """Part of the true pixels in the outer `BORDER` of the image that are predicted; None where there are none."""
     inner_recall: float | None = None
@@ -107,6 +105,7 @@ def score_image(
     threshold: float = 0.5,
     volume: str | None = None,
     area: float | None = None,
+    area_step: float = 0.1,
 ) -> ImageScores:
     """
     Scores of one image and of the trivial answers to it.
@@ -120,6 +119,7 @@ def score_image(
         threshold: probability from which on a pixel is predicted positive.
         volume: path of the volume of which it is a slice.
         area: its rough area, a fraction of the image; None where it is not known.
+        area_step: to which the area is rounded up.
 
     Raises:
         InputError: for a threshold out of its range.
@@ -134,8 +134,7 @@ def score_image(
         "probability": image_probability,
         "area_predicted": float(prediction.mean()),
         "volume": volume,
-        "area_by_threshold": tuple(reaching / probability.size),
-        "area_stated": area,
+        "area_errors": tuple(area_errors(probability, area, area_step)) if label == 1 and area is not None else None,
     }
     if truth is None:
         return ImageScores(**known)
@@ -183,20 +182,13 @@ def choose_thresholds(scores: Sequence[ImageScores]) -> Thresholds:
     candidates = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [1.0]])
     accuracy = [np.mean((probabilities >= t) == labels) for t in candidates]
     image = middle_of_best(candidates, accuracy)
-    areas = _threshold_by_areas(scores)
+    errors = [s.area_errors for s in scores if s.area_errors is not None]
+    areas = threshold_by_areas(np.sum(errors, axis=0)) if errors else None
     if any(s.f_by_threshold is None for s in scores):
         return Thresholds(image, None, areas)
     curves = np.array([s.f_by_threshold for s in scores])  # (images, thresholds)
     f_mean = (curves[labels].mean(axis=0) + curves[~labels].mean(axis=0)) / 2
     return Thresholds(image, middle_of_best(THRESHOLDS, f_mean), areas)
-
-
-def _threshold_by_areas(scores: Sequence[ImageScores]) -> float | None:
-    stated = [s for s in scores if s.label == 1 and s.area_stated is not None]
-    if not stated:
-        return None
-    areas = np.array([s.area_by_threshold for s in stated])  # (images, thresholds)
-    return threshold_by_areas(np.abs(areas - np.array([[s.area_stated] for s in stated])).sum(axis=0))
 
 
 def summarise(scores: Sequence[ImageScores], thresholds: Thresholds) -> dict[str, float]:

@@ -28,9 +28,17 @@ def pixels_reaching(probability: np.ndarray) -> np.ndarray:
     return np.bincount(levels.ravel(), minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
 
 
-def area_errors(probability: np.ndarray, area: float) -> np.ndarray:
-    """By how much the area of a map differs from the stated one at each of `THRESHOLDS`, fractions (99,)."""
-    return np.abs(pixels_reaching(probability) / probability.size - area)
+def area_errors(probability: np.ndarray, area: float, area_step: float) -> np.ndarray:
+    """
+    By how much the area of a map is outside of what is stated at each of `THRESHOLDS`, fractions (99,).
+
+    Args:
+        probability: (H, W) in 0..1.
+        area: rounded up to `area_step`: from a step below it to itself is as stated.
+        area_step: a fraction of the image.
+    """
+    marked = pixels_reaching(probability) / probability.size
+    return np.maximum(np.maximum(marked - area, area - area_step - marked), 0)
 
 
 def threshold_by_areas(errors: np.ndarray) -> float:
@@ -40,7 +48,7 @@ def threshold_by_areas(errors: np.ndarray) -> float:
     Examples:
         Two of four pixels are stated, and 0.61 to 0.8 mark two:
 
-        >>> threshold_by_areas(area_errors(np.array([[0.9, 0.8], [0.6, 0.1]]), area=0.5))
+        >>> threshold_by_areas(area_errors(np.array([[0.9, 0.8], [0.6, 0.1]]), area=0.5, area_step=0.1))
         0.71
     """
     return middle_of_best(THRESHOLDS, -errors)

@@ -153,10 +153,12 @@ class BestCheckpoint:
 
     Args:
         path: of the file.
+        area_step: to which areas are rounded up, see `area_errors`.
     """
 
-    def __init__(self, path: str | PathLike) -> None:
+    def __init__(self, path: str | PathLike, area_step: float = 0.1) -> None:
         self.path = Path(path)
+        self.area_step = area_step
         self._area_errors = torch.zeros(len(THRESHOLDS), dtype=torch.float64)
 
     def attach(self, engine: Engine) -> None:
@@ -184,7 +186,9 @@ class BestCheckpoint:
                 continue
             label, area = item[CommonKeys.LABEL].flatten().tolist()
             if label == 1 and not math.isnan(area):
-                self._area_errors += torch.from_numpy(area_errors(item["probability"].cpu().numpy(), area))
+                self._area_errors += torch.from_numpy(
+                    area_errors(item["probability"].cpu().numpy(), area, self.area_step)
+                )
 
 
 class LastCheckpoint:
