@@ -84,10 +84,12 @@ def first_line(error: BaseException) -> str:
     First line of the innermost cause, which is the decoder's or library's own word.
 
     A line that ends in a colon goes on with those after it: pydicom lists there what each of its plugins said.
+    PyTorch's reason comes after advice to run the code in a checkpoint, which is left out.
     """
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     reason = f"{lines[0]} {'; '.join(lines[1:])}" if lines[0].endswith(":") else lines[0]

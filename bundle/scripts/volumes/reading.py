@@ -241,16 +241,24 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
     unit = nifti_unit(image.header)
     note = "" if unit else NO_UNIT
     affine = np.diag([unit or 1.0] * 3 + [1.0]) @ affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    measured = unit is not None or bool((spacing >= PLAUSIBLE[0]).all() and (spacing <= PLAUSIBLE[1]).all())
+    implausible = _implausible(affine) if unit is None else ""
+    measured = not implausible
     stored = stored_header(image)
     if stored["dim"][0] < 3:
         measured, note = False, "has two axes, and no thickness"
     elif not image.header["sform_code"] and not stored["pixdim"][1:4].all():
         measured, note = False, f"has {'x'.join(f'{s:g}' for s in stored['pixdim'][1:4])} as the size of a voxel"
-    elif not measured:
-        note = f"names no unit of length, and {'x'.join(f'{s:g}' for s in spacing)} are no millimetres of a voxel"
+    elif implausible:
+        note = implausible
     return np.asanyarray(image.dataobj), Geometry(shape, affine, measured, note)
+
+
+def _implausible(affine: np.ndarray) -> str:
+    """Why the numbers of a file that names no unit can't be millimetres; empty where they may be."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if sizes.min() >= PLAUSIBLE[0] and sizes.max() <= PLAUSIBLE[1]:
+        return ""
+    return f"names no unit of length, and {'x'.join(f'{size:g}' for size in sizes)} are no millimetres of a voxel"
 
 
 def nifti_unit(header: nibabel.Nifti1Header) -> float | None:
@@ -292,8 +300,9 @@ def _nrrd_affine(header: dict[str, Any]) -> tuple[np.ndarray, float | None, str]
     named = {str(unit).strip().strip('"').lower() for unit in np.atleast_1d(units)} if units is not None else {""}
     notes = [] if "space" in header else ["names no space: its axes are taken as left, posterior and superior"]
     if named == {""}:
-        unit = 1.0
-        notes.append(NO_UNIT)
+        implausible = _implausible(affine)
+        unit = None if implausible else 1.0
+        notes.append(implausible or NO_UNIT)
     else:
         unit = NRRD_UNITS.get(next(iter(named))) if len(named) == 1 else None
         notes += [] if unit else [f"has {', '.join(sorted(named))} as its unit, which is no one length"]

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from scripts.runtime.errors import InputError, first_line, input_error_of
 
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
@@ -114,6 +116,14 @@ def test_first_line_is_that_of_the_innermost_cause() -> None:
     error.__cause__ = OSError("\n  broken data stream\nat byte 7")
     assert first_line(error) == "broken data stream"
     assert first_line(KeyError()) == "KeyError"
+
+
+def test_pytorchs_reason_is_told_and_not_its_advice_to_run_what_is_in_a_file(tmp_path) -> None:
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(print, protocol=2))
+    with pytest.raises(pickle.UnpicklingError) as caught:
+        torch.load(tmp_path / "a.pt", weights_only=True)
+    assert first_line(caught.value).startswith("Unsupported global: GLOBAL print was not an allowed global")
+    assert "weights_only" not in first_line(caught.value)
 
 
 HEARS = """

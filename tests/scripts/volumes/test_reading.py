@@ -151,6 +151,14 @@ def test_units_of_nrrd(units, millilitres, note, tmp_path):
     assert bool(note) == bool(geometry.note)
 
 
+@pytest.mark.parametrize("size", [0.001, 2000])
+def test_nrrd_without_a_unit_whose_numbers_can_be_no_millimetres_has_no_millilitres(size, tmp_path):
+    geometry = read_volume(nrrd(tmp_path / "a.nrrd", f"spacings: 2 4 {size}")).geometry
+    assert geometry.millilitres is None
+    assert "no millimetres" in geometry.note
+    assert read_volume(nrrd(tmp_path / "a.nrrd", f"spacings: 2 4 {size}", 'units: "mm" "mm" "mm"')).geometry.measured
+
+
 def test_nrrd_with_spacings_alone_is_read_with_a_word(tmp_path):
     path = nrrd(tmp_path / "a.nrrd", "spacings: 2 4 5", 'units: "mm" "mm" "mm"')
     volume = read_volume(path)
