@@ -155,6 +155,7 @@ NEW_KEYS = {
     "keep_aspect": {"longest"},
     "dcan": {"contour", "momentum"},
     "recommended": {"encoder", "encoder_learning_rate", "steps", "warm_up"},
+    "demo_recommended": {"steps"},
     **{name: {"momentum"} for name in ("fcn32s", "fcn16s", "fcn8s")},
     "multi_gpu_train": {"finalize"},
     "multi_gpu_evaluate": {"finalize", "calibrate"},

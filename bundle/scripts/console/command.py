@@ -84,7 +84,7 @@ def _demo(arguments: list[str]) -> int:
     if set(HELP) & set(arguments):
         print(
             "usage: cdws demo [--method NAME] [--seed N] [--SETTING VALUE]\n\nTrains, evaluates and infers on phantoms "
-            "that it draws, by the paper's method unless another is named, in runs/demo."
+            "that it draws, by the recommended method unless another is named, in runs/demo."
         )
         return 0
     return demo(arguments)

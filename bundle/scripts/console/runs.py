@@ -106,10 +106,12 @@ def run(command: str, arguments: Sequence[str]) -> int:
 def demo(arguments: Sequence[str]) -> int:
     """Train, evaluate and infer on the embedded data set; a setting goes to the runs that have it."""
     words, options = typed_words(arguments)
-    method, added = _take_own(options, "cdws")
+    method, added = _take_own(options, DEFAULT_METHOD)
     if words:
         raise UsageError(f"cdws demo brings its own images, and takes no '{words[0]}'; for yours: cdws train DATA.")
     chosen = [RUNS[name] for name in ("train", "evaluate", "infer")]
+    if method == DEFAULT_METHOD:  # which keeps most of its own settings, the paper's methods those of the demo
+        method, added = "cdws", [DEFAULT_METHOD, f"demo_{DEFAULT_METHOD}", *added]
     files = {run.name: config_files(run.base, method, ["demo", *added], run.last) for run in chosen}
     _refuse("demo", options, [file for chain in files.values() for file in chain])
     given = dict(options)

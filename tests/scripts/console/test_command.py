@@ -131,7 +131,9 @@ def test_the_demo_gives_each_run_what_it_has(started, capsys, tmp_path: Path) ->
     line = ["demo", "--seed", "3", "--val_interval", "2", "--max_epochs", "4", "--output_dir", str(tmp_path)]
     assert main(line) == 0
     assert [words[2] for words in started] == ["training", "evaluating", "inferring"]
-    assert [names(words)[:3] for words in started[:2]] == [["train", "cdws", "demo"]] * 2
+    assert [names(words)[:5] for words in started[:2]] == [
+        ["train", "cdws", "demo", "recommended", "demo_recommended"]
+    ] * 2
     assert all(words[words.index("--seed") + 1] == "3" for words in started)
     assert ["--val_interval" in words for words in started] == [True, True, False]
     assert "runs/demo/data-3/images" in started[2]
