@@ -47,7 +47,8 @@ def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike] = 
     """
     Copy the bundle, its models as well, and merge overlays into the copy's ``train.json`` and ``inference.json``.
 
-    The first of them is the bundle's ``monai_label.json``.
+    The first of them is the bundle's ``monai_label.json``. The included model of the copy's method is its
+    ``models/model.pt``.
 
     Args:
         folder: of the copy; must not exist. MONAI Label reads the task off its name: let it end in ``_segmentation``.
@@ -69,13 +70,20 @@ def apply_overlays(folder: str | PathLike, overlays: Sequence[str | PathLike] = 
         try:
             shutil.copytree(bundle_root(), copy, ignore=LEFT_BEHIND, dirs_exist_ok=True)
             for name in MERGED:
-                merged = ConfigParser(ConfigParser.load_config_file(str(configs / name)))
+                original, merged = (ConfigParser(ConfigParser.load_config_file(str(configs / name))) for _ in range(2))
                 needed = ConfigParser.load_config_file(str(configs / NEEDED))
                 overlay = {key: value for key, value in needed.items() if key.removeprefix("+") in merged}
                 for content in (overlay, *(ConfigParser.load_config_file(str(path)) for path in files)):
                     for key, value in content.items():
                         merge_kv(merged, key, value)
+                for key, value in overlay.items():
+                    # an overlay has replaced the dictionary, with this in it as it was
+                    if "#" in key and merged.get(key) == original.get(key):
+                        merge_kv(merged, key, value)
                 ConfigParser.export_config_file(merged.get(), str(copy / "configs" / name), indent=4)
+            included = copy / "models" / f"{merged['method']}.pt"
+            if included.is_file():
+                included.replace(copy / "models" / "model.pt")
         except shutil.Error as error:  # a list of files, each with what failed
             raise InputError(f"The bundle can't be copied to '{folder}' ({error.args[0][0][2]}).") from error
         except OSError as error:

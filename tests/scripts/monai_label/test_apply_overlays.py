@@ -63,6 +63,18 @@ def test_what_monai_label_needs_is_in_the_config_that_has_a_place_for_it(tmp_pat
     assert config(tmp_path / "slices", "inference.json")["save"] == []
 
 
+def test_the_copy_of_the_recommended_method_has_its_model(tmp_path: Path) -> None:
+    apply_overlays(tmp_path / "copy", ["recommended.json"])
+    models = [path for path in (tmp_path / "copy" / "models").iterdir() if path.suffix == ".pt"]
+    assert [path.name for path in models] == ["model.pt"]
+    assert models[0].read_bytes() == (BUNDLE / "models" / "area_ranked.pt").read_bytes()
+    weights = config(tmp_path / "copy", "train.json")["network_def"]["pretrained"]
+    assert weights == config(BUNDLE, "monai_label.json")["network_def#pretrained"]  # goes on from model.pt
+    # MONAI Label's regions are not what loads slices
+    apply_overlays(tmp_path / "slices", ["slices.json"])
+    assert config(tmp_path / "slices", "train.json")["load_image"]["_target_"].startswith("scripts.volumes.")
+
+
 def test_later_overlays_win(tmp_path: Path) -> None:
     for name, value in (("first", 8), ("second", 16)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"spatial_size": [value, value]}))
