@@ -23,8 +23,13 @@ from monai.networks.trt_compiler import TrtCompiler
 from scripts.networks import CDWSNet, UNet
 
 AXES = {0: "batch", 2: "height", 3: "width"}
-OPTIONS = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": AXES, "pred": AXES}}
-METHODS = {"cdws": [], "baseline": ["baseline"], "unet": ["unet"]}
+OPTIONS = {
+    "input_names": ["image"],
+    "output_names": ["pred"],
+    "dynamic_axes": {"image": AXES, "pred": AXES},
+    "dynamo": False,
+}
+METHODS = {"cdws": [], "baseline": ["baseline"], "unet": ["unet"], "recommended": ["recommended"]}
 
 
 @pytest.fixture(scope="module", params=METHODS)

@@ -190,7 +190,8 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
     words += ["--meta_file", _shown(Path(bundle_root()) / "configs" / "metadata.json"), *_config_file(files)]
     if Path(file).suffix == ".onnx":
         axes = "{0:'batch',2:'height',3:'width'}"
-        names = f"{{'input_names':['image'],'output_names':['pred'],'dynamic_axes':{{'image':{axes},'pred':{axes}}}}}"
+        names = f"'input_names':['image'],'output_names':['pred'],'dynamic_axes':{{'image':{axes},'pred':{axes}}}"
+        names = f"{{{names},'dynamo':False}}"
         words += ["--input_shape", "[2,3,64,96]", "--use_trace", "True", "--converter_kwargs", names]
     run_monai(words)
     return 0
