@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+TIMED = (3, 12)  # iterations, from the end of the first to that of the second, by which a training's time is foretold
 
 
 class AccumulatingTrainer(SupervisedTrainer):
@@ -70,7 +72,8 @@ class AccumulatingTrainer(SupervisedTrainer):
 
     A network that can ``calibrate`` itself on training images does so before the first step.
 
-    The mean loss over an epoch is its key metric, ``epoch_loss``, the lowest the best.
+    The mean loss over an epoch is its key metric, ``epoch_loss``, the lowest the best. A training that will take more
+    than an hour says so at its beginning.
 
     Leaves in ``state.output`` an item for each image, as MONAI does when it decollates: ``image``, ``label``, ``pred``,
     its own ``image_loss``, and ``loss``, the mean of the batch. ``state.mean_loss`` is that mean; of many processes
@@ -134,6 +137,9 @@ class AccumulatingTrainer(SupervisedTrainer):
         decay = getattr(self.loss_function, "teacher_decay", None)
         self.teacher = None if decay is None else _teacher(self.network, decay)
         self.add_event_handler(Events.STARTED, self._begin)
+        self._timed_from: float | None = None
+        for iteration in TIMED:
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=iteration), self._foretell)
 
     def _begin(self, engine: SupervisedTrainer) -> None:
         if hasattr(self.network, "calibrate"):
@@ -141,6 +147,21 @@ class AccumulatingTrainer(SupervisedTrainer):
         send_weights(self.network)
         if self.teacher is not None and self.teacher.n_averaged == 0:
             self.teacher.update_parameters(self.network)
+
+    def _foretell(self, engine: SupervisedTrainer) -> None:
+        now = time.monotonic()
+        if self.state.iteration == TIMED[0]:
+            self._timed_from = now
+        elif self._timed_from is not None:  # not resumed between the two
+            left = self.state.max_epochs * self.state.epoch_length - self.state.iteration
+            self._tell_hours(left * (now - self._timed_from) / (TIMED[1] - TIMED[0]) / 3600)
+
+    def _tell_hours(self, hours: float) -> None:
+        if hours > 1:
+            logger.info(
+                f"This training will take about {hours:.1f} hours, and validation; fewer epochs (--max_epochs, of "
+                "recommended.json --steps) or a smaller --spatial_size shorten it."
+            )
 
     def _samples(self, images: int = 96, batch_size: int = 16) -> Iterator[torch.Tensor]:
         """Batches of so many training images at most, from all over the list."""

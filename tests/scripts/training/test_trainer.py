@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -403,3 +405,13 @@ def test_the_network_learns_in_its_window_and_the_teacher_sees_all() -> None:
     assert prediction.tolist() == [[[[0, 2, 3], [0, 0, 0]]], [[[0, 0, 0], [4, 5, 0]]]]
     assert torch.equal(seen, prediction > 0)
     assert network.w.grad.tolist() == [2.0]  # two pixels of each of two images, over the images
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(40, []), (41, ["about 1.0 hours"]), (410, ["about 10.0 hours"])])
+def test_a_training_of_over_an_hour_says_so(seconds: float, told: list[str], monkeypatch, caplog) -> None:
+    """Of 100 iterations 88 are left after the twelfth, 9 after the third."""
+    clock = iter([1000.0, 1000.0 + 9 * seconds])
+    monkeypatch.setattr("scripts.training.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("INFO"):
+        trainer_of(points(20), 1, 2, Polynomial(), lr=1e-3, max_epochs=5).run()
+    assert [re.search("about .* hours", r.message)[0] for r in caplog.records if "will take" in r.message] == told
