@@ -182,8 +182,15 @@ def lay_out_own(folder: Path, write_slide, tissue_picture) -> None:
     (data / "dataset.json").unlink()
 
 
-LAY_OUT = {"labelling": lay_out_labelling, "volumes": lay_out_volumes, "slides": lay_out_slides}
-LAY_OUT |= {"results": lay_out_results, "README": lay_out_own, "quick-start": lay_out_own}
+LAY_OUT = {
+    "README.md": lay_out_own,
+    "bundle/docs/README.md": lay_out_results,
+    "docs/labelling.md": lay_out_labelling,
+    "docs/quick-start.md": lay_out_own,
+    "docs/results.md": lay_out_results,
+    "docs/slides.md": lay_out_slides,
+    "docs/volumes.md": lay_out_volumes,
+}
 
 
 def run_shell(script: str, folder: Path, cwd: Path) -> None:
@@ -206,8 +213,8 @@ def test_commands_of_a_page(page, folder, write_slide, tissue_picture):
     for name, text in named_files(page).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    if Path(page).stem in LAY_OUT:
-        LAY_OUT[Path(page).stem](folder, write_slide, tissue_picture)
+    if page in LAY_OUT:
+        LAY_OUT[page](folder, write_slide, tissue_picture)
     run_shell(commands(page), folder, folder / ("bundle" if page in IN_BUNDLE else "."))
 
 
