@@ -35,7 +35,7 @@ TESTS := -m pytest -n 2 --dist worksteal
 test: lint  ## lint, then all tests: 15 minutes on 2 CPU cores
 	$(VENV)/bin/python $(TESTS)
 
-test-quick: lint  ## lint, then the tests that start no program and train nothing: 2 minutes
+test-quick: lint  ## lint, then the tests that start no program and train nothing: 3 minutes
 	$(VENV)/bin/python $(TESTS) -m "not slow"
 
 MONAI_LABEL := .venv-monailabel
