@@ -34,6 +34,8 @@ from tqdm import tqdm
 from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
 from scripts.evaluation.predictions import ImageThreshold
 from scripts.images.outline import OutlineOverlay
+from scripts.images.slide import Slide, SlideView
+from scripts.images.tissue import OVERVIEW
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.errors import InputError, first_line, lack_of
@@ -47,12 +49,10 @@ from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
 from scripts.slides.value_counts import ValueCounts
-from scripts.slides.view import Slide, SlideView
 
 __all__ = ["SlideInference", "SlideResult", "model_mpp"]
 
 logger = logging.getLogger(__name__)
-OVERVIEW = 2048  # longest side in pixels, of the picture in which tissue is found
 THUMBNAIL = 1024
 FULL = 65535  # of probability 1 in the unfinished map
 TABLE = "slides.csv"
@@ -263,7 +263,7 @@ class SlideInference:
     def _finish(self, name: str, path: Path) -> None:
         with closing(Slide(path, self.slide_mpp)) as slide:
             view = slide.at(self.mpp)
-            overview_view = _fitting(view, OVERVIEW)
+            overview_view = view.fitting(OVERVIEW)
             overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
             tissue = TissueMask(tissue_of(self.tissue, overview, overview_view, name), view.width, view.height)
             key = self._key(path, view, tissue)
@@ -513,12 +513,6 @@ def _cell(value: Any) -> Any:
 
 def _tissue_in(tissue: TissueMask, grid: TileGrid, tile: Tile) -> np.ndarray:
     return tissue.region(tile.top, min(tile.bottom, grid.height), tile.left, min(tile.right, grid.width))
-
-
-def _fitting(view: SlideView, longest: int) -> SlideView:
-    """The same slide with its longest side at most so many pixels."""
-    factor = min(1.0, longest / max(view.width, view.height))
-    return SlideView(view.slide, max(1, round(view.width * factor)), max(1, round(view.height * factor)))
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:

@@ -24,23 +24,18 @@ from typing import Any
 import numpy as np
 from shapely import Polygon, get_coordinates
 from shapely.geometry import shape
-from skimage.color import rgb2hsv
 from skimage.draw import polygon
-from skimage.filters import gaussian, threshold_otsu
-from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.transform import resize
 
 from scripts.images.limits import FARTHEST
 from scripts.images.loading import load_mask
 from scripts.images.pictures import SUFFIXES
+from scripts.images.slide import SlideView
+from scripts.images.tissue import find_tissue
 from scripts.runtime.errors import InputError, first_line
-from scripts.slides.view import SlideView
 
-__all__ = ["TissueMask", "find_tissue", "tissue_of"]
+__all__ = ["TissueMask", "tissue_of"]
 
-LEAST_SATURATION = 0.05  # less is glass, also where Otsu's method has nothing but glass to divide
-MOST_SATURATION = 0.15  # more is tissue, also where there is nothing but tissue
-SMALLEST = 64  # pixels of the overview; smaller pieces and gaps are dust and pores
 ROUNDING = 0.02  # of a mask's width: what it may be wider or narrower than a picture of the whole slide
 GEOJSON_SUFFIXES = (".geojson", ".json")
 COLLECTIONS = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
@@ -65,26 +60,6 @@ class TissueMask:
     def region(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         """(bottom - top, right - left) bool, where the view's pixels are in tissue: the overview's nearest says."""
         return self.mask[np.ix_(self.rows[top:bottom], self.columns[left:right])]
-
-
-def find_tissue(overview: np.ndarray) -> np.ndarray:
-    """
-    Tissue by its colour: Otsu's threshold on the saturation, as wsinfer, CLAM and others do it.
-
-    The saturation is smoothed (a Gaussian of one pixel), the threshold kept between 0.05 and 0.15, so that a slide of
-    glass alone has no tissue and one of tissue alone nothing else; pieces and gaps below 64 pixels are left out.
-
-    Args:
-        overview: (H, W, 3) in 0..1.
-
-    Returns:
-        (H, W) bool.
-    """
-    saturation = gaussian(rgb2hsv(overview)[..., 1], 1)
-    flat = np.ptp(saturation) == 0
-    threshold = LEAST_SATURATION if flat else np.clip(threshold_otsu(saturation), LEAST_SATURATION, MOST_SATURATION)
-    tissue = saturation > threshold
-    return remove_small_holes(remove_small_objects(tissue, max_size=SMALLEST - 1), max_size=SMALLEST - 1)
 
 
 def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | None = None) -> np.ndarray:

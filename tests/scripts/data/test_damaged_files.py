@@ -173,7 +173,7 @@ import sys
 from pathlib import Path
 from scripts.data.datalist import load_datalist
 from scripts.images.loading import load_image
-from scripts.slides.view import Slide
+from scripts.images.slide import Slide
 from scripts.training.checkpoints import trained_size
 from scripts.volumes.reading import read_volume
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scripts.images.slide import Slide
 from scripts.networks import CDWSNet, UNet
 from scripts.runtime.errors import InputError
 from scripts.slides import SlideInference
 from scripts.slides.tiling import TileGrid, exact_margin
-from scripts.slides.view import Slide
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -19,9 +19,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scripts.images.slide import Slide
+from scripts.images.tissue import find_tissue
 from scripts.runtime.errors import InputError
-from scripts.slides.tissue import TissueMask, find_tissue, tissue_of
-from scripts.slides.view import Slide
+from scripts.slides.tissue import TissueMask, tissue_of
 
 
 def eosin(height: int, width: int) -> np.ndarray:

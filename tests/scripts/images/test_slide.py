@@ -19,8 +19,8 @@ import openslide
 import pytest
 import tifffile
 from PIL import Image
+from scripts.images.slide import Slide
 from scripts.runtime.errors import InputError
-from scripts.slides.view import Slide
 
 
 def test_resolution_is_that_of_the_file(write_slide, tissue_picture, tmp_path):

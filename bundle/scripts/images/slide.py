@@ -177,6 +177,11 @@ class SlideView:
         """Micrometres per pixel of the view along x and y."""
         return self.slide.mpp_x * self.scale_x, self.slide.mpp_y * self.scale_y
 
+    def fitting(self, longest: int) -> SlideView:
+        """The same slide with its longest side at most so many pixels."""
+        factor = min(1.0, longest / max(self.width, self.height))
+        return SlideView(self.slide, max(1, round(self.width * factor)), max(1, round(self.height * factor)))
+
     def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         """
         A region of the view, which may reach beyond it: there it has the slide's background colour.
