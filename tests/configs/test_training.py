@@ -93,6 +93,26 @@ def test_default_is_one_step_of_adam_an_epoch_over_all_images(configs, odd_image
     assert all(group["weight_decay"] == 5e-4 and group["betas"] == (0.9, 0.999) for group in optimizer["param_groups"])
 
 
+@pytest.mark.parametrize("overlay", [None, "keep_aspect.json"])
+def test_strokes_reach_the_loss_with_their_image(configs, odd_images, overlay):
+    """The grey image is marked as negative all over: in the batch that is what belongs to it, and nothing of others."""
+    Image.fromarray(np.ones((40, 30), np.uint8)).save(odd_images / "strokes.png")
+    content = json.loads((odd_images / "dataset.json").read_text())
+    content["training"][2]["strokes"] = "strokes.png"
+    (odd_images / "dataset.json").write_text(json.dumps(content))
+    files = [str(configs / name) for name in ("train.json", overlay) if name]
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False)
+    workflow.parser.update(settings(odd_images) | {"max_epochs": 1})
+    workflow.initialize()
+    trainer, given = workflow.parser.get_parsed_content("engine"), []
+    cost = trainer.loss_function.forward
+    trainer.loss_function.forward = lambda *maps, **others: given.append(others) or cost(*maps, **others)
+    trainer.run()
+    (of_tiny, of_long), (of_grey, of_alpha) = (batch["strokes"] for batch in given[:2])
+    assert not torch.stack([of_tiny, of_long, of_alpha]).any()
+    assert torch.equal(of_grey > 0, given[1]["valid"][0] > 0 if overlay else torch.ones(1, 16, 24) > 0)
+
+
 def test_minibatch_overlay_steps_every_few_images(configs, odd_images):
     config = [str(configs / "train.json"), str(configs / "minibatch.json")]
     run("training", config_file=config, **settings(odd_images) | {"micro_batch_size": 4})

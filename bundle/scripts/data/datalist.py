@@ -35,6 +35,7 @@ from scripts.images.colours import ToRGB
 from scripts.images.limits import MIN_SIZE
 from scripts.images.loading import load_image, load_mask
 from scripts.images.reading import room_for
+from scripts.images.strokes import POSITIVE, read_strokes
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.processes import by_first_process
 from scripts.runtime.values import truth_value
@@ -58,7 +59,7 @@ __all__ = [
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
-KEYS = ("image", "label", "area", "mask", "group")
+KEYS = ("image", "label", "area", "mask", "group", "strokes", "excluded")
 AREA_STEP = 0.1  # by which an annotator's area may differ from that of a mask
 SHOWN = 20  # problems, or names, in one message
 _repr = Repr()
@@ -133,7 +134,7 @@ def read_splits(
     dataset_dir: str | PathLike,
     splits: Sequence[str],
     allow_outside: bool = False,
-    paths: Sequence[str] = ("image", "mask", "label"),
+    paths: Sequence[str] = ("image", "mask", "label", "strokes"),
 ) -> tuple[Path, dict[str, list], list[str]]:
     """
     Read ``dataset.json``, and check it as far as no file that it names must be opened.
@@ -145,7 +146,7 @@ def read_splits(
         paths: keys of an item that are paths, relative to the file.
 
     Returns:
-        The file, the items of each split found with absolute paths, and what is wrong.
+        The file, the items of each split found with absolute paths, without those that are excluded, and what is wrong.
 
     Raises:
         InputError: when the file is missing or isn't an object in JSON, or a path leads out of its folder.
@@ -157,8 +158,10 @@ def read_splits(
     splits = list(dict.fromkeys(splits))
     present = {s: content[s] for s in dict.fromkeys((*SPLITS, *splits)) if isinstance(content.get(s), list)}
     found = ", ".join(present) or "none"
+    present, misstated = _without_excluded(present)
     missing = [split for split in splits if content.get(split) is None]
     problems = [f"there is no split '{split}' (found: {found}); add it, or ask for another" for split in missing]
+    problems += misstated
     no_lists = [s for s in dict.fromkeys((*SPLITS, *splits)) if content.get(s) is not None and s not in present]
     problems += [f"the split '{split}' must be a list of items" for split in no_lists]
     known = dict.fromkeys((*KEYS, *paths, *(("range",) if "slices" in paths else ())))
@@ -225,6 +228,25 @@ def _read_json(path: Path) -> dict:
     return content
 
 
+def _without_excluded(splits: dict[str, list]) -> tuple[dict[str, list], list[str]]:
+    """The splits without the items that say ``"excluded": true``, which are counted; and what says something else."""
+    kept: dict[str, list] = {split: [] for split in splits}
+    problems = []
+    for split, items in splits.items():
+        for i, item in enumerate(items):
+            excluded = isinstance(item, dict) and item.get("excluded")
+            if excluded not in (None, True, False):
+                shown = f"{split}[{i}] '{item.get('image')}': excluded is {_repr.repr(excluded)}"
+                problems.append(f"{shown}, must be true or false")
+            elif excluded is not True:
+                kept[split].append(item)
+    counts = {split: len(items) - len(kept[split]) for split, items in splits.items()}
+    if any(counts.values()) and not problems:
+        named = ", ".join(f"{count} of {split}" for split, count in counts.items() if count)
+        logger.info(f"Excluded items are left out: {named}.")
+    return kept, problems
+
+
 def _absolute(item: object, folder: Path, keys: Sequence[str], known: Container[str]) -> object:
     """
     The item with its paths made absolute, without anybody's notes, which may be called what the transforms call theirs;
@@ -237,7 +259,7 @@ def _absolute(item: object, folder: Path, keys: Sequence[str], known: Container[
         del paths["label"]  # a number in quotes
     # JSON has no NaN, but Python's writes it: it means 'not known', as an absent key does, but of what must be known
     absent = {k for k, v in item.items() if v is None or (isinstance(v, float) and math.isnan(v) and k != "label")}
-    return {k: v for k, v in (item | paths).items() if k in known and k not in absent}
+    return {k: v for k, v in (item | paths).items() if k in known and k not in absent and k != "excluded"}
 
 
 def _outside(datalist: dict[str, list], folder: Path, paths: Sequence[str]) -> list[str]:
@@ -397,7 +419,7 @@ def _check_item(where: str, item: object) -> tuple[list[str], bool | None, list[
         size, problems = check_picture(Path(item["image"]))
         mask, mask_problems = _read_mask(item)
     area_problems = _area_problems(item)
-    problems += label_problems + mask_problems + area_problems
+    problems += label_problems + mask_problems + area_problems + _stroke_problems(item, size)
     if mask is not None and size is not None and mask.shape[1:] != size:
         sizes = "{}x{}, the image {}x{}".format(*mask.shape[1:], *size)
         problems.append(f"the mask '{_mask_path(item)}' is {sizes}; they must have the same size")
@@ -482,6 +504,28 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
         return np.asarray(load_mask(path)), []
     except Exception as error:
         return None, [f"the mask '{path}' can't be read ({first_line(error)})"]
+
+
+def _stroke_problems(item: dict, size: tuple[int, int] | None) -> list[str]:
+    """What is wrong with the strokes of an image of this width and height."""
+    path = item.get("strokes")
+    if path is None:
+        return []
+    if not isinstance(path, str):
+        return [f"strokes is {_repr.repr(path)}, must be the path of a PNG"]
+    problem = file_problem(path)
+    if problem:
+        return [f"the strokes '{path}': {problem}"]
+    try:
+        strokes = read_strokes(path)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        return [f"the strokes '{path}': {first_line(error)}"]
+    if size is not None and strokes.T.shape != size:
+        sizes = "{}x{}, the image {}x{}".format(*strokes.T.shape, *size)
+        return [f"the strokes '{path}' are {sizes}; they must have the same size"]
+    if item.get("label") == 0 and (strokes == POSITIVE).any():
+        return [f"label is 0, but the strokes '{path}' mark positive pixels; remove one"]
+    return []
 
 
 def class_problems(split: str, labels: set) -> list[str]:

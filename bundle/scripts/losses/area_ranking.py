@@ -15,9 +15,11 @@ Area-ranked labels: the rough area as a budget of pixels, spent on those that a 
 A rough area a, rounded up to a step s, says that between a - s and a of the image is positive, not where. The teacher
 says where: of an image's N pixels, the (a - s) N that it ranks highest are positive, those below the a N highest are
 negative, and those between may be either. It is an expectation-maximisation step with the area as its constraint.
+Pixels under strokes have the strokes' label, and come out of the budget first.
 
 Shapes: a probability map is (B, M, H, W), M maps of B images; a weak target is (B, 2), label and area, NaN where it is
-not known; a ranking, superpixels and the region of the image are (B, 1, H, W). Everything is computed in float32.
+not known; a ranking, superpixels, strokes and the region of the image are (B, 1, H, W). Everything is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -26,20 +28,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scripts.images.strokes import NEGATIVE, POSITIVE
 from scripts.losses.cdws import check_target, mil_loss
 from scripts.losses.constraints import check_areas
 from scripts.losses.instances import check_regions, paint_superpixels
 from scripts.losses.pooling import Pooling, masked_mean
+from scripts.losses.strokes import P_MIN, labelled_cross_entropy, stroke_loss
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import fraction, number, positive_fraction
 
 __all__ = ["AreaRankedLoss", "area_ranked_labels", "proportion_loss"]
 
-P_MIN = 1e-6  # of a probability in a cross-entropy: bounds the loss of a pixel by 14 and its gradient by 10^6
-
 
 def area_ranked_labels(
-    ranking: torch.Tensor, area: torch.Tensor, area_step: float, valid: torch.Tensor | None = None
+    ranking: torch.Tensor,
+    area: torch.Tensor,
+    area_step: float,
+    valid: torch.Tensor | None = None,
+    strokes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Label of each pixel by its rank and the area.
@@ -51,6 +57,7 @@ def area_ranked_labels(
         area: (B,), rough area as a fraction of the image, rounded up to a step; 0 for a negative image.
         area_step: that step, a fraction of the image.
         valid: (B, 1, H, W), above 0 where a pixel belongs to the image; all of them where it is None.
+        strokes: (B, 1, H, W), see `scripts.images.strokes`: pixels whose label is theirs, whatever their score.
 
     Returns:
         Labels (B, 1, H, W), 0. or 1.; and (B, 1, H, W), True for the pixels that have one.
@@ -63,6 +70,8 @@ def area_ranked_labels(
     """
     score = ranking.detach().float().flatten(1)  # (B, N)
     inside = torch.ones_like(score, dtype=torch.bool) if valid is None else valid.to(score.device).flatten(1) > 0
+    painted = torch.zeros_like(score) if strokes is None else strokes.to(score.device).flatten(1)
+    score = score.masked_fill(painted == POSITIVE, torch.inf).masked_fill(painted == NEGATIVE, -torch.inf)
     ordered = torch.where(inside, score, -torch.inf).sort(dim=1, descending=True).values
     count = inside.sum(dim=1)  # (B,)
     surely = ((area - area_step).clamp(min=0) * count).round().long()
@@ -73,6 +82,8 @@ def area_ranked_labels(
 
     positive = inside & ((score > at(surely)) | (surely >= count).view(-1, 1))
     negative = inside & ((score < at(at_most - 1)) | (at_most == 0).view(-1, 1))
+    positive = (positive & (painted != NEGATIVE)) | (painted == POSITIVE)
+    negative = (negative & (painted != POSITIVE)) | (painted == NEGATIVE)
     return positive.float().view_as(ranking), (positive | negative).view_as(ranking)
 
 
@@ -109,12 +120,15 @@ class AreaRankedLoss(nn.Module):
 
     With superpixels each pixel has the mean of its superpixel, in the ranking and in the map.
 
+    Strokes cost the `stroke_loss` besides, always.
+
     Args:
         area_step: s, a fraction of the image.
         warm_up: epochs without ranking.
         teacher_decay: how much of its weights the teacher keeps at each step, see `AccumulatingTrainer`.
         interval_weight: w.
         pool: of the MIL loss; the paper's generalized mean by default.
+        stroke_weight: of the strokes' loss.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image.
 
     Raises:
@@ -129,7 +143,14 @@ class AreaRankedLoss(nn.Module):
         tensor(0.2231)
     """
 
-    inputs = ("ranking", "superpixels", "valid", "window", "seen")  # of a batch, beside prediction and target
+    inputs = (
+        "ranking",
+        "superpixels",
+        "valid",
+        "window",
+        "seen",
+        "strokes",
+    )  # of a batch, beside prediction and target
 
     def __init__(
         self,
@@ -138,6 +159,7 @@ class AreaRankedLoss(nn.Module):
         teacher_decay: float = 0.98,
         interval_weight: float = 5.0,
         pool: Pooling | None = None,
+        stroke_weight: float = 1.0,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
@@ -149,10 +171,12 @@ class AreaRankedLoss(nn.Module):
             raise InputError("teacher_decay must be below 1, or the teacher never learns; got 1.")
         number("warm_up", warm_up)
         number("interval_weight", interval_weight)
+        number("stroke_weight", stroke_weight)
         self.area_step = area_step
         self.warm_up = warm_up
         self.teacher_decay = teacher_decay
         self.interval_weight = interval_weight
+        self.stroke_weight = stroke_weight
         self.pool = pool or Pooling()
         self.reduction = reduction
         self.epoch = 0
@@ -174,6 +198,7 @@ class AreaRankedLoss(nn.Module):
         superpixels: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
         seen: torch.Tensor | None = None,
+        strokes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -183,6 +208,7 @@ class AreaRankedLoss(nn.Module):
             superpixels: (B, 1, H, W), integer labels from 0, or None.
             valid: (B, 1, H, W), above 0 where a pixel belongs to the image, where images have been padded.
             seen: (B, 1, H, W), True where the prediction is the network's, all of it by default; with a ranking.
+            strokes: (B, 1, H, W), see `scripts.images.strokes`, or None.
 
         Returns:
             A scalar for reduction ``"mean"``, (B,) for ``"none"``.
@@ -191,7 +217,7 @@ class AreaRankedLoss(nn.Module):
             ValueError: when shapes don't fit; `InputError` for a label that is not 0 or 1, or an area not in 0..1.
         """
         check_target(prediction, target)
-        check_regions(prediction, ranking=ranking, superpixels=superpixels, valid=valid, seen=seen)
+        check_regions(prediction, ranking=ranking, superpixels=superpixels, valid=valid, seen=seen, strokes=strokes)
         label, area = target[:, 0], target[:, 1]
         unknown = (label > 0.5) & area.isnan()
         area = torch.where(label > 0.5, check_areas(label, area).nan_to_num(1.0), 0.0)
@@ -207,19 +233,14 @@ class AreaRankedLoss(nn.Module):
                 negative = -masked_mean(torch.log1p(-p.clamp(max=1 - P_MIN)), mask)
                 positive = proportion_loss(v, middle)
             else:
-                labels, known = area_ranked_labels(ranking, area, self.area_step, valid)
-                negative = _cross_entropy(p, labels, known if seen is None else known & seen)
+                labels, known = area_ranked_labels(ranking, area, self.area_step, valid, strokes)
+                negative = labelled_cross_entropy(p, labels, known if seen is None else known & seen)
                 excess = ((v - middle).abs() - self.area_step / 2).clamp(min=0)
                 positive = negative + self.interval_weight * excess.square()
             cost = torch.where((label > 0.5).view(-1, 1), positive, negative)
             if unknown.any():
                 cost = torch.where(unknown.view(-1, 1), mil_loss(whole, label, self.pool, mask), cost)
+            if strokes is not None and strokes.any():
+                cost = cost + self.stroke_weight * stroke_loss(p, strokes, seen)
         total = cost.sum(dim=1)
         return total.mean() if self.reduction == "mean" else total
-
-
-def _cross_entropy(p: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Mean over an image's pixels that have a label, (B, M); 0 where none has."""
-    cost = F.binary_cross_entropy(p.clamp(P_MIN, 1 - P_MIN), labels.expand_as(p), reduction="none")
-    weight = known.float()
-    return (cost * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp(min=1)

@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from scripts.losses.constraints import AreaConstraint, area_loss
-from scripts.losses.instances import instances_of
+from scripts.losses.instances import check_regions, instances_of, paint_superpixels
 from scripts.losses.pooling import Pooling, log1mexp
+from scripts.losses.strokes import stroke_loss
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import number, numbers, truth_value
 
@@ -72,6 +73,8 @@ class CDWSLoss(nn.Module):
     """
     MIL loss and area constraint of every side output and of the fusion, summed, equations (6), (9), (11) and (12).
 
+    Strokes, which the paper doesn't have, are instances of known label: they cost the `stroke_loss` of each map.
+
     Args:
         side_area_weights: eta_t of each side; 0 leaves the constraint out.
         fusion_area_weight: eta_fuse; of the only map where a network has but one.
@@ -79,6 +82,7 @@ class CDWSLoss(nn.Module):
         constraint: cost of an area that disagrees; the paper's one-sided one by default.
         area_constraint: False leaves the constraint out, whatever it is: for methods that know no areas.
         area_weight_scale: factor on all area weights, for constraints that are steeper than the paper's.
+        stroke_weight: of the strokes' loss.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image. The paper sums over the
             images; the mean makes the loss independent of their number.
 
@@ -95,7 +99,7 @@ class CDWSLoss(nn.Module):
         tensor([0.1054, 2.3026])
     """
 
-    inputs = ("superpixels", "valid")  # of a batch, beside prediction and target
+    inputs = ("superpixels", "valid", "strokes")  # of a batch, beside prediction and target
 
     def __init__(
         self,
@@ -105,12 +109,14 @@ class CDWSLoss(nn.Module):
         constraint: AreaConstraint | None = None,
         area_weight_scale: float = 1.0,
         area_constraint: bool = True,
+        stroke_weight: float = 1.0,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
         numbers("side_area_weights", side_area_weights)
         number("fusion_area_weight", fusion_area_weight)
         number("area_weight_scale", area_weight_scale)
+        number("stroke_weight", stroke_weight)
         truth_value("area_constraint", area_constraint)
         area_weights = tuple(weight * area_weight_scale for weight in (fusion_area_weight, *side_area_weights))
         if reduction not in ("mean", "none"):
@@ -118,6 +124,7 @@ class CDWSLoss(nn.Module):
         self.names = ("fusion", *(f"side{t}" for t in range(1, len(area_weights))))
         self.pool = pool or Pooling()
         self.constraint = (constraint or AreaConstraint()) if area_constraint else AreaConstraint("none")
+        self.stroke_weight = stroke_weight
         self.reduction = reduction
         self.area_weights = area_weights  # not a buffer: a config doesn't move the loss to the network's device
 
@@ -140,6 +147,7 @@ class CDWSLoss(nn.Module):
         target: torch.Tensor,
         superpixels: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
+        strokes: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         The loss in its parts, image by image.
@@ -150,9 +158,10 @@ class CDWSLoss(nn.Module):
             target: (B, 2), label and area.
             superpixels: (B, 1, H, W), integer labels from 0, to take superpixels as instances instead of pixels.
             valid: (B, 1, H, W), above 0 where a pixel belongs to the image, where images have been padded.
+            strokes: (B, 1, H, W), see `scripts.images.strokes`, or None.
 
         Returns:
-            ``mil`` and ``area``, each (B, M); the area's with its weights applied.
+            ``mil`` and ``area``, and ``strokes`` where there are some, each (B, M), with its weights applied.
 
         Raises:
             InputError: when the shapes don't fit each other or the number of weights.
@@ -164,10 +173,15 @@ class CDWSLoss(nn.Module):
         area_weights = torch.tensor(self.area_weights[:maps], device=prediction.device)
         with torch.autocast(prediction.device.type, enabled=False):
             instances, mask = instances_of(prediction, superpixels, valid)
-            return {
+            terms = {
                 "mil": mil_loss(instances, label, self.pool, mask),
                 "area": area_loss(instances, label, area, self.constraint, mask) * area_weights,
             }
+            check_regions(prediction, strokes=strokes)
+            if strokes is not None and strokes.any():
+                p = prediction if superpixels is None else paint_superpixels(prediction, superpixels, valid)
+                terms["strokes"] = self.stroke_weight * stroke_loss(p, strokes)
+            return terms
 
     def forward(
         self,
@@ -175,8 +189,9 @@ class CDWSLoss(nn.Module):
         target: torch.Tensor,
         superpixels: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
+        strokes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Total loss: a scalar for reduction ``"mean"``, (B,) for ``"none"``. Arguments and errors as `terms`."""
-        terms = self.terms(prediction, target, superpixels, valid)
+        terms = self.terms(prediction, target, superpixels, valid, strokes)
         total = torch.stack(list(terms.values())).sum(dim=(0, 2))
         return total.mean() if self.reduction == "mean" else total

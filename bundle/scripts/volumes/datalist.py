@@ -126,6 +126,8 @@ def _slices_of(
         return [], ["must be an object with an 'image'"]
     if not item.get("mask") and not item.get("slices"):
         return [], ["needs a 'mask' (label volume), or 'slices' (path of a table)"]
+    if item.get("strokes"):
+        return [], ["has strokes, which only pictures can have; remove them"]
     volume, problem = try_read("the volume", item["image"])
     if volume is None:
         return [], [problem]

@@ -304,7 +304,7 @@ def test_misspelt_keys_are_named_with_the_nearest(folder: Path, caplog) -> None:
         "unknown key 'Mask'; write 'mask'",
         "unknown key 'lable'; write 'label'",
     ]
-    assert "'scanner' (first in test[0]). Known are image, label, area, mask, group." in caplog.text
+    assert "'scanner' (first in test[0]). Known are image, label, area, mask, group, strokes, excluded." in caplog.text
 
 
 def test_a_misspelt_split_is_named(folder: Path, caplog) -> None:
@@ -532,3 +532,49 @@ def test_notes_that_are_called_as_what_the_transforms_make_are_left_out(tmp_path
     (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
     read = load_datalist(tmp_path, ["training"])["training"]
     assert [set(item) for item in read] == [{"image", "label"}, {"image", "label", "area"}]
+
+
+def test_strokes_are_checked(folder: Path) -> None:
+    write_picture(folder / "strokes" / "negative.png", (HEIGHT, WIDTH), 1)
+    write_picture(folder / "strokes" / "positive.png", (HEIGHT, WIDTH), 2)
+    write_set(folder, training=[POSITIVE | {"strokes": "strokes/positive.png"}, NEGATIVE])
+    assert load_datalist(folder)["training"][0]["strokes"] == str(folder / "strokes" / "positive.png")
+    wrong = {
+        "strokes/none.png": "there is no such file",
+        "masks/large.png": "must be an 8-bit PNG of 0 (unknown), 1 (negative) and 2 (positive)",
+        "images/a.png": "must be an 8-bit PNG of 0 (unknown), 1 (negative) and 2 (positive)",
+        "images/text.png": "not a picture: none of PNG, TIFF, or damaged at its beginning",
+    }
+    for name, problem in wrong.items():
+        write_set(folder, training=[POSITIVE | {"strokes": name}, NEGATIVE])
+        assert problems_of(folder) == [
+            f"training[0] '{folder / 'images/a.png'}': the strokes '{folder / name}': {problem}"
+        ]
+    write_picture(folder / "strokes" / "turned.png", (WIDTH, HEIGHT), 1)
+    write_set(
+        folder,
+        training=[
+            POSITIVE | {"strokes": "strokes/turned.png"},
+            NEGATIVE | {"strokes": "strokes/positive.png"},
+            NEGATIVE | {"strokes": 3},
+            NEGATIVE | {"strokes": "strokes/negative.png"},
+        ],
+    )
+    assert [problem.partition(": ")[2] for problem in problems_of(folder)] == [
+        f"the strokes '{folder / 'strokes/turned.png'}' are 5x8, the image 8x5; they must have the same size",
+        f"label is 0, but the strokes '{folder / 'strokes/positive.png'}' mark positive pixels; remove one",
+        "strokes is 3, must be the path of a PNG",
+    ]
+
+
+def test_excluded_items_are_counted_and_not_looked_at(folder: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    damaged = POSITIVE | {"image": "images/cut.png", "group": "p", "excluded": True}
+    kept = POSITIVE | {"excluded": False}
+    write_set(folder, training=[damaged, kept, NEGATIVE], validation=[NEGATIVE | {"group": "p"}, POSITIVE])
+    found = load_datalist(folder)
+    assert [item["image"] for item in found["training"]] == [str(folder / "images" / n) for n in ("a.png", "b.png")]
+    assert "excluded" not in found["training"][0]
+    assert "Excluded items are left out: 1 of training." in caplog.text
+    write_set(folder, training=[POSITIVE | {"excluded": "yes"}, POSITIVE, NEGATIVE])
+    assert problems_of(folder) == ["training[0] 'images/a.png': excluded is 'yes', must be true or false"]
