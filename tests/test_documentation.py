@@ -20,9 +20,15 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "bundle/docs/README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "bundle/docs/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -31,6 +37,11 @@ def test_links_and_pictures_exist(document):
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):
             assert ((ROOT / document).parent / target).exists(), target
+
+
+def test_the_citation_is_of_this_version(configs):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == json.loads((configs / "metadata.json").read_text())["version"]
 
 
 @pytest.mark.parametrize("document", ["README.md", "bundle/docs/README.md", "docs/results.md", "docs/volumes.md"])
