@@ -106,6 +106,19 @@ def test_each_comparison_trains_evaluates_and_infers(study, method) -> None:
         assert Image.open(predictions / f"{image.stem}_mask.png").size == Image.open(image).size
 
 
+def test_a_second_round_follows_the_ranking_of_the_first(study) -> None:
+    changes = {"spatial_size": [40, 40], "encoder": "resnet10t", "max_epochs": 1, "seed": 1}
+    first = study.train("first_round", "recommended", **changes)
+    ranked_by = [str(first / "models" / "model.pt")]
+    second = study.train("second_round", "recommended", "second_round", ranked_by=ranked_by, **changes)
+    alone = study.train("second_alone", "recommended", **changes)
+    weights = [torch.load(folder / "models" / "last.pt", weights_only=True) for folder in (first, second, alone)]
+    weights = [w["model"]["lateral.0.weight"] for w in weights]
+    torch.testing.assert_close(weights[0], weights[2], rtol=0, atol=0)  # by its seed
+    assert not torch.equal(weights[1], weights[2])
+    assert study.evaluate("second_round", "recommended", "second_round", ranked_by=ranked_by, **changes)["images"] == 4
+
+
 def test_dcan_takes_its_contour_branch(study) -> None:
     study.train("contour", "dcan", contour=True)
     assert study.evaluate("contour", "dcan", contour=True)["images"] == 4

@@ -94,9 +94,13 @@ class LoadStrokesd(MapTransform):
         return d
 
 
-def load_pixel_labels(truth: bool) -> list[Transform]:
+def load_pixel_labels(truth: bool, ranking: Transform | None = None) -> list[Transform]:
     """
     What is known of a training image's pixels: its ``strokes``, and ``truth`` for a method that learns from masks.
+
+    Args:
+        truth: whether there is such a method.
+        ranking: adds what trained networks say of the pixels, see `RankingMapd`.
 
     Returns:
         Transforms for a list of others, which come after those of the image's size and before random ones.
@@ -104,4 +108,5 @@ def load_pixel_labels(truth: bool) -> list[Transform]:
     Raises:
         InputError: when `truth` is neither True nor False.
     """
-    return [LoadTruthd("mask", names="truth", as_image=True, enabled=truth), LoadStrokesd()]
+    known: list[Transform] = [LoadTruthd("mask", names="truth", as_image=True, enabled=truth), LoadStrokesd()]
+    return known if ranking is None else [*known, ranking]

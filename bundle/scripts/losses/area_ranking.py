@@ -125,7 +125,8 @@ class AreaRankedLoss(nn.Module):
     Args:
         area_step: s, a fraction of the image.
         warm_up: epochs without ranking.
-        teacher_decay: how much of its weights the teacher keeps at each step, see `AccumulatingTrainer`.
+        teacher_decay: how much of its weights the teacher keeps at each step, see `AccumulatingTrainer`. None: there is
+            no teacher, and the ranking comes with the images, see `RankingMapd`.
         interval_weight: w.
         pool: of the MIL loss; the paper's generalized mean by default.
         stroke_weight: of the strokes' loss.
@@ -143,20 +144,14 @@ class AreaRankedLoss(nn.Module):
         tensor(0.2231)
     """
 
-    inputs = (
-        "ranking",
-        "superpixels",
-        "valid",
-        "window",
-        "seen",
-        "strokes",
-    )  # of a batch, beside prediction and target
+    # of a batch, beside prediction and target
+    inputs = ("ranking", "superpixels", "valid", "window", "seen", "strokes")
 
     def __init__(
         self,
         area_step: float = 0.1,
         warm_up: int = 1,
-        teacher_decay: float = 0.98,
+        teacher_decay: float | None = 0.98,
         interval_weight: float = 5.0,
         pool: Pooling | None = None,
         stroke_weight: float = 1.0,
@@ -166,7 +161,8 @@ class AreaRankedLoss(nn.Module):
         if reduction not in ("mean", "none"):
             raise InputError(f"reduction must be 'mean' or 'none', got '{reduction}'.")
         positive_fraction("area_step", area_step)
-        fraction("teacher_decay", teacher_decay)
+        if teacher_decay is not None:
+            fraction("teacher_decay", teacher_decay)
         if teacher_decay == 1:
             raise InputError("teacher_decay must be below 1, or the teacher never learns; got 1.")
         number("warm_up", warm_up)

@@ -104,29 +104,37 @@ class NetworkLoader:
         network: takes the weights.
         path: file of a state dict, or of a checkpoint that has one under ``"model"``.
         map_location: see `torch.load`.
+        setting: which names the file, for what is said of it.
 
     Raises:
         InputError: when the file is missing, damaged, of another method, of another network, or has weights that are
             not finite.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str, map_location: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        path: str,
+        map_location: str | torch.device | None = None,
+        setting: str = "ckpt_path",
+    ) -> None:
         self.network = network
         self.path = path
         self.map_location = map_location
+        self.setting = setting
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         if not Path(self.path).is_file():
-            raise InputError(f"There is no checkpoint '{self.path}'; train first, or name one with --ckpt_path PATH.")
+            raise InputError(f"There is no checkpoint '{self.path}'; train first, or name one by --{self.setting}.")
         try:
             content = load_tensors(self.path, self.map_location)
         except Exception as error:  # it raises nearly anything on a damaged file
             raise InputError(
                 f"'{self.path}' is damaged, or not a checkpoint that PyTorch reads ({first_line(error)}); name another "
-                "by --ckpt_path."
+                f"by --{self.setting}."
             ) from error
         try:
             self.network.load_state_dict(_weights(content))

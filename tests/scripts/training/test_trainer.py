@@ -332,6 +332,14 @@ def test_the_teacher_is_the_average_of_the_weights(micro: int) -> None:
     torch.testing.assert_close(torch.cat(loss.rankings), torch.cat(expected))
 
 
+def test_a_ranking_that_comes_with_the_images_takes_the_teachers_place() -> None:
+    items = [{**item, "ranking": torch.full_like(item["image"], 3.0)} for item in points(4)]
+    loss = Follow()
+    loss.set_epoch = lambda _: setattr(loss, "needs_ranking", True)
+    trainer_of(items, 2, "all", Polynomial(), loss_function=loss, max_epochs=1).run()
+    assert torch.cat(loss.rankings).unique().tolist() == [3.0]
+
+
 def test_without_a_loss_that_asks_there_is_no_teacher() -> None:
     assert trainer_of(points(2), 1, 2, Polynomial()).teacher is None
 
