@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from scripts import bundle_root
 from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, methods, overlays, top_of
-from scripts.runtime.command_line import did_you_mean, typed_options, typed_words
+from scripts.runtime.command_line import PATHS, did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 
 __all__ = ["RUNS", "demo", "export", "label", "run", "run_help", "study"]
@@ -119,7 +119,7 @@ def demo(arguments: Sequence[str]) -> int:
     extra = {"evaluating": ["--split", "test"], "inferring": ["--dataset_dir", f"{data}/images"]}
     for name, chain in files.items():
         known = {*top_of(chain), *MONAI_OPTIONS}
-        own = [(k, v) for k, v in options if k.removeprefix("+").split("#")[0] in known]
+        own = [(k, v) for k, v in options if _top(k) in known]
         run_monai(["run", name, *_config_file(chain), *extra.get(name, []), *_typed(own)])
     _report_demo(Path(given.get("output_dir") or "runs/demo"))
     return 0
@@ -254,20 +254,24 @@ def _data(command: str, words: list[str], options: list[tuple[str, str | None]],
     if words and given:
         raise UsageError(f"'{words[0]}' and --{given.pop()} are both given; cdws {command} takes one of them.")
     if len(words) > 1 and command == "infer":
-        return ["--images", repr(list(words))]
+        return ["--images", repr([_path(word) for word in words])]
     if len(words) > 1:
         raise UsageError(f"'{words[1]}' is one word too many; cdws {command} takes one {name}, and --SETTING VALUE.")
     if not words and not given and not (RUNS[command].base == "train" and "demo" in added):
         what = "images" if command == "infer" else "dataset.json"
         raise UsageError(f"cdws {command} needs the folder of {what}: cdws {command} {name}.")
-    return ["--dataset_dir", words[0]] if words else []
+    return ["--dataset_dir", _path(words[0])] if words else []
+
+
+def _path(typed: str) -> str:
+    """MONAI's parser takes what begins with '%' for a part of another config, before the bundle's code is called."""
+    return f"./{typed}" if typed.startswith("%") else typed
 
 
 def _typed(options: Sequence[tuple[str, str | None]]) -> list[str]:
+    named = ((k, _path(v) if v and k in PATHS else v) for k, v in options)
     # what begins as an option does is a value only behind '='
-    pairs = (
-        [f"--{k}"] if v is None else [f"--{k}={v}"] if v[:1] == "-" or not v else [f"--{k}", v] for k, v in options
-    )
+    pairs = ([f"--{k}"] if v is None else [f"--{k}={v}"] if v[:1] == "-" or not v else [f"--{k}", v] for k, v in named)
     return [word for pair in pairs for word in pair]
 
 
@@ -283,7 +287,11 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     known = {*top_of(files), *OWN, *MONAI_OPTIONS}
     if "tracking" in given or any(file.suffix != ".json" for file in files):
         return
-    tops = {name: name.removeprefix("+").replace("::", "#").split("#")[0] for name in given}
-    unknown = [f"--{name}{did_you_mean(top, known, '--')}" for name, top in tops.items() if top not in known]
+    unknown = [f"--{k}{did_you_mean(_top(k), known, '--')}" for k in given if _top(k) not in known]
     if unknown:
         raise UsageError(f"There is no option {', '.join(unknown)}; `cdws settings` lists the settings.")
+
+
+def _top(name: str) -> str:
+    """What stands at the top of a config of a setting that may be deeper in it, or added to a list."""
+    return name.removeprefix("+").replace("::", "#").partition("#")[0]

@@ -25,7 +25,7 @@ from skimage.util import img_as_float32
 
 from scripts.runtime.errors import InputError
 
-__all__ = ["ToRGB", "is_volume", "value_range"]
+__all__ = ["ToRGB", "is_volume", "value_range", "with_metadata_of"]
 
 
 class ToRGB(Transform):
@@ -56,6 +56,9 @@ class ToRGB(Transform):
         if isinstance(img, np.ndarray) and img.dtype.kind == "u":
             img = img_as_float32(img)  # MONAI would turn 16 bit into 32, after which the range is lost
         image = convert_to_tensor(img, track_meta=isinstance(img, MetaTensor))
+        if is_volume(image):
+            size = " x ".join(map(str, image.shape[1:]))
+            raise InputError(f"it is a volume, of {size} voxels; volumes need the overlay slices.json")
         if image.ndim != 3 or not 1 <= image.shape[0] <= 4:
             raise InputError(f"expected an image of shape (1 to 4 channels, H, W), got {tuple(image.shape)}")
         if not image.is_floating_point():
@@ -92,3 +95,8 @@ def _digits(value: float) -> str:
 def is_volume(image: torch.Tensor) -> bool:
     """Whether an image without batch axis is a volume, (C, W, H, D), rather than a picture, (C, W, H)."""
     return image.ndim == 4
+
+
+def with_metadata_of(source: NdarrayOrTensor, image: torch.Tensor) -> torch.Tensor:
+    """What was made of an image, with that image's metadata where it has any."""
+    return MetaTensor(image, meta=source.meta) if isinstance(source, MetaTensor) else image

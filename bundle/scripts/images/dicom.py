@@ -253,6 +253,12 @@ def _check_size(headers: Sequence[pydicom.Dataset]) -> None:
                 f"has {highest} as HighBit, must be {stored - 1} with {stored} bits stored: which bits are the "
                 "image's is unknown; save it again"
             )
+        shown = header.get("PhotometricInterpretation"), header.get("PresentationLUTShape")  # PS3.3, C.8.11.3.1.2
+        if shown == ("MONOCHROME2", "INVERSE") and not _in_hounsfield_units(header):
+            raise ValueError(
+                "has INVERSE as PresentationLUTShape, which goes with MONOCHROME1, but is MONOCHROME2: whether its "
+                "highest values are bright is unknown; correct one of them"
+            )
     voxels = sum(int(h.Rows) * int(h.Columns) * int(h.get("SamplesPerPixel", 1)) for h in headers)
     if voxels > MAX_VOXELS:
         raise ValueError(f"has {voxels} voxels, more than the {MAX_VOXELS} that are read")

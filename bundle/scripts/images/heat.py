@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
-from scripts.images.colours import is_volume
+from scripts.images.colours import is_volume, with_metadata_of
 
 __all__ = ["HEAT", "HeatMapd", "heat_palette"]
 
@@ -57,5 +56,5 @@ class HeatMapd(MapTransform):
                 continue
             index = (convert_to_tensor(d[key], track_meta=False)[0].cpu() * 255).round().to(torch.uint8).numpy()
             coloured = torch.from_numpy(np.moveaxis(heat_palette()[index], -1, 0).copy())
-            d[self.name] = MetaTensor(coloured, meta=d[key].meta) if isinstance(d[key], MetaTensor) else coloured
+            d[self.name] = with_metadata_of(d[key], coloured)
         return d

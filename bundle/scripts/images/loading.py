@@ -26,7 +26,7 @@ from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey, convert_to_tensor
 
 from scripts.images.annotations import BinaryMask
-from scripts.images.colours import ToRGB
+from scripts.images.colours import ToRGB, with_metadata_of
 from scripts.images.pictures import PictureReader
 from scripts.images.reading import image_size, reader_of, room_for
 
@@ -120,4 +120,4 @@ def in_8_bit(image: torch.Tensor) -> torch.Tensor:
     kept = torch.empty(picture.shape, dtype=torch.uint8)
     for column in range(picture.shape[1]):  # one by one: the numbers in between need their memory as well
         kept[:, column] = (picture[:, column] * 255).round()
-    return MetaTensor(kept, meta=image.meta) if isinstance(image, MetaTensor) else kept
+    return with_metadata_of(image, kept)

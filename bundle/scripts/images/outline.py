@@ -18,12 +18,11 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Resize, Transform
 from monai.utils.type_conversion import convert_to_numpy
 from skimage.segmentation import find_boundaries
 
-from scripts.images.colours import is_volume
+from scripts.images.colours import is_volume, with_metadata_of
 
 __all__ = ["OutlineOverlay", "OutlineOverlayd"]
 
@@ -95,5 +94,5 @@ class OutlineOverlayd(MapTransform):
             if is_volume(d[key]):
                 continue
             drawn = torch.as_tensor(self.overlay(d[key], d[self.mask_key]))
-            d[self.name or key] = MetaTensor(drawn, meta=d[key].meta) if isinstance(d[key], MetaTensor) else drawn
+            d[self.name or key] = with_metadata_of(d[key], drawn)
         return d

@@ -20,6 +20,8 @@ one is refused here.
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import re
 import sys
@@ -50,6 +52,7 @@ PATHS = ("dataset_dir", "images", "output_dir", "prediction_dir", "ckpt_dir", "c
 PATHS += ("demo_dir", "pretrained", "tissue")
 NAMES = ("class_name", "segment_label", "split")
 OPTION = re.compile(r"--|-[a-zA-Z]")  # as Fire has it
+logger = logging.getLogger(__name__)
 _given: dict[str, Any] = {}
 _exact: set[str] = set()
 
@@ -155,7 +158,7 @@ class Parser(argparse.ArgumentParser):
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
     """
-    Refuse settings that no config has, nor MONAI's own ``run``.
+    Refuse settings that no config has, nor MONAI's own ``run``, and say which of the others nothing refers to.
 
     A component may be given an argument that its config leaves out: MONAI fails where it takes none.
 
@@ -195,6 +198,16 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
             unknown.append(f"--{name}{near}")
     if unknown:
         raise InputError(f"There is no such setting in the configs: {', '.join(unknown)}.")
+    unused = [f"--{name}" for name in options if name in config.get() and _is_unused(name, config.get())]
+    if unused:
+        logger.info(f"Nothing in these configs uses {', '.join(unused)}.")
+
+
+def _is_unused(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a setting is a plain value to which nothing refers, as those of a network that an overlay replaces."""
+    value = json.dumps(config[name], default=str)
+    plain = not re.search(r'"([$@%]|_target_")', value)  # anything else may be for MONAI
+    return plain and not re.search(rf"[@%]{re.escape(name)}\b", json.dumps(config, default=str))
 
 
 def _is_component(config: Any, name: str) -> bool:

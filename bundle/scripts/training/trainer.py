@@ -118,6 +118,9 @@ class AccumulatingTrainer(SupervisedTrainer):
             raise InputError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, got '{lr_schedule}'.")
         if hasattr(kwargs["loss_function"], "check_maps") and hasattr(kwargs["network"], "map_names"):
             kwargs["loss_function"].check_maps(len(kwargs["network"].map_names))
+        warm_up = getattr(kwargs["loss_function"], "warm_up", 0)
+        if warm_up >= max_epochs:
+            logger.warning(f"warm_up is {warm_up} of {max_epochs} epochs: the areas will never rank pixels.")
         sampler = train_data_loader.batch_sampler
         self._batches = sampler.plan()
         half = half_precision(torch.device(kwargs["device"]))

@@ -119,6 +119,14 @@ def test_many_files_are_given_as_a_list(started) -> None:
     assert started[0][-2:] == ["--images", repr(["a.png", "it's.png"])]
 
 
+def test_a_name_that_monai_would_take_for_a_part_of_a_config_is_a_path(started) -> None:
+    """MONAI's parser reads what follows '%' as the name of a config."""
+    assert main(["infer", "%a.png", "b.png"]) == 0
+    assert main(["train", "%set", "--output_dir", "%out", "--network", "%mine.json::network"]) == 0
+    assert started[0][-2:] == ["--images", repr(["./%a.png", "b.png"])]
+    assert started[1][-5:] == ["./%set", "--output_dir", "./%out", "--network", "%mine.json::network"]
+
+
 def test_an_own_overlay_is_a_file(started, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(json.dumps({"my_setting": 1}))
     assert main(["train", "DATA", "--overlay", str(tmp_path / "mine.json"), "--my_setting", "2"]) == 0
@@ -129,13 +137,14 @@ def test_the_demo_gives_each_run_what_it_has(started, capsys, tmp_path: Path) ->
     scores = {"f_pos": 0.75, "f_neg": 1.0, "all_ones_f_pos": 0.5, "all_ones_f_neg": 0.0, "auc": 0.875}
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     line = ["demo", "--seed", "3", "--val_interval", "2", "--max_epochs", "4", "--output_dir", str(tmp_path)]
-    assert main(line) == 0
+    assert main([*line, "--datalist::counts", "{'training':8}"]) == 0
     assert [words[2] for words in started] == ["training", "evaluating", "inferring"]
     assert [names(words)[:5] for words in started[:2]] == [
         ["train", "cdws", "demo", "recommended", "demo_recommended"]
     ] * 2
     assert all(words[words.index("--seed") + 1] == "3" for words in started)
     assert ["--val_interval" in words for words in started] == [True, True, False]
+    assert all(words[words.index("--datalist::counts") + 1] == "{'training':8}" for words in started)
     assert "runs/demo/data-3/images" in started[2]
     shown = capsys.readouterr().out
     assert "F+ 0.75  F- 1.00  (all pixels marked: 0.50 and 0.00)  AUC 0.88" in shown

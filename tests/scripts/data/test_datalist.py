@@ -164,7 +164,7 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"label": math.nan}, "label is nan, must be 0 or 1"),
         ({"label": [1]}, "label is [1], must be 0 or 1"),
         ({"label": "1"}, "label is the text '1'; write the number 1, without quotes"),
-        ({"area": 30}, "area is 30, must be a fraction of the image above 0 and up to 1; did you mean 0.3?"),
+        ({"area": 30}, "area is 30, must be a fraction of the image above 0 and up to 1 (did you mean 0.3?)"),
         ({"area": 0}, "area is 0, must be a fraction"),
         ({"area": -0.2}, "area is -0.2, must be a fraction"),
         ({"area": 1.01}, "area is 1.01, must be a fraction"),

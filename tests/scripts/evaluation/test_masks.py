@@ -50,7 +50,7 @@ def test_superpixels_are_taken_or_left_as_a_whole() -> None:
 
 
 def test_what_is_no_threshold_is_named() -> None:
-    with pytest.raises(InputError, match=r"threshold must be a fraction from 0 to 1; got 50; did you mean 0\.5"):
+    with pytest.raises(InputError, match=r"threshold must be a fraction from 0 to 1; got 50 \(did you mean 0\.5\?\)"):
         map_to_mask(PREPROCESSING, 50)
     with pytest.raises(InputError, match="superpixels must be True or False; got 'false'"):
         map_to_mask(PREPROCESSING, 0.5, "false")

@@ -67,10 +67,10 @@ def test_to_rgb_by_hand(image: np.ndarray | torch.Tensor, expected: list[float])
 @pytest.mark.parametrize(
     ("image", "message"),
     [
+        (np.zeros((1, 5, 4, 7)), r"it is a volume, of 5 x 4 x 7 voxels; volumes need the overlay slices\.json"),
         (np.zeros((5, 4, 4)), r"expected an image of shape \(1 to 4 channels, H, W\), got \(5, 4, 4\)"),
         (np.zeros((0, 4, 4)), r"got \(0, 4, 4\)"),
         (np.zeros((4, 4)), r"got \(4, 4\)"),
-        (np.zeros((1, 4, 4, 4)), r"got \(1, 4, 4, 4\)"),
         (pixel(0.5, math.nan, 0.5), "values that are not finite"),
         (pixel(math.inf), "values that are not finite"),
         (pixel(0.0, 1 + 2**-23), r"goes from 0 to 1\.0000001;"),

@@ -313,6 +313,15 @@ def test_hounsfield_units_stay_what_they_are(tmp_path):
     np.testing.assert_array_equal(flat(read_volume(folder)), SLICES)
 
 
+def test_an_inverse_image_that_says_it_is_not_inverted_is_refused(tmp_path):
+    elements = {"PhotometricInterpretation": "MONOCHROME2", "PresentationLUTShape": "INVERSE", "Modality": "CR"}
+    path = write(tmp_path / "a.dcm", SLICES[..., 0].astype(np.uint16), **elements)
+    with pytest.raises(ValueError, match=r"has INVERSE as PresentationLUTShape.*but is MONOCHROME2"):
+        read_volume(path)
+    write(path, SLICES[..., 0].astype(np.uint16), **(elements | {"PresentationLUTShape": "IDENTITY"}))
+    np.testing.assert_array_equal(flat(read_volume(path)), SLICES[..., :1])
+
+
 def test_the_table_of_a_modality_is_applied(tmp_path):
     """Numbers from 10 on stand for 500, 600, 700; what is below or above for the first or the last."""
     table = Dataset()

@@ -158,6 +158,22 @@ def test_a_misspelt_setting_is_refused_with_the_nearest(configs, name: str) -> N
         refuse_unknown({"config_file": files_of(configs, "inference"), name: "1"})
 
 
+def test_a_setting_that_an_overlay_has_made_useless_is_named(configs, caplog) -> None:
+    """CDWS-MIL has stages, the recommended method's network has none."""
+    caplog.set_level("INFO")
+    options = {
+        "stages": "2",
+        "max_epochs": "5",
+        "encoder": "resnet18",
+        "run_id": "training",
+        "network_def#encoder": "x",
+    }
+    refuse_unknown({"config_file": files_of(configs, "train", "recommended")} | options)
+    assert caplog.messages == ["Nothing in these configs uses --stages."]
+    refuse_unknown({"config_file": files_of(configs, "train"), "stages": "2", "run": "$0"})
+    assert len(caplog.messages) == 1
+
+
 def test_one_of_an_overlay_that_is_not_given_is_refused_and_so_is_one_in_an_args_file(
     configs, monkeypatch, tmp_path: Path
 ) -> None:

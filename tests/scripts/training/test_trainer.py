@@ -25,6 +25,7 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.handlers import from_engine
+from scripts.losses.area_ranking import AreaRankedLoss
 from scripts.losses.cdws import CDWSLoss
 from scripts.networks import CDWSNet
 from scripts.runtime.errors import InputError
@@ -121,6 +122,14 @@ def test_mixed_precision_is_bfloat16s_gradient_in_float32s_weights() -> None:
         gradients[amp] = flat([p.grad for p in trained.parameters()])
     difference = (gradients[True] - gradients[False]).norm() / gradients[False].norm()
     assert 1e-3 < difference < 0.05
+
+
+@pytest.mark.parametrize(("warm_up", "said"), [(2, []), (3, ["warm_up is 3 of 3 epochs"])])
+def test_a_warm_up_without_an_end_is_named(warm_up: int, said: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    items = [{"image": torch.zeros(3, 8, 8), "label": torch.tensor([0.0, 0.0])}]
+    loss = AreaRankedLoss(warm_up=warm_up, reduction="none")
+    trainer_of(items, 1, 1, CDWSNet(), loss_function=loss, max_epochs=3)
+    assert [message.partition(":")[0] for message in caplog.messages] == said
 
 
 @pytest.mark.parametrize("supported", [True, False])
