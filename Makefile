@@ -12,6 +12,7 @@ help:  ## what can be made
 install: $(INSTALLED)  ## the environment, in .venv
 
 $(INSTALLED): requirements.txt tests/requirements.txt pyproject.toml
+	@echo "Installing into $(VENV): about 6 GB, a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -42,7 +43,7 @@ MONAI_LABEL := .venv-monailabel
 MONAI_LABEL_INSTALLED := $(MONAI_LABEL)/.installed
 $(MONAI_LABEL_INSTALLED): tests/monailabel/requirements.txt tests/monailabel/requirements-no-deps.txt
 	$(PYTHON) -m venv $(MONAI_LABEL)
-	$(MONAI_LABEL)/bin/pip install --quiet --disable-pip-version-check -r tests/monailabel/requirements.txt
+	$(MONAI_LABEL)/bin/pip install --disable-pip-version-check -r tests/monailabel/requirements.txt
 	$(MONAI_LABEL)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/monailabel/requirements-no-deps.txt
 	@touch $@
 
@@ -58,7 +59,7 @@ LOWEST := .venv-lowest
 test-lowest:  ## all tests with the lowest versions of requirements.txt, in .venv-lowest; needs the network
 	$(PYTHON) -m venv $(LOWEST)
 	cat requirements.txt tests/requirements.txt | sed -E 's/>=([0-9a-zA-Z.]+)(,.*)?$$/==\1/' > $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/pip install --disable-pip-version-check -r $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python $(TESTS)
 
 AUDIT := .venv-audit
