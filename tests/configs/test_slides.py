@@ -110,6 +110,52 @@ def test_all_results_of_a_slide(configs, red_detector, write_slide, tmp_path):
     assert page.count('class="view"') == 1
 
 
+def test_a_training_from_regions_of_slides(configs, red_detector, write_slide, tmp_path):
+    """A red region beside a grey one, at a resolution, a picture among them; what is red is found where it is."""
+    picture = np.full((160, 320, 3), 100, np.uint8)
+    picture[:, :160] = RED
+    write_slide(tmp_path / "a.tif", picture, 0.5)
+    Image.fromarray(picture[:80, 160:240]).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((40, 80), 255, np.uint8)[:, ::2]).save(tmp_path / "mask.png")
+    region = {"image": "a.tif", "mpp": 1.0}
+    items = [
+        region | {"region": [20, 20, 80, 80], "label": 1, "area": 0.9, "mask": "mask.png"},
+        region | {"region": [180, 20, 80, 80], "label": 0},
+        {"image": "grey.png", "label": 0},
+        region | {"fields": 4, "field_size": 16, "label": 1},
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items, "validation": items[:3]}))
+    settings = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "spatial_size": [32, 32]}
+    settings |= {"pretrained": "random", "max_epochs": 1, "num_workers": 1, "cache_rate": 0.5, "logging_file": False}
+    train = str(configs / "train.json")
+    run("training", config_file=train, **settings)
+    assert (tmp_path / "out" / "models" / "model.pt").is_file()
+    evaluation = {"ckpt_path": str(red_detector), "fusion_weights": [1.0, 0.0, 0.0]} | settings
+    run("evaluating", config_file=[train, str(configs / "evaluate.json")], **evaluation)
+    with (tmp_path / "out" / "metrics_per_image.csv").open() as file:
+        scores = {Path(row["image"]).name: row for row in csv.DictReader(file)}
+    assert list(scores) == ["a_x20_y20_w80_h80_1000nm.tif", "a_x180_y20_w80_h80_1000nm.tif", "grey.png"]
+    assert [float(row["area_predicted"]) for row in scores.values()] == [1, 0, 0]
+    assert float(scores["a_x20_y20_w80_h80_1000nm.tif"]["f_measure"]) == 1
+    run(
+        "inferring",
+        config_file=str(configs / "inference.json"),
+        dataset_dir=str(tmp_path / "dataset.json"),
+        ckpt_path=str(red_detector),
+        output_dir=str(tmp_path / "out"),
+        fusion_weights=[1.0, 0.0, 0.0],
+        spatial_size=[40, 40],
+        logging_file=False,
+    )
+    masks = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "out" / "predictions").glob("*_mask.png")}
+    assert {name: (mask.shape, mask.mean()) for name, mask in masks.items() if "4x16" not in name} == {
+        "a_x20_y20_w80_h80_1000nm_mask.png": ((40, 40), 255),
+        "a_x180_y20_w80_h80_1000nm_mask.png": ((40, 40), 0),
+        "grey_mask.png": ((80, 80), 0),
+    }
+    assert "a_4x16_1000nm_mask.png" in masks
+
+
 def test_small_regions_have_no_polygon_and_small_holes_are_filled(configs, red_detector, write_slide, tmp_path):
     """The region has 241 x 171 pixels of 0.25 um2 less a hole of 20 x 30, which is 150 um2."""
     write_slide(tmp_path / "a.tif", stained(301, 402), 0.5)

@@ -35,6 +35,7 @@ from scripts.images.colours import ToRGB
 from scripts.images.limits import MIN_SIZE
 from scripts.images.loading import load_image, load_mask
 from scripts.images.reading import room_for
+from scripts.images.slide_parts import PART_KEYS, SlidePart, source_of
 from scripts.images.strokes import POSITIVE, read_strokes
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.processes import by_first_process
@@ -59,8 +60,9 @@ __all__ = [
 SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
-KEYS = ("image", "label", "area", "mask", "group", "strokes", "excluded")
+KEYS = ("image", "label", "area", "mask", "group", "strokes", "excluded", *PART_KEYS)
 AREA_STEP = 0.1  # by which an annotator's area may differ from that of a mask
+MAY_MISS = 0.05  # of slides, by chance
 SHOWN = 20  # problems, or names, in one message
 _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
@@ -114,6 +116,12 @@ def load_datalist(
         ]
     if problems:
         raise data_error(path, problems)
+    missed = [f"{where} {chance:.0%}" for _, where, item in entries if (chance := _chance_of_none(item)) > MAY_MISS]
+    if missed:
+        logger.warning(
+            f"Slides whose fields may by chance hold nothing of the area: {first_names(missed)}. Give more 'fields' "
+            "or regions."
+        )
     return datalist
 
 
@@ -366,7 +374,8 @@ def repeated_images(split: str, items: Sequence[Any], labels: Sequence[bool | No
         if not _is_item(item):
             continue
         name, mask, index = _shown(item["image"], folder), _mask_path(item), item.get("slice")
-        image, masked = (file_identity(item["image"]), index), isinstance(mask, str)
+        part = tuple(str(item.get(key)) for key in PART_KEYS)
+        image, masked = (file_identity(item["image"]), index, part), isinstance(mask, str)
         repeated += [name] if image in seen else []
         seen.add(image)
         facts = {
@@ -415,8 +424,12 @@ def _check_item(where: str, item: object) -> tuple[list[str], bool | None, list[
     if not isinstance(item, dict) or not isinstance(item.get("image"), str):
         return [f"{where}: must be an object with an 'image'"], None, []
     label, label_problems = _read_label(item)
-    with room_for(*(path for path in (item["image"], _mask_path(item)) if isinstance(path, str))):
-        size, problems = check_picture(Path(item["image"]))
+    try:
+        source = source_of(item)
+    except InputError as error:
+        return [f"{where} '{item['image']}': {problem}" for problem in (str(error), *label_problems)], label, []
+    with room_for(*(path for path in (source, _mask_path(item)) if isinstance(path, (str, SlidePart)))):
+        size, problems = check_picture(source)
         mask, mask_problems = _read_mask(item)
     area_problems = _area_problems(item)
     problems += label_problems + mask_problems + area_problems + _stroke_problems(item, size)
@@ -459,21 +472,29 @@ def _area_problems(item: dict) -> list[str]:
     return []
 
 
-def check_picture(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
-    """Width and height of an image, None where it can't be read; and what is wrong with it."""
+def check_picture(path: str | PathLike) -> tuple[tuple[int, int] | None, list[str]]:
+    """Width and height of an image, a file or a part of a slide, None where it can't be read; what is wrong with it."""
     problem = file_problem(path)
     if problem:
         return None, [problem]
     try:
-        if path.stat().st_size == 0:
+        if os.stat(path).st_size == 0:
             return None, ["can't be read as an image (it is empty)"]
         image = load_image(path)
         ToRGB()(image)
     except Exception as error:  # a decoder may raise anything on a damaged file
+        if isinstance(path, SlidePart) and isinstance(error, InputError):
+            return None, [str(error).removesuffix(".")]
         return None, [f"can't be read as an image ({first_line(error)})"]
     width, height = image.shape[1:]  # MONAI's pictures are (C, W, H)
     small = f"is {width}x{height}, smaller than {MIN_SIZE}x{MIN_SIZE}"
     return (width, height), [small] if min(width, height) < MIN_SIZE else []
+
+
+def _chance_of_none(item: dict) -> float:
+    """That none of a positive slide's fields is of its area, which is somewhere on it; 0 of any other image."""
+    source, area = source_of(item), item.get("area")
+    return (1 - area) ** source.fields if area and isinstance(source, SlidePart) and source.fields else 0.0
 
 
 def _mask_path(item: dict) -> Any:
@@ -486,6 +507,8 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
     path = _mask_path(item)
     if path is None:
         return None, []
+    if getattr(source_of(item), "fields", None):
+        return None, ["has a mask, which a slide without a region can't have; add its region, or remove the mask"]
     if not isinstance(path, str):
         return None, [f"mask is {_repr.repr(path)}, must be the path of a mask"]
     other = item.get("mask", path)

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from scripts.data.datalist import SHOWN, check_picture, data_error, file_problem, first_names
-from scripts.images.pictures import SUFFIXES
-from scripts.images.reading import SLIDE_SUFFIXES
+from scripts.data.datalist import SHOWN, check_picture, data_error, file_problem, first_names, read_splits
+from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
+from scripts.images.slide_parts import PART_KEYS, item_name, source_of
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, result_name
 from scripts.runtime.processes import process_rank, union
@@ -35,20 +35,25 @@ RESULTS = tuple(f"_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".ni
 logger = logging.getLogger(__name__)
 
 
-def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
+def list_images(images: str | PathLike | Sequence[str], allow_outside: bool = False) -> ImageList:
     """
     The images to infer on.
 
     Args:
-        images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files.
+        images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files; or a
+            ``dataset.json``, of which the images of all splits are taken, parts of slides too.
+        allow_outside: see `load_datalist`.
 
     Returns:
-        One item ``{"image": path}`` each, sorted by name for a folder. What is missing, can't be read, or would
-        overwrite another's results is logged as an error and left out: see `ImageList.report_left_out`.
+        One item each, ``{"image": path}`` or with the part of the slide that it is, sorted by name for a folder. What
+        is missing, can't be read, or would overwrite another's results is logged as an error and left out: see
+        `ImageList.report_left_out`.
 
     Raises:
         InputError: when there is no image left, naming everything that was left out.
     """
+    if isinstance(images, (str, PathLike)) and Path(images).suffix == ".json" and not os.path.isdir(images):
+        return _usable(*_listed(images, allow_outside))
     if isinstance(images, (str, PathLike)):
         is_folder = check_given(images, "image")
         try:
@@ -74,15 +79,38 @@ def list_images(images: str | PathLike | Sequence[str]) -> ImageList:
         raise InputError(
             f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'; for volumes add the overlay slices.json."
         )
+    return _usable([{"image": str(path)} for path in paths], [])
+
+
+def _listed(path: str | PathLike, allow_outside: bool) -> tuple[list[dict], list[str]]:
+    """The items of a ``dataset.json``, of each image or part the first, and those that are none."""
+    _, splits, _ = read_splits(path, (), allow_outside)
+    items = [item for split in splits.values() for item in split]
+    images = [item for item in items if isinstance(item, dict) and isinstance(item.get("image"), str)]
+    if not images:
+        raise InputError(f"There is no image in '{path}'.")
+    unusable = [f"{item!r} in '{path}': has no image" for item in items if item not in images]
+    kept = [{key: item[key] for key in ("image", *PART_KEYS) if key in item} for item in images]
+    return list({(item_name(item), item.get("slide_mpp")): item for item in kept}.values()), unusable
+
+
+def _usable(items: Sequence[dict], left_out: Sequence[str]) -> ImageList:
+    """Those whose images can be read, and whose results have names of their own."""
     found = ImageList()
-    seen: dict[str, Path] = {}
-    for path in paths:
-        problems = [f"'{path}': {problem}" for problem in check_picture(path)[1]] or _name_problems(path, seen)
+    found.left_out += left_out
+    seen: dict[str, str] = {}
+    for item in items:
+        name = item_name(item)
+        try:
+            problems = [f"'{name}': {problem}" for problem in check_picture(source_of(item))[1]]
+        except InputError as error:
+            problems = [f"'{name}': {error}"]
+        problems = problems or _name_problems(name, seen)
         if problems:
             found.left_out += problems
         else:
-            seen[result_name(path)] = path
-            found.append({"image": str(path)})
+            seen[result_name(name)] = name
+            found.append(item)
     found.log_left_out("the images")
     return found
 
@@ -119,7 +147,7 @@ def check_given(path: str | PathLike, what: str) -> bool:
     return False
 
 
-def _name_problems(path: Path, seen: Mapping[str, Path]) -> list[str]:
+def _name_problems(path: str, seen: Mapping[str, str]) -> list[str]:
     """Why the results of an image can't have its name, beside those of images by theirs."""
     try:
         name = result_name(path)

@@ -24,6 +24,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import DataLoader
 
 from scripts.data.listing import ImageList
+from scripts.images.slide_parts import item_name
 from scripts.networks import check_finite
 from scripts.runtime.errors import first_line, input_error_of, lack_of
 from scripts.runtime.values import truth_value
@@ -132,7 +133,7 @@ class LoadOrTell:
         except Exception as error:  # a decoder may raise anything on a damaged file
             if lack_of(error) is not None:
                 raise
-            return {CommonKeys.IMAGE: str(item[CommonKeys.IMAGE]), FAILURE: f"can't be read ({first_line(error)})"}
+            return {CommonKeys.IMAGE: item_name(item), FAILURE: f"can't be read ({first_line(error)})"}
 
 
 def _is_of_files(error: BaseException | None) -> bool:

@@ -40,6 +40,7 @@ from scripts.evaluation.scores import (
 )
 from scripts.images.colours import ToRGB
 from scripts.images.loading import load_image
+from scripts.images.slide_parts import source_of
 from scripts.losses.pooling import Pooling
 from scripts.metrics import BoundaryFMeasure, PixelAveragePrecision
 from scripts.runtime.errors import InputError, first_line
@@ -49,7 +50,7 @@ from scripts.runtime.values import fraction
 
 __all__ = ["EvaluationReport", "ScoreCollector"]
 
-NOT_IN_TABLE = ("disc_f", "f_by_threshold", "area_by_threshold", "volume")
+NOT_IN_TABLE = ("disc_f", "f_by_threshold", "area_errors", "volume")
 logger = logging.getLogger(__name__)
 
 
@@ -155,6 +156,8 @@ class EvaluationReport(ScoreCollector):
                 maps["truth"] = maps["truth"] > 0.5
             if "picture" in source:  # a slice: its file is a whole volume
                 maps["picture"] = np.asarray(source["picture"].cpu())
+            elif "part" in item["image"].meta:  # of a slide, to be read again
+                maps["part"] = np.asarray(item["image"].meta["part"])
             np.savez_compressed(self._maps_file(position), **maps)
 
     def write(self, engine: Engine) -> None:
@@ -258,7 +261,8 @@ class EvaluationReport(ScoreCollector):
     def _example(self, title: str, scores: ImageScores, place: int) -> Example | None:
         maps = np.load(self._maps_file(place))
         try:
-            colours = maps["picture"] if "picture" in maps else np.asarray(ToRGB()(load_image(scores.image)))
+            source = source_of(json.loads(str(maps["part"]))) if "part" in maps else scores.image
+            colours = maps["picture"] if "picture" in maps else np.asarray(ToRGB()(load_image(source)))
         except Exception as error:  # it could be read before, and was scored
             logger.warning(f"'{scores.image}' can't be shown ({first_line(error)}).")
             return None

@@ -29,6 +29,7 @@ from scripts.images.annotations import BinaryMask
 from scripts.images.colours import ToRGB, with_metadata_of
 from scripts.images.pictures import PictureReader
 from scripts.images.reading import image_size, reader_of, room_for
+from scripts.images.slide_parts import source_of
 
 __all__ = ["LoadPictured", "in_8_bit", "load_image", "load_mask", "load_preview"]
 
@@ -46,7 +47,7 @@ def _load(path: str | PathLike, reader: ImageReader) -> MetaTensor:
 
 def load_image(path: str | PathLike) -> MetaTensor:
     """
-    Read an image file of any format as it is: (C, W, H) as MONAI orders pictures.
+    Read an image file of any format, or a `SlidePart`, as it is: (C, W, H) as MONAI orders pictures.
 
     Raises:
         OSError, InputError: saying what is wrong with the file, see `PictureReader` and `reader_of`.
@@ -102,8 +103,8 @@ class LoadPictured(MapTransform):
         self.to_rgb = ToRGB()
 
     def read(self, item: Mapping[Hashable, Any], key: Hashable) -> torch.Tensor:
-        """The picture whose path is under `key`."""
-        return self.to_rgb(load_image(item[key]))
+        """The picture whose path is under `key`, or the part of a slide that the item names, see `source_of`."""
+        return self.to_rgb(load_image(source_of(item, key)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -33,6 +33,7 @@ __all__ = ["FORMATS", "MAX_PIXELS", "PictureReader", "is_tiff", "only_page", "op
 
 logger = logging.getLogger(__name__)
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
+SLIDE_SUFFIXES = ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide")  # of whole slides, and nothing else
 MAX_PIXELS = 178_956_970  # beyond which Pillow refuses as well
 MAX_BYTES = 2**30  # of a decoded picture: MAX_PIXELS in 16 bit colours
 # What Pillow may open, whatever a file's name is: EPS would start a program, and other formats read other files.

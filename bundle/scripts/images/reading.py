@@ -32,10 +32,10 @@ from scripts.images.annotations import AnnotationReader, asap_region, region_siz
 from scripts.images.dicom import DicomReader, is_dicom
 from scripts.images.headers import open_nifti, read_nrrd_header, refuse_larger
 from scripts.images.pictures import FORMATS, MAX_PIXELS, PictureReader, is_tiff, only_page, open_picture
+from scripts.images.slide_parts import SlidePart, SlidePartReader
 
 __all__ = ["image_size", "reader_of", "room_for"]
 
-SLIDE_SUFFIXES = ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide")  # of whole slides, and nothing else
 logger = logging.getLogger(__name__)
 
 
@@ -43,8 +43,8 @@ def reader_of(path: str | PathLike) -> ImageReader:
     """
     The reader of a file, whose error is the last word on it.
 
-    That is MONAI's of NIfTI (.nii, .nii.gz) and NRRD (.nrrd), `AnnotationReader` of .xml, `DicomReader` of DICOM, and
-    `PictureReader` of everything else.
+    That is MONAI's of NIfTI (.nii, .nii.gz) and NRRD (.nrrd), `AnnotationReader` of .xml, `DicomReader` of DICOM,
+    `SlidePartReader` of a `SlidePart`, and `PictureReader` of everything else.
 
     Raises:
         OSError: for what is no regular file: nobody may ever write into a pipe.
@@ -52,6 +52,8 @@ def reader_of(path: str | PathLike) -> ImageReader:
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("is not a regular file")
+    if isinstance(path, SlidePart):
+        return SlidePartReader()
     name = Path(path).name.lower()
     if name.endswith((".nii", ".nii.gz")):
         refuse_larger(open_nifti(path).shape, MAX_PIXELS)
@@ -73,6 +75,8 @@ def image_size(path: str | PathLike) -> tuple[int, ...]:
         Exception: whatever the format's library raises on a damaged file.
     """
     reader = reader_of(path)
+    if isinstance(path, SlidePart):
+        return path.size()
     if isinstance(reader, NibabelReader):
         return tuple(nibabel.load(path).shape)
     if isinstance(reader, NrrdReader):

@@ -66,12 +66,13 @@ class Slide:
     Args:
         path: file that OpenSlide can open.
         mpp: micrometres per pixel at level 0; read from the slide's metadata where None.
+        by: how they are given, for the error.
 
     Raises:
         InputError: when the file can't be opened as a slide, or none is given and it says none that can be right.
     """
 
-    def __init__(self, path: str | Path, mpp: float | None = None) -> None:
+    def __init__(self, path: str | Path, mpp: float | None = None, by: str = "by --slide_mpp") -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_file():  # OpenSlide would wait for what is written into a pipe
             raise InputError(f"'{path}' is not a regular file.")
@@ -83,7 +84,7 @@ class Slide:
             self.mpp_x, self.mpp_y = (mpp, mpp) if mpp else _resolution(self.file.properties, self.file.dimensions)
         except ValueError as error:
             self.file.close()
-            raise InputError(f"'{path}' {error}; give micrometres per pixel by --slide_mpp.") from error
+            raise InputError(f"'{path}' {error}; give micrometres per pixel {by}.") from error
         self.width, self.height = self.file.dimensions
         colour = self.file.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
         self.background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.uint8)

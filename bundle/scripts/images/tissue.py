@@ -23,6 +23,7 @@ __all__ = ["OVERVIEW", "find_tissue"]
 OVERVIEW = 2048  # longest side in pixels, of the picture in which tissue is found
 LEAST_SATURATION = 0.05  # less is glass, also where Otsu's method has nothing but glass to divide
 MOST_SATURATION = 0.15  # more is tissue, also where there is nothing but tissue
+FLAT = 1e-3  # a range of saturations in which Otsu's method finds but rounding
 SMALLEST = 64  # pixels of the overview; smaller pieces and gaps are dust and pores
 
 
@@ -40,7 +41,7 @@ def find_tissue(overview: np.ndarray) -> np.ndarray:
         (H, W) bool.
     """
     saturation = gaussian(rgb2hsv(overview)[..., 1], 1)
-    flat = np.ptp(saturation) == 0
+    flat = np.ptp(saturation) < FLAT
     threshold = LEAST_SATURATION if flat else np.clip(threshold_otsu(saturation), LEAST_SATURATION, MOST_SATURATION)
     tissue = saturation > threshold
     return remove_small_holes(remove_small_objects(tissue, max_size=SMALLEST - 1), max_size=SMALLEST - 1)

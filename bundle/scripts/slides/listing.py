@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pydicom
 
-from scripts.images.reading import SLIDE_SUFFIXES
+from scripts.images.pictures import SLIDE_SUFFIXES
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import result_name
 

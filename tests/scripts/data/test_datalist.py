@@ -304,7 +304,8 @@ def test_misspelt_keys_are_named_with_the_nearest(folder: Path, caplog) -> None:
         "unknown key 'Mask'; write 'mask'",
         "unknown key 'lable'; write 'label'",
     ]
-    assert "'scanner' (first in test[0]). Known are image, label, area, mask, group, strokes, excluded." in caplog.text
+    known = "image, label, area, mask, group, strokes, excluded, region, mpp, slide_mpp, fields, field_size"
+    assert f"'scanner' (first in test[0]). Known are {known}." in caplog.text
 
 
 def test_a_misspelt_split_is_named(folder: Path, caplog) -> None:
