@@ -62,11 +62,16 @@ def create_encoder(name: str, levels: int, in_channels: int = 3) -> nn.Module:
         near = timm.list_models(f"*{name}*")[:5]
         raise InputError(f"There is no encoder '{name}' in timm{'; it has ' + ', '.join(near) if near else ''}.")
     try:
-        return timm.create_model(
+        features = timm.create_model(
             name, features_only=True, pretrained=False, in_chans=in_channels, out_indices=tuple(range(levels))
         )
     except Exception as error:  # timm raises nearly anything for a network that has no feature maps, or too few
         raise InputError(f"The encoder '{name}' has no {levels} feature maps ({first_line(error)}).") from error
+    # timm computes the EfficientNets' later blocks too, whose output nobody takes
+    parent, _, last = features.feature_info.module_name()[-1].rpartition(".")
+    if parent == "blocks" and isinstance(getattr(features, "blocks", None), nn.Sequential):
+        del features.blocks[int(last) + 1 :]
+    return features
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, source: str) -> None:

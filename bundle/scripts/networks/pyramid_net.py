@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +135,14 @@ class PyramidNet(MapNetwork):
         for layer in _normalisations(self.encoder):
             layer.eval()
         return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Checkpoints of 0.7.0 have the encoder's unused blocks as well."""
+        blocks, start = getattr(self.encoder, "blocks", ()), prefix + "encoder.blocks."
+        for name in [name for name in state_dict if name.startswith(start)]:
+            if int(name.removeprefix(start).partition(".")[0]) >= len(blocks) > 0:
+                del state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """

@@ -132,6 +132,22 @@ def test_gradients_do_not_depend_on_how_a_batch_is_divided(pretrained) -> None:
     network.zero_grad()
 
 
+def test_no_layer_is_computed_in_vain_and_checkpoints_that_have_it_are_read(pretrained) -> None:
+    """Those of 0.7.0 have weights of all blocks of the encoder."""
+    network = pretrained.train()
+    network(images(1, 3, 64, 64)).sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == ["fusion_logits"]
+    network.zero_grad()
+    state = network.state_dict()
+    whole = timm.create_model(LITE, features_only=True, out_indices=(0, 1, 2)).state_dict()
+    older = {f"encoder.{name}": value for name, value in whole.items()} | state
+    assert len(older) > len(state)
+    network.load_state_dict(older)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*encoder\.blocks_6"):
+        network.load_state_dict(state | {"encoder.blocks_6.weight": torch.zeros(1)})
+
+
 def test_statistics_are_those_of_the_images_and_are_taken_once() -> None:
     """The first layer's, by hand: mean and unbiased variance of each batch, averaged over the batches."""
     network = small()
