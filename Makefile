@@ -4,7 +4,7 @@ VENV := .venv
 SEED ?= 0
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo study figure4 test test-quick test-monai-label test-lowest lint audit bench clean
+.PHONY: help install demo study figure4 test test-quick test-monai-label test-lowest lint audit bench gpu-check gpu-wheels clean
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -78,5 +78,13 @@ bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/perf
 	$(VENV)/bin/python tests/benchmarks/memory.py
 	$(VENV)/bin/python tests/benchmarks/full_batch.py
 
+WHEELS := .wheels
+gpu-check:  ## what only a GPU can show, in 8 minutes, with PyTorch of PYTHON and the wheels in .wheels
+	$(PYTHON) tests/benchmarks/gpu_check.py --wheels $(WHEELS) $(ARGUMENTS)
+
+gpu-wheels:  ## what gpu-check needs beside what images of PyTorch have, into .wheels, for a machine without a network
+	grep -E '^(monai|pytorch-ignite|nibabel|pynrrd|pydicom|openslide|imagecodecs|shapely|efficientnet|fire)' requirements.txt \
+		| xargs $(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(WHEELS) $(ARGUMENTS) termcolor
+
 clean:  ## remove the environment, and what the targets above have made
-	rm -rf $(VENV) $(MONAI_LABEL) $(LOWEST) $(AUDIT) runs/demo runs/five_stages runs/study runs/superpixels
+	rm -rf $(VENV) $(MONAI_LABEL) $(LOWEST) $(AUDIT) $(WHEELS) runs/demo runs/five_stages runs/study runs/superpixels

@@ -11,13 +11,13 @@
 """
 The least time of a full-batch step on a GPU, from arithmetic and memory traffic; and, on a GPU, the time it takes.
 
-    python tests/benchmarks/full_batch.py [--images 750] [--size 500] [--micro_batch 16]
+    python tests/benchmarks/full_batch.py [--images 750] [--size 500] [--micro_batch 16] [--device cuda]
 
 Floor of a layer: the larger of its arithmetic at the GPU's peak for bf16 and its memory traffic at the bandwidth; the
 layers' floors are summed. Arithmetic: two operations a multiplication, forward once, backward twice (weights and
 inputs; the first layer has no gradient of its input). Traffic, in bf16: a layer's output is written and read in the
 forward pass and read again in the backward pass, its gradient is written once and read twice. Peak and bandwidth are
-those of NVIDIA's data sheet for the H100 SXM5.
+those of NVIDIA's data sheet for the H100 SXM5. With `--device cpu` the measurement can be rehearsed.
 """
 
 from __future__ import annotations
@@ -61,21 +61,22 @@ def floors(size: int) -> list[tuple[str, float, float]]:
     return rows
 
 
-def measure(images: int, size: int, micro_batch: int) -> float:
+def measure(images: int, size: int, micro_batch: int, device: str) -> float:
     """Seconds of a step on the GPU: bf16, channels last, gradients of all images, one step of the optimiser."""
-    network = CDWSNet().cuda().to(memory_format=torch.channels_last).train()
+    network = CDWSNet().to(device, memory_format=torch.channels_last).train()
     optimizer, loss = torch.optim.Adam(network.parameters(), fused=True), CDWSLoss()
-    image = torch.rand(micro_batch, 3, size, size, device="cuda").contiguous(memory_format=torch.channels_last)
-    target = torch.tensor([[1.0, 0.3]] * micro_batch, device="cuda")
+    image = torch.rand(micro_batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    target = torch.tensor([[1.0, 0.3]] * micro_batch, device=device)
 
     def step() -> None:
         optimizer.zero_grad()
         for _ in range(-(-images // micro_batch)):
-            with torch.autocast("cuda", dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=torch.bfloat16):
                 prediction = network(image)
             loss(prediction, target).backward()
         optimizer.step()
-        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     step()
     start = perf_counter()
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=750)
     parser.add_argument("--size", type=int, default=500)
     parser.add_argument("--micro_batch", type=int, default=16)
+    parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     print("| layer | arithmetic, us per image | traffic, us per image |\n| --- | --- | --- |")
     rows = floors(arguments.size)
@@ -95,9 +97,11 @@ def main() -> None:
         print(f"| {name} | {arithmetic * 1e6:.1f} | {traffic * 1e6:.1f} |")
     floor = arguments.images * sum(max(arithmetic, traffic) for _, arithmetic, traffic in rows)
     print(f"floor of a step over {arguments.images} images of {arguments.size} x {arguments.size}: {floor:.3f} s")
-    if torch.cuda.is_available():
-        seconds = measure(arguments.images, arguments.size, arguments.micro_batch)
-        print(f"{torch.cuda.get_device_name()}: {seconds:.3f} s, {seconds / floor:.2f} times the floor (goal: 2.5)")
+    device = arguments.device
+    if device != "cuda" or torch.cuda.is_available():
+        seconds = measure(arguments.images, arguments.size, arguments.micro_batch, device)
+        name = torch.cuda.get_device_name() if device == "cuda" else device
+        print(f"{name}: {seconds:.3f} s, {seconds / floor:.2f} times the floor (goal: 2.5)")
     else:
         print("not measured: there is no GPU")
 
