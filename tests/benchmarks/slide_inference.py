@@ -43,10 +43,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
 from scripts import bundle_root
 from scripts.demo.phantoms import draw_phantom
+from scripts.images.slide import Slide
 from scripts.networks import CDWSNet, MapNetwork
 from scripts.slides import SlideInference
 from scripts.slides.tiling import TileGrid, exact_margin
-from scripts.slides.view import Slide
 
 BUNDLE = Path(bundle_root())
 PHANTOM = 512
