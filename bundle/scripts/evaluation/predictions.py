@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 
 from scripts.data.listing import COLUMNS, RESULTS, TABLE
@@ -82,9 +83,9 @@ class PredictionTable:
     it is positive, and the predicted area fraction.
 
     Expects ``probability`` and ``pred``, (1, H, W), in each output; and ``instances``, the superpixels, where there are
-    some. In the batch ``picture``, (3, H, W) uint8, for the page. A row is on disk as soon as its image is done, in
-    ``predictions.csv.part`` until all of them are. Then the results of an earlier run's images that are not in this one
-    are removed: those in the folder that the earlier table has told of.
+    some. In the batch ``picture``, (3, H, W) uint8, for the page; and ``tissue`` of a picture mapped in tiles. A row is
+    on disk as soon as its image is done, in ``predictions.csv.part`` until all of them are. Then the results of an
+    earlier run's images that are not in this one are removed: those in the folder that the earlier table has told of.
 
     Args:
         output_dir: folder of the table.
@@ -147,7 +148,7 @@ class PredictionTable:
         if not engine.state.output:  # an image that can't be read
             return
         for item, source in zip(engine.state.output, engine.state.batch, strict=True):
-            probability = image_probability(item, self.pool)
+            probability = image_probability(item, self.pool, source.get("tissue"))
             area = float(item["pred"].float().mean())
             picture, values = (np.asarray(part.cpu()) for part in (source["picture"], item["probability"]))
             view = draw_view(picture.transpose(2, 1, 0), values[0].T, self.threshold)  # from MONAI's (C, W, H)
@@ -212,7 +213,16 @@ def _images_in(path: Path) -> list[str]:
         return []
 
 
-def image_probability(item: dict, pool: Pooling) -> float:
-    """Pooled ``probability``, (1, H, W), of an evaluator's output; over its ``instances`` where it has some."""
+def image_probability(item: dict, pool: Pooling, tissue: torch.Tensor | None = None) -> float:
+    """
+    Pooled ``probability``, (1, H, W), of an evaluator's output; over its ``instances`` where it has some.
+
+    Args:
+        item: of the output.
+        pool: that pools.
+        tissue: bool, (1, H, W): pixels over which is pooled, where there are no instances; all where it is None.
+    """
     superpixels = item.get("instances")
+    if tissue is not None and superpixels is None:
+        return float(pool(item["probability"][tissue.to(item["probability"].device)][None, None]))
     return float(pool(*instances_of(item["probability"][None], None if superpixels is None else superpixels[None])))

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -21,15 +22,17 @@ import torch
 from torch import nn
 
 from scripts.images.limits import MIN_SIZE
+from scripts.images.originals import Originals
 from scripts.networks.weights import not_finite, not_floating
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import image_size, truth_value
 
-__all__ = ["MapNetwork", "check_finite", "trained_as", "trained_as_name"]
+__all__ = ["MapNetwork", "check_finite", "trained_as", "trained_as_name", "trained_originals"]
 
 Network = TypeVar("Network", bound="MapNetwork")
 METHOD_BYTES = 64
 SIZE_BYTES = 16
+ORIGINALS_BYTES = 32
 logger = logging.getLogger(__name__)
 
 
@@ -61,13 +64,28 @@ def trained_as_name(method: str, superpixels: bool) -> str:
 
 def trained_as(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, tuple[int, int] | None]:
     """The name of the method, empty if unknown, and the size (H, W) of images in pixels that weights are of."""
-    state = state_dict.get("_extra_state")
-    if state is None:
-        return "", None
+    content = _extra_bytes(state_dict)
+    size = content[METHOD_BYTES:][:SIZE_BYTES].decode().split()
+    return content[:METHOD_BYTES].decode().strip(), (int(size[0]), int(size[1])) if size else None
+
+
+def trained_originals(state_dict: Mapping[str, torch.Tensor]) -> Originals | None:
+    """How large the images in files were that weights are of; None where they don't say."""
+    text, _, checksum = _extra_bytes(state_dict)[METHOD_BYTES + SIZE_BYTES :].strip().rpartition(b" ")
+    if not text or checksum != _checksum(text):  # as of an average over sites whose images are of different sizes
+        return None
+    height, width, spread = text.split()
+    return Originals(int(height), int(width), float(spread))
+
+
+def _extra_bytes(state_dict: Mapping[str, torch.Tensor]) -> bytes:
+    state = state_dict.get("_extra_state", torch.zeros(0))
     # an average over federated sites has made other numbers of the bytes
-    content = bytes(state.double().round().to(torch.uint8).tolist()).decode()
-    size = content[METHOD_BYTES:].split()
-    return content[:METHOD_BYTES].strip(), (int(size[0]), int(size[1])) if size else None
+    return bytes(state.double().round().to(torch.uint8).tolist())
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
 
 
 class MapNetwork(nn.Module):
@@ -94,6 +112,7 @@ class MapNetwork(nn.Module):
         self.map_names = list(map_names)
         self.method = method
         self.spatial_size: tuple[int, int] | None = None
+        self._originals: Originals | None = None
         self.tta = False
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
@@ -137,6 +156,10 @@ class MapNetwork(nn.Module):
         self.spatial_size = (int(spatial_size[0]), int(spatial_size[1]))
         return self
 
+    def learns_from(self, originals: Originals | None) -> None:
+        """Tell the network how large its training images are in their files. It goes into the state dict."""
+        self._originals = originals
+
     def averaging_flips(self: Network, tta: bool) -> Network:
         """
         The network itself, whose answer in evaluation is from now on the mean over the image and its three flips.
@@ -149,15 +172,19 @@ class MapNetwork(nn.Module):
         return self
 
     def get_extra_state(self) -> torch.Tensor:
-        """The method's name and the size as a tensor, since MONAI expects nothing else in a state dict."""
-        size = " ".join(map(str, self.spatial_size or ()))
-        return torch.tensor(
-            list(self.method.encode().ljust(METHOD_BYTES) + size.encode().ljust(SIZE_BYTES)), dtype=torch.uint8
-        )
+        """The method's name and the sizes as a tensor, since MONAI expects nothing else in a state dict."""
+        size = " ".join(map(str, self.spatial_size or ())).encode()
+        originals = b""
+        if self._originals is not None:
+            originals = b"%d %d %.3f" % self._originals
+            originals += b" " + _checksum(originals)
+        content = self.method.encode().ljust(METHOD_BYTES) + size.ljust(SIZE_BYTES) + originals.ljust(ORIGINALS_BYTES)
+        return torch.tensor(list(content), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raises InputError when the state dict is of another method."""
         method, size = trained_as({"_extra_state": state})
+        self._originals = trained_originals({"_extra_state": state})
         if method and self.method and method != self.method:
             raise InputError(
                 f"it was trained as '{method}', but the settings are those of '{self.method}'; give the overlays that "

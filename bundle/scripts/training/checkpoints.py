@@ -17,7 +17,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
 from scripts.metrics.area import THRESHOLDS, area_errors, threshold_by_areas
-from scripts.networks.map_network import trained_as
+from scripts.networks.map_network import trained_as, trained_originals
 from scripts.networks.weights import load_tensors, not_finite
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
@@ -40,6 +40,7 @@ __all__ = [
     "NetworkLoader",
     "is_finite",
     "model_of",
+    "original_size",
     "trained_size",
     "write_checkpoint",
 ]
@@ -80,13 +81,29 @@ def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:
         path: of the file.
         default: where it doesn't say, or can't be read, which `NetworkLoader` reports.
     """
+    found = _read_state(path, trained_as)
+    return list(found[1] if found and found[1] else default)
+
+
+def original_size(path: str | PathLike) -> list[float] | None:
+    """
+    How large the images were in their files that the network of a checkpoint was trained on.
+
+    Returns:
+        Height, width and spread, see `Originals`; None where the file doesn't say, or can't be read.
+    """
+    found = _read_state(path, trained_originals)
+    return None if found is None else list(found)
+
+
+def _read_state(path: str | PathLike, read: Callable[[Any], Any]) -> Any:
+    """What is read from the state dict of a file; None where that fails, which `NetworkLoader` reports."""
     if not Path(path).is_file():  # one would wait for what is written into a pipe
-        return list(default)
+        return None
     try:
-        size = trained_as(_weights(torch.load(path, weights_only=True, map_location="cpu", mmap=True)))[1]
+        return read(_weights(torch.load(path, weights_only=True, map_location="cpu", mmap=True)))
     except Exception:  # torch.load raises nearly anything on a damaged file
-        size = None
-    return list(size or default)
+        return None
 
 
 def _weights(content: Any) -> Any:

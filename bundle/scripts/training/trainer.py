@@ -29,6 +29,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from scripts.data.original_sizes import original_sizes
+from scripts.images.originals import originals_of
 from scripts.runtime.errors import InputError, is_out_of_memory
 from scripts.runtime.processes import add_gradients_up, process_count, send_weights, sum_over_processes
 from scripts.runtime.values import positive_number, truth_value, whole_number
@@ -71,7 +73,8 @@ class AccumulatingTrainer(SupervisedTrainer):
     batch has a ``window`` of each image, the network is shown that alone then, the teacher the whole image; the loss is
     told what was ``seen``.
 
-    A network that can ``calibrate`` itself on training images does so before the first step.
+    A network that can ``calibrate`` itself on training images does so before the first step; one with ``learns_from``
+    is told how large the images are in their files.
 
     The mean loss over an epoch is its key metric, ``epoch_loss``, the lowest the best. A training that will take more
     than an hour says so at its beginning.
@@ -148,6 +151,8 @@ class AccumulatingTrainer(SupervisedTrainer):
     def _begin(self, engine: SupervisedTrainer) -> None:
         if hasattr(self.network, "calibrate"):
             self.network.calibrate(self._samples())
+        if hasattr(self.network, "learns_from"):
+            self.network.learns_from(originals_of(original_sizes(getattr(self.data_loader.dataset, "data", ()))))
         send_weights(self.network)
         if self.teacher is not None and self.teacher.n_averaged == 0:
             self.teacher.update_parameters(self.network)

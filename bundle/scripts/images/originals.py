@@ -1,0 +1,60 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""How large the images that a network learns from were in their files, which fixes the scale that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Originals", "deviation", "originals_of"]
+
+USUAL = 0.95  # part of the images that are within the spread
+
+
+class Originals(NamedTuple):
+    """Median height and width in pixels, and what nearly all images deviate from them by at most, see `deviation`."""
+
+    height: int
+    width: int
+    spread: float = 1.0
+
+
+def deviation(height: float, width: float, usual: Originals) -> float:
+    """
+    How much larger an image is than is usual, or how much longer or wider its shape: the largest of these factors.
+
+    Examples:
+        >>> usual = Originals(200, 300)
+        >>> [deviation(*size, usual) for size in [(200, 300), (400, 600), (200, 600), (100, 150), (100, 300)]]
+        [1.0, 2.0, 2.0, 1.0, 2.0]
+    """
+    tall, wide = height / usual.height, width / usual.width
+    return max(1.0, tall, wide, tall / wide, wide / tall)
+
+
+def originals_of(sizes: Sequence[tuple[int, int]]) -> Originals | None:
+    """
+    What is usual among images of these heights and widths; None without any.
+
+    Examples:
+        >>> originals_of([(200, 300)] * 99 + [(4000, 300)])
+        Originals(height=200, width=300, spread=1.0)
+    """
+    if not len(sizes):
+        return None
+    height, width = (round(median) for median in np.median(sizes, axis=0).tolist())
+    usual = Originals(height, width)
+    return usual._replace(spread=float(np.quantile([deviation(*size, usual) for size in sizes], USUAL)))
