@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -22,6 +23,8 @@ import torch
 from monai.bundle import run
 from PIL import Image
 from scripts.data.listing import ImageList
+from scripts.images.originals import Originals
+from scripts.networks import CDWSNet
 from scripts.runtime.errors import InputError, input_error_of
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)
@@ -228,3 +231,36 @@ def test_a_full_disk_leaves_no_half_of_a_picture(configs, red_detector, tmp_path
         infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
     assert not list((tmp_path / "out" / "predictions").glob("*.png"))
     assert not list((tmp_path / "out" / "predictions").glob(".*.png"))
+
+
+def test_a_picture_much_larger_than_the_training_images_is_mapped_at_their_scale(configs, red_detector, tmp_path):
+    """Red squares of 8 pixels vanish when 512 x 256 pixels become 32 x 32, and don't at the scale of 64 x 64."""
+    state = torch.load(red_detector, weights_only=True)
+    network = CDWSNet().for_size([32, 32])
+    network.learns_from(Originals(64, 64))
+    torch.save(state | {"_extra_state": network.get_extra_state()}, tmp_path / "model.pt")
+    picture = np.zeros((256, 512, 3), np.uint8)
+    for top, left in ((40, 100), (200, 480)):
+        picture[top : top + 8, left : left + 8] = RED
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture).save(tmp_path / "in" / "large.png", dpi=(50_800, 50_800))  # 0.5 micrometres
+    Image.fromarray(red_corner(64, 64)).save(tmp_path / "in" / "usual.png")
+    settings = {"spatial_size": [32, 32], "min_region_um2": 1}
+    out = infer(configs, tmp_path / "model.pt", tmp_path / "in", tmp_path / "out", **settings)
+    mask = np.asarray(Image.open(out / "large_mask.png")) > 0
+    assert mask.shape == (256, 512)
+    assert mask[42:46, 102:106].all()
+    assert mask[202:206, 482:486].all()
+    assert mask.sum() < 3 * 64
+    regions = json.loads((out / "large_outlines.geojson").read_text())["features"]
+    areas = [region["properties"]["measurements"]["Marked area \N{MICRO SIGN}m^2"] for region in regions]
+    assert sum(areas) == pytest.approx(mask.sum() * 0.25, rel=1e-3)
+    (usual,) = json.loads((out / "usual_outlines.geojson").read_text())["features"]
+    assert usual["properties"]["measurements"]["Marked area px^2"] == 32 * 32
+    assert usual["properties"]["classification"]["name"] == "Cancer"
+    assert "large_outlines.geojson" in (out / "index.html").read_text()
+
+    squeezed = infer(configs, tmp_path / "model.pt", tmp_path / "in", tmp_path / "two", **settings, tiled=False)
+    assert not (np.asarray(Image.open(squeezed / "large_mask.png")) > 0).any()
+    infer(configs, tmp_path / "model.pt", tmp_path / "in", tmp_path / "out", **settings, geojson=False)
+    assert not list(out.glob("*.geojson"))

@@ -26,12 +26,13 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, result_name
 from scripts.runtime.processes import process_rank, union
 
-__all__ = ["COLUMNS", "RESULTS", "TABLE", "ImageList", "check_given", "earlier_results", "list_images"]
+__all__ = ["COLUMNS", "OUTLINES", "RESULTS", "TABLE", "ImageList", "check_given", "earlier_results", "list_images"]
 
 TABLE = "predictions.csv"  # of an inference, beside its other results
 COLUMNS = ("image", "probability", "area_fraction")  # the first ones, also in a table of version 0.6
 KINDS = ("mask", "heat", "overlay", "probability")
-RESULTS = tuple(f"_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".nii.gz", ".dcm"))
+OUTLINES = "_outlines.geojson"
+RESULTS = (*(f"_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".nii.gz", ".dcm")), OUTLINES)
 logger = logging.getLogger(__name__)
 
 

@@ -32,7 +32,7 @@ from scipy.sparse import csr_matrix
 
 from scripts.runtime.errors import InputError
 
-__all__ = ["Slide", "SlideView"]
+__all__ = ["Slide", "SlideView", "resolution"]
 
 BLOCK = 1024  # pixels of a level that are read at once
 CACHED_BLOCKS = 24  # 3 MiB each
@@ -81,7 +81,7 @@ class Slide:
         except (openslide.OpenSlideError, OSError) as error:
             raise InputError(f"'{path}' can't be opened as a slide ({error}).") from error
         try:
-            self.mpp_x, self.mpp_y = (mpp, mpp) if mpp else _resolution(self.file.properties, self.file.dimensions)
+            self.mpp_x, self.mpp_y = (mpp, mpp) if mpp else resolution(self.file.properties, self.file.dimensions)
         except ValueError as error:
             self.file.close()
             raise InputError(f"'{path}' {error}; give micrometres per pixel {by}.") from error
@@ -233,7 +233,7 @@ def _triangles(start: int, stop: int, step: float, length: int) -> tuple[int, cs
     return first, csr_matrix((weights[row, column].astype(np.float32), (row, pixels[row, column] - first)), shape)
 
 
-def _resolution(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[float, float]:
+def resolution(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[float, float]:
     """
     Micrometres per pixel along x and y: as the OME-XML has them, else as OpenSlide, else as TIFF's resolution tags.
 

@@ -308,15 +308,15 @@ def write_geojson(
     """
     Write regions as a GeoJSON FeatureCollection that QuPath takes as annotations; one at a time is in memory.
 
-    Each has a name, and as measurements the area of its marked pixels, and the mean and the highest of their
-    probabilities.
+    Each has a name, and as measurements the area of its marked pixels, in square micrometres or in pixels, and the mean
+    and the highest of their probabilities.
 
     Args:
         path: of the file, which takes its name when it is complete.
         outlines: see `OutlineTracer`.
         scale: by which x and y are multiplied: pixels of the slide's level 0 per pixel.
         name, colour: of QuPath's class; the colour as red, green, blue in 0..255.
-        pixel_um2: square micrometres of a pixel; there are no areas where it is None.
+        pixel_um2: square micrometres of a pixel, if known.
         full: value of the map that stands for probability 1.
         min_region, min_hole: smaller regions are left out, smaller holes filled; in square micrometres, or in pixels
             where `pixel_um2` is None.
@@ -336,13 +336,13 @@ def write_geojson(
             kept = [hole for hole in holes if abs(_doubled_area(hole)) / 2 * pixel >= min_hole]
             # outer rings counter-clockwise in a system whose y points up, as RFC 7946 asks for
             polygon = orient(transform(smooth_polygon([outer, *kept]), lambda corners: (corners * scale).round(3)))
-            area = {} if pixel_um2 is None else {"Marked area \N{MICRO SIGN}m^2": round(outline.pixels * pixel_um2, 3)}
+            unit = "px" if pixel_um2 is None else "\N{MICRO SIGN}m"
             properties = {
                 "objectType": "annotation",
                 "name": f"{name} {count}",
                 "classification": {"name": name, "color": list(colour)},
-                "measurements": area
-                | {
+                "measurements": {
+                    f"Marked area {unit}^2": round(outline.pixels * pixel, 3),
                     "Mean probability": round(outline.total / outline.pixels / full, 5),
                     "Highest probability": round(outline.highest / full, 5),
                 },

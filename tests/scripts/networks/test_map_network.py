@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scripts.images.originals import Originals
 from scripts.networks import DCAN, FCN, MapNetwork, UNet
+from scripts.networks.map_network import trained_as, trained_originals
 
 
 def small_networks() -> list[MapNetwork]:
@@ -33,3 +35,36 @@ def test_a_map_does_not_depend_on_the_other_images(network: MapNetwork) -> None:
         both = network.eval()(image)
         assert both.std() > 0
         torch.testing.assert_close(network(image[:1]), both[:1], rtol=1e-4, atol=1e-5)
+
+
+def state_of(originals: Originals | None) -> dict[str, torch.Tensor]:
+    network = MapNetwork(method="cdws").for_size([224, 112])
+    network.learns_from(originals)
+    return network.state_dict()
+
+
+def test_a_checkpoint_says_how_large_its_images_were() -> None:
+    state = state_of(Originals(522, 775, 1.25))
+    assert trained_originals(state) == (522, 775, 1.25)
+    assert trained_as(state) == ("cdws", (224, 112))
+    again = MapNetwork()
+    again.load_state_dict(state)
+    assert trained_originals(again.state_dict()) == (522, 775, 1.25)
+
+
+def test_a_checkpoint_of_before_says_nothing_of_it() -> None:
+    state = state_of(None)
+    assert trained_originals(state) is None
+    assert trained_originals({"_extra_state": state["_extra_state"][:80]}) is None  # as version 0.6 wrote it
+    assert trained_originals({}) is None
+
+
+def test_an_average_over_sites_says_it_where_they_agree() -> None:
+    """What federated averaging makes of the bytes."""
+
+    def average(*originals: Originals) -> Originals | None:
+        states = [state_of(one)["_extra_state"].float() for one in originals]
+        return trained_originals({"_extra_state": sum(states) / len(states)})
+
+    assert average(Originals(500, 500), Originals(500, 500), Originals(500, 500)) == (500, 500, 1.0)
+    assert average(Originals(400, 500), Originals(600, 500)) is None  # the mean would look like 500 x 500

@@ -170,6 +170,13 @@ def test_measurements_of_regions_that_are_large_enough(tmp_path, least_um2, area
     assert sorted(said) == [f"Gland {i + 1}" for i in range(count)]
 
 
+def test_areas_are_in_pixels_where_their_size_is_unknown(tmp_path):
+    path = tmp_path / "a.geojson"
+    write_geojson(path, trace([LEVELS], 9, least=5), (1.0, 1.0), "Gland", (1, 2, 3), min_region=3)
+    (block,) = json.loads(path.read_text())["features"]
+    assert block["properties"]["measurements"]["Marked area px^2"] == 15
+
+
 def test_geojson_of_nothing(tmp_path):
     assert write_geojson(tmp_path / "a.geojson", trace([], 6), (1.0, 1.0), "Cancer", (200, 0, 0)) == 0
     assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
