@@ -16,11 +16,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from scripts import bundle_version
 from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, described_settings, top_of
-from scripts.console.runs import RUNS, demo, export, label, run, run_help, study
+from scripts.console.runs import RUNS, demo, export, labelling, run, run_help, study
 from scripts.runtime.command_line import Parser, did_you_mean
 
 __all__ = ["main"]
@@ -30,6 +31,8 @@ SUMMARIES = {
     "demo": "train, evaluate and infer on embedded data",
     "data": "write dataset.json from two folders, a table, or masks",
     "label FOLDER": "label images on a page in the browser",
+    "merge FOLDER": "merge the labels of two annotators",
+    "merge_masks": "merge the masks of two annotators",
     **{f"{name} {run.data}": run.summary for name, run in RUNS.items()},
     "study DATA": "the paper's experiments on your data",
     "export FILE": "write the trained network as TorchScript (.ts) or ONNX",
@@ -148,7 +151,7 @@ def _value(value: Any, described: str) -> str:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "data": _data,
-    "label": label,
+    **{name: partial(labelling, name) for name in ("label", "merge", "merge_masks")},
     **{name: _run(name) for name in RUNS},
     "study": study,
     "export": _export,

@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 KINDS = {
     "from-folders": "POSITIVE NEGATIVE   pictures with the finding in one folder, without it in another",
-    "from-csv": "FILE                    a table with a row for each image: image, label, and area, group, mask",
+    "from-csv": "FILE                    a table with a row for each image: image, label, and area, group, mask, split",
     "from-masks": "IMAGES MASKS          pictures, and masks of the same names",
 }
 
@@ -59,7 +59,7 @@ def _parser(kind: str) -> Parser:
     if kind == "from-folders":
         parser.add_argument("--area", type=float, help="rough area of every positive image, a fraction (none)")
     if kind == "from-csv":
-        for key in ("image", "label", "area", "mask", "group"):
+        for key in ("image", "label", "area", "mask", "group", "split"):
             parser.add_argument(f"--{key}", metavar="HEADING", help=f"of the column with the {key}s ({key})")
         parser.add_argument("--positive", metavar="LABEL", help="what a positive label is (1, yes, true, positive)")
     else:
@@ -78,6 +78,7 @@ def _parser(kind: str) -> Parser:
             help="pictures without a mask: refuse (the default), negative, leave_out",
         )
         parser.add_argument("--area_step", type=float, default=0.1, help="to which areas are rounded up (0.1)")
+    parser.add_argument("--field", type=int, metavar="PIXELS", help="cut larger pictures into fields of this side")
     parser.add_argument(
         "--validation", type=float, default=0.2, help="part of the images that is kept for validation (0.2)"
     )
@@ -88,6 +89,7 @@ def _parser(kind: str) -> Parser:
 
 def _write(kind: str, options: Namespace) -> int:
     from scripts.labelling import existing  # with MONAI, which takes seconds
+    from scripts.labelling.dataset import check_replaceable
 
     if not 0 < options.validation < 1:
         raise InputError(f"--validation must be between 0 and 1; got {options.validation}.")
@@ -110,8 +112,26 @@ def _write(kind: str, options: Namespace) -> int:
         notes += [f"Columns that are not used: {', '.join(unused)}."] if unused else []
     folder = options.output or _common(folders)
     path = folder if folder.suffix == ".json" else folder / "dataset.json"
-    splits = existing.write_items(items, path, group, options.validation, options.seed)
-    _report(path, splits, [*notes, *_notes(kind, items, bool(group))])
+    notes += _notes(kind, items, bool(group))
+    items = existing.grouped(items, path.parent, group)
+    if options.field is not None:
+        from scripts.labelling.fields import cut_items
+
+        check_replaceable(path, existing.WRITER)  # before hours of cutting
+        cut = cut_items(items, options.field, path.parent, getattr(options, "area_step", 0.1))
+        items = cut.items
+        notes += [f"{cut.cut} of the pictures were cut into fields of {options.field} pixels."]
+        if cut.waiting:
+            told = (
+                f"{cut.waiting} fields of positive pictures have no label: what is in the picture need not be in a "
+                f"field of it. Label them, and give this command again:\n  cdws label {shlex.quote(str(cut.to_label))}"
+            )
+            if not any(item["label"] for item in items):
+                print("\n".join([*notes, told, "No dataset.json yet: there is no positive image."]))
+                return 0
+            notes += [told]
+    splits = existing.write_items(items, path, options.validation, options.seed)
+    _report(path, splits, notes)
     outside = " --allow_outside True" if existing.is_outside(items, path.parent) else ""
     print(f"Next: cdws train {shlex.quote(str(path if path.name != 'dataset.json' else path.parent))}{outside}")
     return 0

@@ -34,7 +34,7 @@ from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, me
 from scripts.runtime.command_line import PATHS, did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 
-__all__ = ["RUNS", "demo", "export", "label", "run", "run_help", "study"]
+__all__ = ["RUNS", "demo", "export", "labelling", "run", "run_help", "study"]
 
 OWN = ("method", "overlay")  # options that aren't settings
 # what MONAI's own `run` takes
@@ -139,9 +139,9 @@ def _report_demo(folder: Path) -> None:
     print("\n" + "\n".join(f"{what:36}{where}" for what, where in rows.items()))
 
 
-def label(arguments: Sequence[str]) -> int:
-    """The labelling page, see ``scripts.labelling``."""
-    run_module("scripts.labelling", ["label", *arguments])
+def labelling(command: str, arguments: Sequence[str]) -> int:
+    """The labelling page, or the merging of what annotators have given: a command of ``scripts.labelling``."""
+    run_module("scripts.labelling", [command, *arguments])
     return 0
 
 

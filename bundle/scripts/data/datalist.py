@@ -61,6 +61,7 @@ SPLITS = ("training", "validation", "test")
 logger = logging.getLogger(__name__)
 QUOTED = ("0", "1")  # labels written as text
 KEYS = ("image", "label", "area", "mask", "group", "strokes", "excluded", *PART_KEYS)
+ORIGIN = ("source", "field")  # of a field: the picture that it was cut from, and where; nothing depends on them
 AREA_STEP = 0.1  # by which an annotator's area may differ from that of a mask
 MAY_MISS = 0.05  # of slides, by chance
 SHOWN = 20  # problems, or names, in one message
@@ -303,7 +304,7 @@ def _unknown_keys(content: dict, splits: dict[str, list], known: Sequence[str]) 
     for split, items in splits.items():
         for i, item in enumerate(items):
             for key in item if isinstance(item, dict) else ():
-                if key not in known:
+                if key not in known and key not in ORIGIN:
                     near = _nearest(key, known)
                     if near is None:
                         notes.setdefault(key, f"{split}[{i}]")

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from scripts.images.reading import image_size
+from scripts.images.slide_parts import source_of
 
 __all__ = ["original_sizes"]
 
-OTHERS = {"slice", "region"}  # keys of items that are parts of their files
 MOST = 1000  # files that are looked at
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ def original_sizes(items: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
 
     Slices of volumes and regions of slides are left out, which are no pictures; so is what can't be read.
     """
-    pictures = [item["image"] for item in items if isinstance(item.get("image"), str) and not OTHERS & {*item}]
+    sources = [source_of(item) for item in items if isinstance(item.get("image"), str) and "slice" not in item]
+    pictures = [path for path in sources if isinstance(path, str)]
     sizes = []
     for path in pictures[:: max(1, len(pictures) // MOST)]:
         try:

@@ -24,20 +24,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts.data.datalist import data_error, first_names
+from scripts.data.datalist import SPLITS, class_problems, data_error, first_names
 from scripts.data.rough_area import rough_area
 from scripts.images.loading import load_mask
 from scripts.labelling.dataset import check_replaceable, split_by_group
+from scripts.labelling.fields import is_cut
 from scripts.labelling.images import find_pictures, groups_of
 from scripts.runtime.command_line import did_you_mean
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 from scripts.runtime.values import positive_fraction
 
-__all__ = ["COLUMNS", "WITHOUT_MASK", "from_csv", "from_folders", "from_masks", "is_outside", "write_items"]
+__all__ = ["COLUMNS", "WITHOUT_MASK", "from_csv", "from_folders", "from_masks", "grouped", "is_outside", "write_items"]
 
 WRITER = "cdws data"
-COLUMNS = ("image", "label", "area", "mask", "group")
+COLUMNS = ("image", "label", "area", "mask", "group", "split")
+SPLIT_NAMES = {**{split: split for split in SPLITS}, "train": "training", "val": "validation", "valid": "validation"}
 WITHOUT_MASK = ("refuse", "negative", "leave_out")
 TRUE, FALSE = ("1", "1.0", "true", "yes", "positive"), ("0", "0.0", "false", "no", "negative")
 
@@ -58,7 +60,7 @@ def from_folders(positive: Path, negative: Path, area: float | None = None) -> l
     """
     if area is not None:
         positive_fraction("--area", area)
-    found = {1: find_pictures(positive), 0: find_pictures(negative)}
+    found = {1: _pictures(positive), 0: _pictures(negative)}
     if _is_in(positive, negative) or _is_in(negative, positive):
         raise InputError(f"'{positive}' and '{negative}' lie in each other; give two folders beside each other.")
     for folder, label in ((positive, 1), (negative, 0)):
@@ -69,6 +71,11 @@ def from_folders(positive: Path, negative: Path, area: float | None = None) -> l
         for label, images in found.items()
         for image in images
     ]
+
+
+def _pictures(folder: Path, with_results: bool = False) -> list[Path]:
+    """See `find_pictures`; without fields that have been cut from them, and their masks."""
+    return [path for path in find_pictures(folder, with_results) if not is_cut(path.relative_to(folder))]
 
 
 def from_csv(
@@ -84,7 +91,8 @@ def from_csv(
         positive: what stands in the column of labels of a positive image, where that is not 1, yes, true or positive.
 
     Returns:
-        An item for each row, with what is known of it; and the headings that nothing is called as.
+        An item for each row, with what is known of it, and its ``split`` where a column says that of each; and the
+        headings that nothing is called as.
 
     Raises:
         InputError: when the table can't be read, or naming each line that can't be used.
@@ -111,6 +119,9 @@ def from_csv(
                 f"The table '{file}' has no column '{heading}'{near}, but {', '.join(headings)}; name the one with the "
                 f"{key}s by --{key}."
             )
+    splits = {(row[chosen["split"]] or "").strip().lower() for row in rows} if "split" in chosen else set()
+    if splits.isdisjoint(SPLIT_NAMES) and not columns.get("split"):  # a column of something else
+        chosen.pop("split", None)
     items, problems, lines = [], [], {}
     for line, row in enumerate(rows, start=2):
         item, problem = _item({key: (row[heading] or "").strip() for key, heading in chosen.items()}, file, positive)
@@ -145,6 +156,10 @@ def _item(cells: Mapping[str, str], file: Path, positive: str | None) -> tuple[d
             return item, f"there is no mask '{item['mask']}'"
     if cells.get("group"):
         item["group"] = cells["group"]
+    if "split" in cells:
+        item["split"] = SPLIT_NAMES.get(cells["split"].lower())
+        if item["split"] is None:
+            return item, f"the split '{cells['split']}' is none of {', '.join(SPLITS)}"
     text = cells.get("area", "")
     try:
         area = (
@@ -183,7 +198,7 @@ def from_masks(
         InputError: when a folder is missing or empty, and naming pictures without a mask, or masks that can't be read.
     """
     positive_fraction("--area_step", area_step)
-    pictures, found = find_pictures(images), find_pictures(masks, with_results=True)  # which may have been corrected
+    pictures, found = _pictures(images), _pictures(masks, with_results=True)  # which may have been corrected
     mask_of = {path.with_suffix("").relative_to(masks).as_posix(): path for path in found}
     if _is_in(masks, images) and not _is_in(images, masks):
         pictures = [path for path in pictures if not _is_in(path, masks)]
@@ -235,17 +250,34 @@ def _is_in(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def write_items(
-    items: Sequence[Mapping[str, Any]], path: Path, group: str | None = None, validation: float = 0.2, seed: int = 0
-) -> dict[str, list[dict]]:
+def grouped(items: Sequence[Mapping[str, Any]], folder: Path, group: str | None = None) -> list[dict[str, Any]]:
     """
-    Write ``dataset.json``, split by group.
+    Items with their group: of those that have none, what a regular expression finds in the path, see `groups_of`.
 
     Args:
         items: as those of this module, with absolute paths.
+        folder: to which the pattern sees the paths relative.
+        group: the pattern; without it an image is its own group.
+    """
+    names = [Path(os.path.relpath(item["image"], folder)).as_posix() for item in items]
+    ungrouped = [name for name, item in zip(names, items, strict=True) if "group" not in item]
+    groups = dict.fromkeys(ungrouped) | groups_of(ungrouped, group)
+    return [
+        dict(item) | {"group": item.get("group") or groups[name] or name}
+        for name, item in zip(names, items, strict=True)
+    ]
+
+
+def write_items(
+    items: Sequence[Mapping[str, Any]], path: Path, validation: float = 0.2, seed: int = 0
+) -> dict[str, list[dict]]:
+    """
+    Write ``dataset.json``, split by group, or as the items say.
+
+    Args:
+        items: as those of `grouped`, with absolute paths. Where they have a ``split`` each is in it; validation is
+            drawn from training where no item is in it.
         path: of the file; one that this program hasn't written is not replaced.
-        group: regular expression, see `groups_of`; items that have a group keep theirs. Without either an image is its
-            own group.
         validation, seed: see `split_by_group`.
 
     Returns:
@@ -255,23 +287,41 @@ def write_items(
         InputError: when the images can't be split, or the file can't be written.
     """
     check_replaceable(path, WRITER)
-    names = [Path(os.path.relpath(item["image"], path.parent)).as_posix() for item in items]
-    ungrouped = [name for name, item in zip(names, items, strict=True) if "group" not in item]
-    groups = dict.fromkeys(ungrouped) | groups_of(ungrouped, group)
-    listed = []
-    for name, item in zip(names, items, strict=True):
-        mask = {"mask": Path(os.path.relpath(item["mask"], path.parent)).as_posix()} if "mask" in item else {}
-        listed.append(dict(item) | {"image": name, "group": item.get("group") or groups[name] or name} | mask)
-    try:
-        splits = split_by_group(listed, validation, seed)
-    except InputError as error:
-        found = sorted({item["group"] for item in listed})
-        if len(found) == len(listed):
-            raise
-        raise InputError(f"{error} The groups now: {first_names(found)}.") from error
+    listed, stated = [], []
+    for item in items:
+        paths = {k: Path(os.path.relpath(item[k], path.parent)).as_posix() for k in ("image", "mask") if k in item}
+        stated.append(item.get("split"))
+        listed.append({key: value for key, value in item.items() if key != "split"} | paths)
+    splits = _as_stated(path, listed, stated) if any(stated) else {"training": listed}
+    if "validation" not in splits:
+        try:
+            splits |= split_by_group(splits.get("training", []), validation, seed)
+        except InputError as error:
+            found = sorted({item["group"] for item in listed})
+            if len(found) == len(listed):
+                raise
+            raise InputError(f"{error} The groups now: {first_names(found)}.") from error
+    splits = {split: splits[split] for split in SPLITS if split in splits}
     try:
         with replacing(path) as file:
             json.dump({"written_by": WRITER, **splits}, file, indent=4)
     except OSError as error:
         raise InputError(f"'{path}' can't be written ({error.strerror}); name another folder by --output.") from error
+    return splits
+
+
+def _as_stated(path: Path, items: Sequence[dict], stated: Sequence[str]) -> dict[str, list[dict]]:
+    """The items of each split. Raises InputError when a group is in two, or a split lacks a class."""
+    splits: dict[str, list[dict]] = {}
+    first: dict[str, str] = {}
+    problems = {}
+    for item, split in zip(items, stated, strict=True):
+        splits.setdefault(split, []).append(item)
+        other = first.setdefault(item["group"], split)
+        if other != split:
+            problems[item["group"]] = f"group '{item['group']}' is in '{other}' and in '{split}'; keep it in one"
+    found = {split: {bool(item["label"]) for item in members} for split, members in splits.items()}
+    lacking = [problem for split, labels in found.items() for problem in class_problems(split, labels)]
+    if problems or lacking:
+        raise data_error(path, [*problems.values(), *lacking])
     return splits

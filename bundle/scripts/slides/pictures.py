@@ -103,13 +103,13 @@ class AtTrainedScaled(MapTransform, InvertibleTransform):
         shown = (max(height, width),) * 2 if keeps_shape else (height, width)
         if deviation(*shown, usual) <= LIKE * usual.spread:
             return self.resize(d)
-        to = resizer.spatial_size * 2 if keeps_shape else resizer.spatial_size
+        to = [resizer.spatial_size] * 2 if keeps_shape else resizer.spatial_size
         size = [max(SMALLEST, round(n * t / u)) for n, t, u in zip((width, height), to, usual[1::-1], strict=True)]
         self._tell(d[key], width, height, size)
         if (tissue := _tissue(d[key])) is not None:
             d[self.tissue] = tissue
         fixed = resizer.spatial_size, resizer.size_mode
-        resizer.spatial_size, resizer.size_mode = tuple(size), "all"
+        resizer.spatial_size, resizer.size_mode = size, "all"
         try:
             return self.resize(d)
         finally:

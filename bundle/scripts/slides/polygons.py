@@ -308,8 +308,8 @@ def write_geojson(
     """
     Write regions as a GeoJSON FeatureCollection that QuPath takes as annotations; one at a time is in memory.
 
-    Each has a name, and as measurements the area of its marked pixels, in square micrometres or in pixels, and the mean
-    and the highest of their probabilities.
+    Each has a name, and as measurements the area of its marked pixels, in square micrometres or in pixels of level 0,
+    and the mean and the highest of their probabilities.
 
     Args:
         path: of the file, which takes its name when it is complete.
@@ -319,12 +319,12 @@ def write_geojson(
         pixel_um2: square micrometres of a pixel, if known.
         full: value of the map that stands for probability 1.
         min_region, min_hole: smaller regions are left out, smaller holes filled; in square micrometres, or in pixels
-            where `pixel_um2` is None.
+            of level 0 where `pixel_um2` is None.
 
     Returns:
         How many polygons there are.
     """
-    pixel = pixel_um2 or 1
+    pixel = pixel_um2 or scale[0] * scale[1]
     count = 0
     with replacing(path) as file:
         file.write('{"type": "FeatureCollection", "features": [')

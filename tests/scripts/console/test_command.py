@@ -155,11 +155,13 @@ def test_the_study_and_the_page_are_started(started) -> None:
     assert main(["study", "DATA", "--experiment", "comparison", "--methods", "cdws", "dws"]) == 0
     assert main(["study", "--demo", "--output_dir", "x"]) == 0
     assert main(["label", "DATA", "--annotator", "anna"]) == 0
+    assert main(["merge", "DATA", "anna", "ben", "--third", "cleo"]) == 0
     study = ["scripts.experiments", "comparison", "--dataset_dir", "DATA", "--methods", "cdws", "dws"]
     assert started == [
         [*study, "--output_dir", "runs/study"],
         ["scripts.experiments", "all", "--demo", "--output_dir", "x"],
         ["scripts.labelling", "label", "DATA", "--annotator", "anna"],
+        ["scripts.labelling", "merge", "DATA", "anna", "ben", "--third", "cleo"],
     ]
 
 

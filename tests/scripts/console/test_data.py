@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from scripts.console.command import main
 from scripts.data.datalist import load_datalist
+from scripts.labelling.journal import Answer, Journal
 
 
 def picture(path: Path, marked: int = 0, mask: bool = False) -> Path:
@@ -190,3 +191,123 @@ def test_a_data_set_of_somebody_else_is_not_replaced(folders: Path, capsys) -> N
     assert main(["data", "from-folders", str(folders / "yes"), str(folders / "no")]) == 1
     assert "was not written by cdws data" in capsys.readouterr().err
     assert (folders / "dataset.json").read_text() == "{}"
+
+
+def wide(path: Path, marked: tuple[slice, slice] | None = None) -> Path:
+    """64 x 100 pixels that grow from left to right and down; of a mask, 255 in what is marked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.add.outer(np.arange(64, dtype=np.uint8), np.arange(100, dtype=np.uint8))
+    if marked is not None:
+        pixels = np.zeros_like(pixels)
+        pixels[marked] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_fields_of_large_pictures_have_what_their_masks_say(tmp_path: Path, capsys) -> None:
+    """Two rows and three columns of 32 pixels: at 0 and 32; at 0, 34 and 68."""
+    for number, rows in enumerate([slice(0, 16), slice(0, 0), slice(0, 64), slice(0, 0)]):
+        wide(tmp_path / f"{number}.png")
+        wide(tmp_path / "masks" / f"{number}.png", (rows, slice(68, 100)))
+    picture(tmp_path / "small.png")
+    picture(tmp_path / "masks" / "small.png", 80, mask=True)
+    for _ in range(2):  # what has been cut is no picture to cut
+        assert main(["data", "from-masks", str(tmp_path), str(tmp_path / "masks"), "--field", "32"]) == 0
+        assert "4 of the pictures were cut into fields of 32 pixels" in capsys.readouterr().out
+    found = {item["image"]: item for item in items_of(tmp_path)}
+    assert len(found) == 4 * 6 + 1
+    assert found["fields_32/0_x68_y0.png"] == {
+        "image": "fields_32/0_x68_y0.png",
+        "mask": "fields_32_masks/0_x68_y0.png",
+        "label": 1,
+        "area": 0.5,
+        "group": "0.png",
+        "source": "0.png",
+        "field": [68, 0, 32, 32],
+    }
+    assert found["fields_32/0_x34_y32.png"]["label"] == 0
+    assert found["small.png"]["area"] == 1.0
+    areas = [item["area"] for item in found.values() if item["label"] and "field" in item]
+    # the columns at 34 reach to 66, those at 68 are marked
+    assert sorted(areas) == [0.5, 1.0, 1.0]
+    field = np.asarray(Image.open(tmp_path / "fields_32" / "0_x34_y32.png").convert("L"))
+    np.testing.assert_array_equal(field, np.add.outer(np.arange(32, 64), np.arange(34, 66)))
+    load_datalist(tmp_path, pixel_labels=True)
+
+
+def test_fields_of_positive_pictures_wait_for_a_label(tmp_path: Path, capsys, caplog) -> None:
+    for number in range(2):
+        wide(tmp_path / "yes" / f"{number}.png")
+        wide(tmp_path / "no" / f"{number}.png")
+    line = ["data", "from-folders", str(tmp_path / "yes"), str(tmp_path / "no"), "--area", "0.9", "--field", "32"]
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    assert "12 fields of positive pictures have no label" in shown
+    assert f"cdws label {tmp_path}/fields_32_to_label" in shown
+    assert not (tmp_path / "dataset.json").exists()
+
+    journal = Journal(tmp_path / "fields_32_to_label" / "labels.jsonl")
+    for number in range(2):
+        journal.give(f"yes/{number}_x0_y0.png", Answer(1, 0.3))
+        journal.give(f"yes/{number}_x34_y0.png", Answer(0))
+    assert main(line) == 0
+    assert "8 fields of positive pictures have no label" in capsys.readouterr().out
+    items = items_of(tmp_path)
+    assert len(items) == 12 + 4
+    assert {item["image"]: item["area"] for item in items if item["label"]} == {
+        f"fields_32_to_label/yes/{number}_x0_y0.png": 0.3 for number in range(2)
+    }
+    load_datalist(tmp_path)
+    assert "source" not in caplog.text
+
+
+def test_pictures_whose_fields_would_have_one_name_are_named(tmp_path: Path, capsys) -> None:
+    for path in ("yes/0.png", "no/0.png", "no/0.tif"):
+        wide(tmp_path / path)
+    line = ["data", "from-folders", str(tmp_path / "yes"), str(tmp_path / "no"), "--field"]
+    assert main([*line, "32"]) == 1
+    assert re.search(r"fields of '.*no/0.tif' would be called as those of '.*no/0.png'", capsys.readouterr().err)
+    assert main([*line, "8"]) == 1
+    assert "--field" in capsys.readouterr().err
+
+
+def table_of_splits(folders: Path, splits: list[str], groups: str = "abdeabde") -> list[str]:
+    images = ["yes/pa_1", "yes/pb_1", "no/pd_1", "no/pe_1", "yes/pa_2", "yes/pb_2", "no/pd_2", "no/pe_2"]
+    rows = [f"{i}.png,{int(i[0] == 'y')},{g},{s}" for i, g, s in zip(images, groups, splits, strict=True)]
+    (folders / "table.csv").write_text("\n".join(["image,label,group,split", *rows]))
+    return ["data", "from-csv", str(folders / "table.csv")]
+
+
+def test_a_table_may_say_the_split_of_each_image(folders: Path, capsys) -> None:
+    assert main(table_of_splits(folders, ["training", "Val", "train", "validation"] * 2)) == 0
+    content = json.loads((folders / "dataset.json").read_text())
+    training = ["yes/pa_1.png", "no/pd_1.png", "yes/pa_2.png", "no/pd_2.png"]
+    assert [item["image"] for item in content["training"]] == training
+    assert {item["group"] for item in content["validation"]} == {"b", "e"}
+    assert "split" not in content["training"][0]
+
+
+def test_validation_is_drawn_from_training_where_a_table_has_but_a_test_split(folders: Path) -> None:
+    splits = ["training", "test"] * 4
+    assert main([*table_of_splits(folders, splits, "abdefbge"), "--validation", "0.5"]) == 0
+    splits = load_datalist(folders)
+    assert {item["group"] for item in splits["test"]} == {"b", "e"}
+    assert len(splits["training"]) == len(splits["validation"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("splits", "problem"),
+    [
+        (["training", "validation"] * 3 + ["training", "holdout"], "line 9: the split 'holdout' is none of training"),
+        (["training"] * 4 + ["validation"] * 4, "group 'a' is in 'training' and in 'validation'"),
+        (["training", "training", "validation", "validation"] * 2, "'training' has only positive images"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(folders: Path, splits: list[str], problem: str, capsys) -> None:
+    assert main(table_of_splits(folders, splits)) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_a_column_called_split_of_something_else_is_not_used(folders: Path, capsys) -> None:
+    assert main(table_of_splits(folders, list("01230123"))) == 0
+    assert "Columns that are not used: split." in capsys.readouterr().out

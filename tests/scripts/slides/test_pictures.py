@@ -32,7 +32,7 @@ def resized(height: int, width: int, original, **settings) -> dict:
     picture = torch.rand(3, width, height, generator=torch.Generator().manual_seed(0))  # MONAI's order of axes
     result = transform({"image": MetaTensor(picture, meta={"filename_or_obj": "a.png"})})
     assert transform.inverse({"image": result["image"]})["image"].shape == (3, width, height)
-    assert resize.resizer.spatial_size == ((64, 64) if size_mode == "all" else (64,))  # for the next one
+    assert resize.resizer.spatial_size == ([64, 64] if size_mode == "all" else 64)  # for the next one
     return result
 
 

@@ -130,7 +130,8 @@ def test_geojson_as_qupath_takes_it(tmp_path):
         "objectType": "annotation",
         "name": "Cancer 1",
         "classification": {"name": "Cancer", "color": [200, 0, 0]},
-        "measurements": {"Mean probability": 1, "Highest probability": 1},
+        # 23 pixels of 2 x 2.5 of the slide's
+        "measurements": {"Marked area px^2": 115, "Mean probability": 1, "Highest probability": 1},
     }
     outer, hole = feature["geometry"]["coordinates"]
     assert outer[0] == outer[-1]
@@ -168,13 +169,6 @@ def test_measurements_of_regions_that_are_large_enough(tmp_path, least_um2, area
     assert block["Highest probability"] == 0.7
     assert max(len(feature["geometry"]["coordinates"]) for feature in features) == 1 + holes
     assert sorted(said) == [f"Gland {i + 1}" for i in range(count)]
-
-
-def test_areas_are_in_pixels_where_their_size_is_unknown(tmp_path):
-    path = tmp_path / "a.geojson"
-    write_geojson(path, trace([LEVELS], 9, least=5), (1.0, 1.0), "Gland", (1, 2, 3), min_region=3)
-    (block,) = json.loads(path.read_text())["features"]
-    assert block["properties"]["measurements"]["Marked area px^2"] == 15
 
 
 def test_geojson_of_nothing(tmp_path):
