@@ -194,9 +194,9 @@ def test_a_data_set_of_somebody_else_is_not_replaced(folders: Path, capsys) -> N
 
 
 def wide(path: Path, marked: tuple[slice, slice] | None = None) -> Path:
-    """64 x 100 pixels that grow from left to right and down; of a mask, 255 in what is marked."""
+    """64 x 98 pixels that grow from left to right and down; of a mask, 255 in what is marked."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.add.outer(np.arange(64, dtype=np.uint8), np.arange(100, dtype=np.uint8))
+    pixels = np.add.outer(np.arange(64, dtype=np.uint8), np.arange(98, dtype=np.uint8))
     if marked is not None:
         pixels = np.zeros_like(pixels)
         pixels[marked] = 255
@@ -205,10 +205,10 @@ def wide(path: Path, marked: tuple[slice, slice] | None = None) -> Path:
 
 
 def test_fields_of_large_pictures_have_what_their_masks_say(tmp_path: Path, capsys) -> None:
-    """Two rows and three columns of 32 pixels: at 0 and 32; at 0, 34 and 68."""
+    """Two rows and three columns of 32 pixels: at 0 and 32; at 0, 33 and 66."""
     for number, rows in enumerate([slice(0, 16), slice(0, 0), slice(0, 64), slice(0, 0)]):
         wide(tmp_path / f"{number}.png")
-        wide(tmp_path / "masks" / f"{number}.png", (rows, slice(68, 100)))
+        wide(tmp_path / "masks" / f"{number}.png", (rows, slice(66, 98)))
     picture(tmp_path / "small.png")
     picture(tmp_path / "masks" / "small.png", 80, mask=True)
     for _ in range(2):  # what has been cut is no picture to cut
@@ -216,22 +216,21 @@ def test_fields_of_large_pictures_have_what_their_masks_say(tmp_path: Path, caps
         assert "4 of the pictures were cut into fields of 32 pixels" in capsys.readouterr().out
     found = {item["image"]: item for item in items_of(tmp_path)}
     assert len(found) == 4 * 6 + 1
-    assert found["fields_32/0_x68_y0.png"] == {
-        "image": "fields_32/0_x68_y0.png",
-        "mask": "fields_32_masks/0_x68_y0.png",
+    assert found["fields_32/0_x66_y0.png"] == {
+        "image": "fields_32/0_x66_y0.png",
+        "mask": "fields_32_masks/0_x66_y0.png",
         "label": 1,
         "area": 0.5,
         "group": "0.png",
         "source": "0.png",
-        "field": [68, 0, 32, 32],
+        "field": [66, 0, 32, 32],
     }
-    assert found["fields_32/0_x34_y32.png"]["label"] == 0
+    assert found["fields_32/0_x33_y32.png"]["label"] == 0
     assert found["small.png"]["area"] == 1.0
     areas = [item["area"] for item in found.values() if item["label"] and "field" in item]
-    # the columns at 34 reach to 66, those at 68 are marked
     assert sorted(areas) == [0.5, 1.0, 1.0]
-    field = np.asarray(Image.open(tmp_path / "fields_32" / "0_x34_y32.png").convert("L"))
-    np.testing.assert_array_equal(field, np.add.outer(np.arange(32, 64), np.arange(34, 66)))
+    field = np.asarray(Image.open(tmp_path / "fields_32" / "0_x33_y32.png").convert("L"))
+    np.testing.assert_array_equal(field, np.add.outer(np.arange(32, 64), np.arange(33, 65)))
     load_datalist(tmp_path, pixel_labels=True)
 
 
@@ -249,7 +248,7 @@ def test_fields_of_positive_pictures_wait_for_a_label(tmp_path: Path, capsys, ca
     journal = Journal(tmp_path / "fields_32_to_label" / "labels.jsonl")
     for number in range(2):
         journal.give(f"yes/{number}_x0_y0.png", Answer(1, 0.3))
-        journal.give(f"yes/{number}_x34_y0.png", Answer(0))
+        journal.give(f"yes/{number}_x33_y0.png", Answer(0))
     assert main(line) == 0
     assert "8 fields of positive pictures have no label" in capsys.readouterr().out
     items = items_of(tmp_path)
