@@ -163,6 +163,7 @@ def test_a_broken_picture_is_named_at_the_end_and_the_others_are_done(configs, r
     written = {path.name for path in (tmp_path / "out" / "predictions").iterdir() if not path.name.startswith(".")}
     assert written == {
         *(f"b_{kind}.png" for kind in ("mask", "probability", "heat", "overlay")),
+        "b_outlines.geojson",
         "predictions.csv",
         "index.html",
     }
