@@ -122,7 +122,9 @@ def test_inference_has_the_network_and_settings_of_training(configs):
     assert json.loads((configs / "evaluate.json").read_text())["network"] == inference["network"]
     for key in shared - {"claim", "initialize", "spatial_size", "network"}:
         assert train[key] == inference[key], key
-    assert inference["preprocessing"]["transforms"] == train["load_transforms"][1:]
+    assert inference["at_scale"]["resize"] == "@resize"
+    transforms = ["@resize" if name == "@at_scale" else name for name in inference["preprocessing"]["transforms"]]
+    assert transforms == train["load_transforms"][1:]
 
 
 def test_the_training_reads_from_top_to_bottom(configs):
