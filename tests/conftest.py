@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def quick_python(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def demo_run(configs, tmp_path_factory) -> Path:
-    """Folder of a demo run of one epoch on a few tiny images: data, models, log, metrics and predictions in it."""
+    """
+    Folder of a demo run of two epochs on a few tiny images: data, models, log, metrics and predictions in it, and in
+    ``warnings.txt`` what Python has shown of warnings.
+    """
     folder = tmp_path_factory.mktemp("demo")
     tiny = {
         "output_dir": str(folder),
@@ -85,9 +89,13 @@ def demo_run(configs, tmp_path_factory) -> Path:
     data = {"datalist#counts": {"training": 6, "validation": 4, "test": 4}, "num_workers": 0}
     train, demo = str(configs / "train.json"), str(configs / "demo.json")
     evaluate, inference = str(configs / "evaluate.json"), str(configs / "inference.json")
-    run("training", config_file=[train, demo], max_epochs=2, val_interval=1, **tiny, **data)
-    run("evaluating", config_file=[train, demo, evaluate], split="test", **tiny, **data)
-    run("inferring", config_file=[inference, demo], dataset_dir=str(folder / "data" / "images"), **tiny)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        run("training", config_file=[train, demo], max_epochs=2, val_interval=1, **tiny, **data)
+        run("evaluating", config_file=[train, demo, evaluate], split="test", **tiny, **data)
+        run("inferring", config_file=[inference, demo], dataset_dir=str(folder / "data" / "images"), **tiny)
+    shown = [w for w in said if not issubclass(w.category, (DeprecationWarning, PendingDeprecationWarning))]
+    (folder / "warnings.txt").write_text("\n".join(str(warning.message) for warning in shown))
     return folder
 
 

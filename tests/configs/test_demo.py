@@ -39,6 +39,12 @@ def test_training_writes_best_and_last_checkpoint(demo_run):
     assert last["optimizer"]["state"]
 
 
+def test_a_healthy_run_warns_of_nothing(demo_run):
+    """But that configs can run code, which MONAI says before it has read any."""
+    lines = (demo_run / "warnings.txt").read_text().splitlines()
+    assert [line.partition(" [")[0] for line in lines] == ["parsing config_file"] * 3
+
+
 def test_training_moves_every_parameter(demo_run):
     """Zero-initialised sides and biases must have been reached by the gradient."""
     state = torch.load(demo_run / "models" / "last.pt", weights_only=True)["model"]

@@ -215,7 +215,9 @@ def series_affine(directions) -> np.ndarray:
     [((1, 0, 0), (0, 1, 0)), ((0, 1, 0), (0, 0, -1)), ((1, 0.2, 0), (-0.2, 1, 0.3))],
     ids=["axial", "sagittal", "oblique"],
 )
-def test_dicom_series_gives_nifti_and_segmentation_in_the_same_place(directions, configs, red_detector, tmp_path):
+def test_dicom_series_gives_nifti_and_segmentation_in_the_same_place(
+    directions, configs, red_detector, tmp_path, recwarn
+):
     highdicom = pytest.importorskip("highdicom")
     affine = series_affine(directions)
     array = corner()
@@ -235,6 +237,7 @@ def test_dicom_series_gives_nifti_and_segmentation_in_the_same_place(directions,
     truth = np.argwhere(array > 100) @ affine[:3, :3].T + affine[:3, 3]
     as_set = lambda points: {tuple(p) for p in np.round(points, 2) + 0.0}  # noqa: E731
     assert as_set(places) == as_set(truth)
+    assert not [w for w in recwarn if "unlikely to represent" in str(w.message)]  # the patient's name, "P"
     sources = {pydicom.dcmread(p).SOPInstanceUID for p in (tmp_path / "in" / "scan").iterdir()}
     referenced = {
         r.ReferencedSOPInstanceUID for r in segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence

@@ -27,6 +27,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,7 @@ def _execute(run: Run, device: str | None) -> None:
     placed = {"device": f"$torch.device('{device}')"} if device else {}
     started = time.time()
     remember(run.settings)
+    warnings.filterwarnings("ignore", "parsing config_file", UserWarning)  # that they can run code: they are our own
     workflow = create_workflow(config_file=list(run.configs), run_id=run.id, **run.settings, **placed)
     (run.folder / "config.json").write_text(json.dumps(workflow.parser.get(), indent=4), encoding="utf-8")
     workflow.run()

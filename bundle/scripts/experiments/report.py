@@ -333,7 +333,7 @@ def write_report(output_dir: Path, sections: Sequence[Section], command: str) ->
 
 def _write_html(path: Path, title: str, sections: Sequence[Section], command: str) -> Path:
     runs = {e.folder.parent for s in sections for r in s.results for e in r.evaluations}
-    lead = f"{len(runs)} trained networks. Means, spreads and tests are computed from each run's own metrics."
+    lead = f"Trained networks: {len(runs)}. Means, spreads and tests are computed from each run's own metrics."
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     html = environment.get_template("report.html").render(
         title=title, lead=lead, sections=sections, settings=_settings(sections), command=command

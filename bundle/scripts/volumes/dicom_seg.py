@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from typing import Any
 
@@ -53,18 +54,20 @@ def dicom_segmentation(mask: np.ndarray, series: str | PathLike, label: str = "l
             name="CDWS-MIL", version=bundle_version(), family=codes.DCM.ArtificialIntelligence
         ),
     )
-    return hd.seg.Segmentation(
-        source_images=datasets,  # one frame of the mask for each, in this order
-        pixel_array=mask.astype(np.uint8).transpose(2, 1, 0),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[description],
-        series_instance_uid=hd.UID(),
-        series_number=100,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="CDWS-MIL contributors",
-        manufacturer_model_name="CDWS-MIL",
-        software_versions=bundle_version(),
-        device_serial_number="none",
-        omit_empty_frames=bool(mask.any()),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The string .* is unlikely", UserWarning)  # the patient's name in the series
+        return hd.seg.Segmentation(
+            source_images=datasets,  # one frame of the mask for each, in this order
+            pixel_array=mask.astype(np.uint8).transpose(2, 1, 0),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[description],
+            series_instance_uid=hd.UID(),
+            series_number=100,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="CDWS-MIL contributors",
+            manufacturer_model_name="CDWS-MIL",
+            software_versions=bundle_version(),
+            device_serial_number="none",
+            omit_empty_frames=bool(mask.any()),
+        )
