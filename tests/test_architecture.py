@@ -34,7 +34,7 @@ LAYERS = (
     ("evaluation", "training"),
     ("boosting", "slides", "volumes"),
     ("demo", "labelling", "monai_label"),
-    ("console", "experiments", "model_zoo"),
+    ("console", "experiments", "exports", "model_zoo"),
 )
 RANKS = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
 

@@ -8,16 +8,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Export to ONNX by MONAI's command: the same maps in another runtime, at sizes that were never exported."""
+"""Export to ONNX by MONAI's command: the same maps in another runtime, at other sizes; and the run that exports."""
 
 from __future__ import annotations
 
 import inspect
+import json
 
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser, onnx_export
+from monai.bundle import ConfigParser, onnx_export, run
 from monai.networks import trt_compile
 from monai.networks.trt_compiler import TrtCompiler
 from scripts.networks import CDWSNet, UNet
@@ -89,3 +90,15 @@ def test_tensorrt_is_asked_for_what_its_compiler_takes_and_left_out_without_it(c
     assert not hasattr(network, "_trt_compiler")
     assert isinstance(network, CDWSNet)
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_the_run_exports_what_was_trained(configs, red_detector, tmp_path):
+    files = [str(configs / f"{name}.json") for name in ("inference", "export")]
+    settings = {"ckpt_path": str(red_detector), "spatial_size": [64, 64], "fusion_weights": [1.0, 0.0, 0.0]}
+    folder = tmp_path / "for" / "qupath"
+    run("exporting", config_file=files, export_dir=str(folder), mpp=2, logging_file=False, **settings)
+    assert json.loads((folder / "config.json").read_text())["spacing_um_px"] == 2
+    image = torch.full((1, 3, 64, 64), -1.0)
+    image[:, 0, :, :16] = 1.0  # a quarter is red
+    found = torch.jit.load(folder / "torchscript_model.pt")(image).softmax(dim=1)
+    assert float(found[0, 1]) == pytest.approx(0.25**0.25, abs=0.02)

@@ -21,7 +21,7 @@ from typing import Any
 
 from scripts import bundle_version
 from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, described_settings, top_of
-from scripts.console.runs import RUNS, demo, export, labelling, run, run_help, study
+from scripts.console.runs import RUNS, demo, export, export_folder, labelling, run, run_help, study
 from scripts.runtime.command_line import Parser, did_you_mean
 
 __all__ = ["main"]
@@ -35,9 +35,10 @@ SUMMARIES = {
     "merge_masks": "merge the masks of two annotators",
     **{f"{name} {run.data}": run.summary for name, run in RUNS.items()},
     "study DATA": "the paper's experiments on your data",
-    "export FILE": "write the trained network as TorchScript (.ts) or ONNX",
+    "export FILE": "write the trained network as TorchScript (.ts), ONNX, or for QuPath",
     "settings": "all settings, with their defaults",
 }
+FOLDERS = {"wsinfer": "WSInfer, also in QuPath", "bioimageio": "the model format of bioimage.io"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,15 +101,32 @@ def _data(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = Parser(prog="cdws export", description="Write a trained network as TorchScript or ONNX.")
-    parser.add_argument("file", metavar="FILE", help="to write; ends in .ts or .onnx")
+    parser = Parser(
+        prog="cdws export",
+        description="Write a trained network as TorchScript or ONNX, or as a folder that QuPath's WSInfer or a program "
+        "of bioimage.io opens.",
+    )
+    parser.add_argument("file", metavar="FILE", help="to write; ends in .ts or .onnx. Or a folder, with one of:")
+    for name, of in FOLDERS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=f"{of}; makes a folder")
     parser.add_argument("--method", default=DEFAULT_METHOD, metavar="NAME", help=f"of the network ({DEFAULT_METHOD})")
     parser.add_argument("--overlay", action="append", default=[], metavar="NAME", help="of the network")
     parser.add_argument("--output_dir", metavar="FOLDER", help="of the training (that of the method)")
     parser.add_argument("--ckpt_dir", metavar="FOLDER", help="of its checkpoints (output_dir/models)")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint (model.pt of ckpt_dir, or the included one)")
+    parser.add_argument("--mpp", metavar="N", help="of a folder: micrometres per pixel of what the network sees")
+    parser.add_argument("--class_name", metavar="NAME", help="of a folder: what the network finds (Cancer)")
     options = parser.parse_args(arguments)
     folders = {name: getattr(options, name) for name in ("ckpt_path", "ckpt_dir", "output_dir")}
+    of_folder = {name: getattr(options, name) for name in ("mpp", "class_name")}
+    kinds = [name for name in FOLDERS if getattr(options, name)]
+    if len(kinds) > 1:
+        raise UsageError(f"--{' and --'.join(kinds)} are two exports; run cdws export once for each.")
+    if kinds:
+        return export_folder(options.file, kinds[0], options.method, options.overlay, folders | of_folder)
+    given = [f"--{name}" for name, value in of_folder.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is of a folder: add --wsinfer or --bioimageio.")
     return export(options.file, options.method, options.overlay, folders)
 
 

@@ -41,8 +41,9 @@ __all__ = [
 DEFAULT_METHOD = "recommended"
 AFTER = {"recommended_supervised": "recommended", "mri": "slices", "ct": "slices"}  # overlays of an overlay
 BASES = ("train", "inference", "evaluate", "check", "metadata")
-# of MONAI Label, of torchrun, of federations and of the experiments, which start them
+# of MONAI Label, of torchrun, of federations, of the experiments and of exports, which start them
 OF_OTHERS = ("monai_label", "multi_gpu_train", "multi_gpu_evaluate", "federated", "study_training", "study_evaluation")
+OF_OTHERS += ("export",)
 OF_INFERENCE = ("slides", "inference_trt")
 ROW = re.compile(r"^\| (`.+?) \| (.+?) \| (.+?) \|$")
 

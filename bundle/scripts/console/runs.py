@@ -34,7 +34,7 @@ from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, me
 from scripts.runtime.command_line import PATHS, did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 
-__all__ = ["RUNS", "demo", "export", "labelling", "run", "run_help", "study"]
+__all__ = ["RUNS", "demo", "export", "export_folder", "labelling", "run", "run_help", "study"]
 
 OWN = ("method", "overlay")  # options that aren't settings
 # what MONAI's own `run` takes
@@ -172,7 +172,9 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
     """
     kinds = {".ts": "ckpt_export", ".onnx": "onnx_export"}
     if Path(file).suffix not in kinds:
-        raise UsageError(f"'{file}' must end in .ts, for TorchScript, or in .onnx.")
+        raise UsageError(
+            f"'{file}' must end in .ts, for TorchScript, or in .onnx; for a folder add --wsinfer or --bioimageio."
+        )
     files = config_files("inference", method, added)
     top = top_of(files)
     model = folders["ckpt_path"]
@@ -194,6 +196,27 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
         names = f"{{{names},'dynamo':False}}"
         words += ["--input_shape", "[2,3,64,96]", "--use_trace", "True", "--converter_kwargs", names]
     run_monai(words)
+    return 0
+
+
+def export_folder(
+    folder: str, export_as: str, method: str, added: Sequence[str], settings: Mapping[str, str | None]
+) -> int:
+    """
+    Write a trained network as a folder for another program, see ``scripts.exports``.
+
+    Args:
+        folder: that is made.
+        export_as: the program.
+        method: of the network.
+        added: overlays.
+        settings: of ``export.json``, None for the default.
+    """
+    files = config_files("inference", method, added, ["export"])
+    given = [(name, value) for name, value in settings.items() if value is not None]
+    run_monai(
+        ["run", "exporting", *_config_file(files), "--export_dir", folder, "--export_as", export_as, *_typed(given)]
+    )
     return 0
 
 

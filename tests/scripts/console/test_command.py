@@ -57,6 +57,9 @@ REFUSED = {
     "demo DATA": "takes no 'DATA'; for yours: cdws train DATA",
     "demo --sed 1": "--sed (did you mean --seed?)",
     "export model.pt": "must end in .ts",
+    "export a --wsinfer --bioimageio": "--wsinfer and --bioimageio are two exports",
+    "export a.ts --mpp 1": "--mpp is of a folder",
+    "export a --wsinfr": "--wsinfr (did you mean --wsinfer?)",
     "export a.ts b.ts": "'b.ts' is one word too many",
     "export a.ts --ckpt_pth x": "no option --ckpt_pth (did you mean --ckpt_path?)",
     "settings treshold": "no setting 'treshold' (did you mean threshold?)",
@@ -149,6 +152,15 @@ def test_the_demo_gives_each_run_what_it_has(started, capsys, tmp_path: Path) ->
     shown = capsys.readouterr().out
     assert "F+ 0.75  F- 1.00  (all pixels marked: 0.50 and 0.00)  AUC 0.88" in shown
     assert shown.splitlines()[-1].endswith(f"{tmp_path}/predictions/index.html")
+
+
+def test_a_folder_for_another_program_is_a_run(started) -> None:
+    assert main(["export", "my", "--bioimageio", "--method", "dws", "--mpp", "0.5", "--ckpt_path", "m.pt"]) == 0
+    (words,) = started
+    assert words[:3] == ["monai.bundle", "run", "exporting"]
+    assert names(words) == ["inference", "dws", "export"]
+    typed = "--export_dir my --export_as bioimageio --ckpt_path m.pt --mpp 0.5"
+    assert " ".join(words).endswith(typed)
 
 
 def test_the_study_and_the_page_are_started(started) -> None:
