@@ -166,7 +166,7 @@ def new_folder(folder: str | PathLike) -> Iterator[Path]:
     if os.path.lexists(folder):
         raise InputError(f"'{folder}' exists already; remove it, or name another folder.")
     if folder.resolve().is_relative_to(Path(bundle_root()).resolve()):
-        raise InputError(f"'{folder}' lies in the bundle, which can't be copied into itself; name one outside of it.")
+        raise InputError(f"'{folder}' lies in the bundle itself; name one outside of it.")
     temporary = folder.with_name(f".{uuid4().hex}.part")
     with ExitStack() as held:
         try:
