@@ -75,14 +75,15 @@ case "$*" in
 esac
 """
 CDWS = """#!/usr/bin/env bash
+bundle=$(dirname "$0")/../bundle
 tiny=(--spatial_size "[32,32]")
 case "$1" in
-    train) exec "{python}" bundle "$@" "${{tiny[@]}}" --max_epochs 1 --val_interval 1 --pretrained random ;;
-    evaluate | infer) exec "{python}" bundle "$@" "${{tiny[@]}}" ;;
+    train) exec "{python}" "$bundle" "$@" "${{tiny[@]}}" --max_epochs 1 --val_interval 1 --pretrained random ;;
+    evaluate | infer) exec "{python}" "$bundle" "$@" "${{tiny[@]}}" ;;
     demo)
         tiny+=(--max_epochs 1 --datalist#counts "{{'training':6,'validation':4,'test':4}}")
-        exec "{python}" bundle "$@" "${{tiny[@]}}" ;;
-    *) exec "{python}" bundle "$@" ;;
+        exec "{python}" "$bundle" "$@" "${{tiny[@]}}" ;;
+    *) exec "{python}" "$bundle" "$@" ;;
 esac
 """
 TORCHRUN = """#!/usr/bin/env bash

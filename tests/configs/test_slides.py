@@ -24,6 +24,7 @@ import time
 import traceback
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 import openslide
 import pydicom
@@ -39,6 +40,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, generate_uid
 from scripts.networks import CDWSNet
 from scripts.runtime.errors import input_error_of
+from scripts.slides import segmentation as segmentation_module
 
 RED, DARK = (230, 60, 120), (70, 20, 120)
 SETTINGS = {"mpp": 1.0, "fusion_weights": [1.0, 0.0, 0.0], "tile_size": 64, "logging_file": False}
@@ -455,8 +457,12 @@ def test_no_slide(configs, red_detector, tmp_path):
         assert word in str(input_error_of(caught.value))
 
 
-def write_dicom(path: Path, picture: np.ndarray, mpp: float, tile: int = 64) -> None:
-    """A VL Whole Slide Microscopy Image of one level, with JPEG frames."""
+PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName")
+PATIENT += ("StudyID", "StudyDate", "StudyTime")
+
+
+def write_dicom(path: Path, picture: np.ndarray, mpp: float, tile: int = 64, like: Path | None = None) -> None:
+    """A VL Whole Slide Microscopy Image, one level of the pyramid that `like` is a level of, with JPEG frames."""
     height, width = picture.shape[:2]
     slide = Dataset()
     slide.file_meta = FileMetaDataset()
@@ -464,6 +470,15 @@ def write_dicom(path: Path, picture: np.ndarray, mpp: float, tile: int = 64) -> 
     slide.SOPClassUID = slide.file_meta.MediaStorageSOPClassUID = pydicom.uid.VLWholeSlideMicroscopyImageStorage
     slide.SOPInstanceUID = slide.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     slide.SeriesInstanceUID, slide.StudyInstanceUID, slide.FrameOfReferenceUID = (generate_uid() for _ in range(3))
+    for name in PATIENT:
+        setattr(slide, name, "")
+    if like is not None:
+        for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            setattr(slide, name, pydicom.dcmread(like)[name].value)
+    slide.ContainerIdentifier, slide.InstanceNumber, slide.ImageOrientationSlide = "glass", 1, [0, -1, 0, -1, 0, 0]
+    origin = Dataset()
+    origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem = 10.0, 20.0
+    slide.TotalPixelMatrixOriginSequence = [origin]
     slide.Modality, slide.ImageType = "SM", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     slide.DimensionOrganizationType = "TILED_FULL"
     slide.Rows = slide.Columns = tile
@@ -497,6 +512,74 @@ def test_a_dicom_slide(configs, red_detector, tmp_path, given):
     truth = (stained(200, 260) == RED).all(axis=2)
     mask = tifffile.imread(out / f"{name}_mask.ome.tif") > 0
     assert (mask != truth).mean() < 0.01  # JPEG
+
+
+def test_a_dicom_slide_gets_a_pyramid_of_dicom_segmentations(configs, red_detector, tmp_path, monkeypatch):
+    """Of two levels, named in the order in which they aren't; on the pixels of the map, which lie on the slide."""
+    folder = tmp_path / "in" / "case 7"
+    folder.mkdir(parents=True)
+    picture = np.kron(stained(200, 260), np.ones((2, 2, 1), np.uint8))
+    write_dicom(folder / "b.dcm", picture, 0.25)
+    write_dicom(folder / "a.dcm", picture[::4, ::4], 1.0, like=folder / "b.dcm")
+    slide = pydicom.dcmread(folder / "b.dcm")
+    out = infer(configs, red_detector, folder.parent, tmp_path / "out", mpp=0.5)
+    mask = tifffile.imread(out / "case 7_mask.ome.tif") > 0
+    assert mask.any()
+    files = sorted((out / "case 7_seg").iterdir())
+    assert [file.name for file in files] == ["1.dcm", "2.dcm", "3.dcm", "4.dcm"]  # 260 columns in tiles of 64
+    found = [hd.seg.segread(file) for file in files]
+    for k, segmentation in enumerate(found):
+        np.testing.assert_array_equal(
+            segmentation.get_total_pixel_matrix(combine_segments=True), mask[:: 2**k, :: 2**k]
+        )
+        measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        np.testing.assert_allclose(measures.PixelSpacing, 0.5e-3 * 2**k)
+        origin = segmentation.TotalPixelMatrixOriginSequence[0]
+        assert (origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem) == (10, 20)
+        assert segmentation.get_segment_description(1).SegmentLabel == "Cancer"
+        assert segmentation.FrameOfReferenceUID == slide.FrameOfReferenceUID
+        assert segmentation.StudyInstanceUID == slide.StudyInstanceUID
+        (referred,) = segmentation.get_source_image_uids()
+        assert referred[2] == slide.SOPInstanceUID
+    assert len({segmentation.PyramidUID for segmentation in found}) == 1
+    # what doesn't fit into memory is left to a coarser level, and what was written before goes
+    monkeypatch.setattr(segmentation_module, "WHOLE", 130 * 100)
+    out = infer(configs, red_detector, folder.parent, tmp_path / "out", mpp=0.5, class_name="Tumour")
+    assert [file.name for file in sorted((out / "case 7_seg").iterdir())] == ["1.dcm", "2.dcm", "3.dcm"]
+    (first, *_) = map(hd.seg.segread, sorted((out / "case 7_seg").iterdir()))
+    np.testing.assert_array_equal(first.get_total_pixel_matrix(combine_segments=True), mask[::2, ::2])
+
+
+def test_a_slide_that_no_segmentation_can_refer_to_has_all_other_results(configs, red_detector, tmp_path, caplog):
+    folder = tmp_path / "in" / "case 7"
+    folder.mkdir(parents=True)
+    write_dicom(folder / "a.dcm", stained(200, 260), 0.5)
+    slide = pydicom.dcmread(folder / "a.dcm")
+    del slide.PatientID
+    slide.save_as(folder / "a.dcm")
+    out = infer(configs, red_detector, folder, tmp_path / "out", mpp=0.5)
+    assert list(rows(out)) == ["case 7"]
+    assert re.search(r"case 7: no DICOM segmentation: .*PatientID", caplog.text)
+
+
+def test_maps_as_ome_zarr(configs, red_detector, write_slide, tmp_path):
+    """The same pixels, level by level, also of a slide that was finished without them."""
+    zarr = pytest.importorskip("zarr", reason="zarr, which ome_zarr needs, is not installed")
+    write_slide(tmp_path / "a.tif", stained(301, 402), 0.5)
+    infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", mpp=0.5)
+    finished = (tmp_path / "out" / "predictions" / "a.json").stat().st_mtime_ns
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", mpp=0.5, ome_zarr=True)
+    assert (out / "a.json").stat().st_mtime_ns == finished
+    for kind in ("probability", "mask"):
+        group = zarr.open_group(out / f"a_{kind}.ome.zarr", mode="r")
+        (scales,) = group.attrs["multiscales"]
+        assert [axis["name"] for axis in scales["axes"]] == ["y", "x"]
+        with tifffile.TiffFile(out / f"a_{kind}.ome.tif") as file:
+            levels = [level.asarray() for level in file.series[0].levels]
+        assert len(levels) == len(scales["datasets"]) == 4
+        for k, (level, dataset) in enumerate(zip(levels, scales["datasets"], strict=True)):
+            np.testing.assert_array_equal(group[dataset["path"]][:], level)
+            assert dataset["coordinateTransformations"] == [{"type": "scale", "scale": [0.5 * 2**k, 0.5 * 2**k]}]
 
 
 def test_the_tissue_of_a_dicom_slide_is_called_as_the_slide(configs, red_detector, tmp_path):

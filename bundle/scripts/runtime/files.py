@@ -51,7 +51,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 PARTIAL = f".{'[0-9a-f]' * 32}.part*"  # what `replacing` leaves when it is killed
 LONGEST_NAME = 255  # bytes, of the usual file systems
-LONGEST_ENDING = len("_probability.ome.tif")
+LONGEST_ENDING = len("_probability.ome.zarr")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a formula begins with, also in full width
 _claimed: dict[Path, IO] = {}
 

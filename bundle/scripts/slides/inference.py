@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,8 +44,10 @@ from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_
 from scripts.runtime.processes import launched_processes
 from scripts.runtime.values import fraction, number, truth_value
 from scripts.slides.listing import dicom_files
+from scripts.slides.ome_zarr import require_zarr, write_ome_zarr
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.pyramid import write_pyramid
+from scripts.slides.segmentation import write_slide_segmentations
 from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
@@ -65,7 +68,9 @@ SHOWN = (
     Column("fraction_of_tissue", "of the tissue", "percent"),
     Column("regions", "regions", "number"),
 )
-ENDINGS = (".json", ".geojson", "_probability.ome.tif", "_mask.ome.tif", "_thumbnail.png")  # of a slide's results
+KINDS = ("probability", "mask")
+MAPS, ZARRS = ([f"_{kind}.ome.{suffix}" for kind in KINDS] for suffix in ("tif", "zarr"))
+ENDINGS = (".json", ".geojson", *MAPS, "_thumbnail.png", "_seg", *ZARRS)  # of a slide's results
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
 
 
@@ -110,7 +115,8 @@ class SlideInference:
 
     Of each slide it writes ``NAME_probability.ome.tif`` (probability x 255), ``NAME_mask.ome.tif`` (255 is cancer),
     ``NAME_thumbnail.png``, ``NAME.geojson``; and ``slides.csv`` of all. ``NAME.json`` is written last: with it a slide
-    is finished. Beside the tissue all maps are 0. In memory are a few tiles, one row of tiles and the overview.
+    is finished. Of a DICOM slide there is ``NAME_seg`` too, see `write_slide_segmentations`. Beside the tissue all maps
+    are 0. In memory are a few tiles, one row of tiles and the overview.
 
     Under ``torchrun`` the slides are dealt out to the processes, from large to small files.
 
@@ -131,6 +137,7 @@ class SlideInference:
         superpixels: must be False.
         class_name, class_colour: of the polygons, for QuPath.
         min_region_um2, min_hole_um2: smaller regions have no polygon, smaller holes are filled in it.
+        ome_zarr: whether both maps are written as OME-Zarr as well.
         image_threshold, metrics: see `ImageThreshold`.
         device, amp: for the network.
 
@@ -160,6 +167,7 @@ class SlideInference:
         class_colour: Sequence[int] = (200, 0, 0),
         min_region_um2: float = 0,
         min_hole_um2: float = 0,
+        ome_zarr: bool = False,
         image_threshold: float | str = "auto",
         metrics: str | None = None,
         device: str | torch.device = "cpu",
@@ -172,6 +180,9 @@ class SlideInference:
                 raise InputError(f"{name} must be micrometres per pixel, above 0; got {value!r}.")
         fraction("threshold", threshold)
         truth_value("amp", amp)
+        truth_value("ome_zarr", ome_zarr)
+        if ome_zarr:
+            require_zarr()
         if not isinstance(tile_size, int) or tile_size % 16:
             raise InputError(f"tile_size must be a multiple of 16, as TIFF requires; got {tile_size!r}.")
         self.slides, self.left_out, self.output_dir = dict(slides), list(left_out), Path(output_dir)
@@ -183,6 +194,7 @@ class SlideInference:
         number("min_region_um2", min_region_um2)
         number("min_hole_um2", min_hole_um2)
         self.min_region_um2, self.min_hole_um2 = min_region_um2, min_hole_um2
+        self.ome_zarr = ome_zarr
         self.is_positive = ImageThreshold(image_threshold, metrics)
         self.device, self.amp = torch.device(device), amp
         self.tile_size = tile_size
@@ -270,6 +282,8 @@ class SlideInference:
             unfinished = self.output_dir / ".unfinished" / name
             if (done := self._read_record(name)) is not None and done["key"] == key:
                 logger.info(f"{name}: is finished already")
+                if self.ome_zarr and not all(self._path(name, ending).is_dir() for ending in ZARRS):
+                    self._write_zarr(name, view.mpp)
                 return
             if done is None and not TileStore.is_in(unfinished):
                 refuse_to_replace(
@@ -376,6 +390,9 @@ class SlideInference:
             for future in written:
                 future.result()
         self._draw_thumbnail(name, job.overview, small)
+        self._write_zarr(name, view.mpp)
+        if view.slide.path.suffix.lower() == ".dcm":
+            self._write_dicom(name, view)
         pixel_mm2 = view.mpp[0] * view.mpp[1] / 1e6
         area = counts.at_least(least)
         probability = counts.pooled(self.pool) if counts.total else None
@@ -396,6 +413,26 @@ class SlideInference:
             mpp_x=view.mpp[0],
             mpp_y=view.mpp[1],
         )
+
+    def _write_zarr(self, name: str, mpp: tuple[float, float]) -> None:
+        for tiff, ending in zip(MAPS, ZARRS, strict=True):
+            folder = self._path(name, ending)
+            if folder.is_dir():
+                shutil.rmtree(folder)  # of an earlier map
+            if self.ome_zarr:
+                write_ome_zarr(folder, self._path(name, tiff), mpp)
+
+    def _write_dicom(self, name: str, view: SlideView) -> None:
+        scale = view.scale_x, view.scale_y
+        folder, mask = self._path(name, "_seg"), self._path(name, "_mask.ome.tif")
+        try:
+            write_slide_segmentations(folder, mask, view.slide.path, scale, self.class_name)
+        except ImportError as error:
+            logger.warning(f"{name}: no DICOM segmentation: install highdicom ({error}).")
+        except Exception as error:  # of highdicom, for slides that DICOM does not let segmentations refer to
+            if lack_of(error) is not None:
+                raise
+            logger.warning(f"{name}: no DICOM segmentation: {first_line(error)}.")
 
     def _draw_thumbnail(self, name: str, overview: np.ndarray, mask: np.ndarray) -> None:
         factor = min(1.0, THUMBNAIL / max(mask.shape))

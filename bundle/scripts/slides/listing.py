@@ -28,7 +28,7 @@ from scripts.runtime.files import result_name
 __all__ = ["SlideList", "dicom_files", "list_slides"]
 
 TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
-MAPS = ("_probability.ome.tif", "_mask.ome.tif")
+RESULTS = ("_probability.ome.tif", "_mask.ome.tif", "_seg")
 logger = logging.getLogger(__name__)
 
 
@@ -94,7 +94,7 @@ def _sources(path: Path) -> list[Path]:
         return [path]
     inside = sorted(path.iterdir())
     named = [p for p in inside if p.suffix[1:].lower() in TAKEN and not _is_result(p)]
-    taken = [p for p in inside if (_holds_dicom(p) if p.is_dir() else p in named)]
+    taken = [p for p in inside if (_holds_dicom(p) and not _is_result(p) if p.is_dir() else p in named)]
     left_out = [p.name for p in inside if (p.is_file() or p in named) and p not in taken]
     if left_out:
         logger.warning(f"Not slides, left out: {', '.join(left_out)}")
@@ -102,8 +102,8 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file is a map of an inference that has written into the folder of its slides."""
-    ending = next((ending for ending in MAPS if path.name.endswith(ending)), None)
+    """Whether it is a map, or DICOM segmentations, of an inference that has written into the folder of its slides."""
+    ending = next((ending for ending in RESULTS if path.name.endswith(ending)), None)
     return ending is not None and path.with_name(f"{path.name.removesuffix(ending)}.json").exists()
 
 

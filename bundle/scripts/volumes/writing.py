@@ -28,11 +28,11 @@ from skimage.util import montage
 from scripts.data.listing import ImageList
 from scripts.evaluation.page import Column, View, draw_view
 from scripts.evaluation.predictions import PredictionTable, image_probability
+from scripts.images.dicom_seg import dicom_segmentation
 from scripts.images.outline import OutlineOverlay
 from scripts.losses.pooling import Pooling
 from scripts.runtime.errors import first_line, input_error_of, lack_of
 from scripts.runtime.files import replacing
-from scripts.volumes.dicom_seg import dicom_segmentation
 from scripts.volumes.reading import Geometry, is_dicom_source, volume_name
 from scripts.volumes.slices import cut_axis, from_slices, try_read
 
