@@ -20,13 +20,14 @@ from dataclasses import dataclass
 
 import torch
 
-from scripts.networks import CDWSNet, MapNetwork
+from scripts.networks import CDWSNet, MapNetwork, PyramidNet
 from scripts.runtime.errors import InputError
 
 __all__ = ["Tile", "TileGrid", "exact_margin"]
 
 UNKNOWN_STRIDE = 32  # of the deepest network here; tiles of any network may start at its multiples
 UNKNOWN_MARGIN = 128
+PYRAMID_MARGIN = 96
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,10 @@ def exact_margin(network: MapNetwork) -> tuple[int, int, bool]:
     are enough, rounded up to a multiple of the stride. Two tiles so overlap by more than the receptive field.
 
     The other networks normalise over what they see, or see so far that tiles would be mostly margin: the margin is a
-    compromise, and the map depends on it a little.
+    compromise, and the map depends on it a little, see docs/performance.md.
     """
+    if isinstance(network, PyramidNet):
+        return PYRAMID_MARGIN, UNKNOWN_STRIDE, False
     if not isinstance(network, CDWSNet):
         return UNKNOWN_MARGIN, UNKNOWN_STRIDE, False
     field, stride = max(network.receptive_fields().values())

@@ -14,15 +14,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from scripts.demo.phantoms import draw_phantom
 from scripts.images.slide import Slide
-from scripts.networks import CDWSNet, UNet
+from scripts.networks import CDWSNet, PyramidNet, UNet
 from scripts.runtime.errors import InputError
 from scripts.slides import SlideInference
 from scripts.slides.tiling import TileGrid, exact_margin
 
+RECOMMENDED = Path(__file__).resolve().parents[3] / "bundle" / "models" / "area_ranked.pt"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -91,6 +95,21 @@ def test_tiles_overlap_by_the_receptive_field(stages, field, stride):
     assert found_stride == stride
     assert 2 * margin >= field
     assert margin % stride == 0
+
+
+def test_tiles_of_the_recommended_network_have_its_masks(write_slide, tmp_path):
+    """But for one pixel in a thousand: it sees further than the margin."""
+    network = PyramidNet().eval()
+    network.load_state_dict(torch.load(RECOMMENDED, weights_only=True))
+    rng = np.random.default_rng(0)
+    picture = np.hstack([draw_phantom(rng, (320, 320), cancer=True)[0] for _ in range(2)])
+    view = Slide(write_slide(tmp_path / "a.tif", picture, 1.0)).at(1.0)
+    differing = {}
+    for margin in ("auto", 32):
+        tiled, whole = tiled_and_whole(network, view, 320, margin)
+        differing[margin] = ((tiled >= 0.5) != (whole >= 0.5)).mean()
+    assert 0.05 < (whole >= 0.5).mean() < 0.95
+    assert differing["auto"] <= 0.001 < differing[32]
 
 
 def test_other_networks_warn(caplog):
