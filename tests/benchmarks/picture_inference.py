@@ -66,7 +66,7 @@ def main() -> None:
             configs.update({"prediction_dir": f"{folder}/{count}"})
             configs.parse(reset=True)
             evaluator = configs.get_parsed_content("evaluator")
-            network, device = configs.get_parsed_content("network").eval(), evaluator.device
+            network, device = configs.get_parsed_content("network").eval(), configs.get_parsed_content("device")
             start = perf_counter()
             evaluator.run()
             ours.append(perf_counter() - start)
