@@ -21,7 +21,8 @@ import torch
 from monai.bundle import ConfigParser, onnx_export, run
 from monai.networks import trt_compile
 from monai.networks.trt_compiler import TrtCompiler
-from scripts.networks import CDWSNet, UNet
+from scripts.networks import CDWSNet, UNet, in_onnx_runtime
+from scripts.runtime.errors import InputError
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 OPTIONS = {
@@ -71,6 +72,34 @@ def test_the_same_maps_at_other_sizes(exported, shape):
     assert expected.std() > 1e-3
     (found,) = session.run(None, {"image": image.numpy()})
     torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("overlay", ["baseline", "recommended"])
+def test_onnx_runtime_gives_pytorchs_maps_of_the_weights_that_are_loaded(configs, overlay):
+    networks = []
+    for added in ([], ["inference_onnx"]):
+        parser = ConfigParser()
+        parser.read_config([str(configs / f"{name}.json") for name in ("inference", overlay, *added)])
+        parser.update({"bundle_root": str(configs.parent), "spatial_size": [64, 64], "tta": True, "device": "cpu"})
+        networks.append(parser.get_parsed_content("network").eval())
+    plain, network = networks
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        for name, parameter in plain.named_parameters():
+            if "sides" in name or "heads" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        network.load_state_dict(plain.state_dict())
+        with torch.no_grad():
+            for shape in [(1, 3, 64, 96), (2, 3, 45, 61)]:
+                image = torch.randn(shape)
+                expected = plain(image)
+                assert expected.std() > 1e-3
+                torch.testing.assert_close(network(image), expected, atol=1e-4, rtol=0)
+
+
+def test_onnx_runtime_refuses_networks_that_it_would_compute_otherwise():
+    with pytest.raises(InputError, match=r"UNet.*inference_onnx\.json"):
+        in_onnx_runtime(UNet())
 
 
 def test_tensorrt_is_asked_for_what_its_compiler_takes_and_left_out_without_it(configs, tmp_path, monkeypatch):

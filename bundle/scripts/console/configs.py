@@ -44,7 +44,7 @@ BASES = ("train", "inference", "evaluate", "check", "metadata")
 # of MONAI Label, of torchrun, of federations, of the experiments and of exports, which start them
 OF_OTHERS = ("monai_label", "multi_gpu_train", "multi_gpu_evaluate", "federated", "study_training", "study_evaluation")
 OF_OTHERS += ("export",)
-OF_INFERENCE = ("slides", "inference_trt")
+OF_INFERENCE = ("slides", "inference_onnx", "inference_trt")
 ROW = re.compile(r"^\| (`.+?) \| (.+?) \| (.+?) \|$")
 
 

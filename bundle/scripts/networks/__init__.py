@@ -17,6 +17,7 @@ from scripts.networks.cdws_net import CDWSNet, WeightedFusion
 from scripts.networks.dcan import DCAN
 from scripts.networks.fcn import FCN
 from scripts.networks.map_network import MapNetwork, check_finite
+from scripts.networks.onnx_runtime import in_onnx_runtime
 from scripts.networks.pyramid_net import PyramidNet
 from scripts.networks.unet import UNet
 from scripts.networks.vgg import VGG16_STAGES, load_trunk_weights
@@ -31,5 +32,6 @@ __all__ = [
     "UNet",
     "WeightedFusion",
     "check_finite",
+    "in_onnx_runtime",
     "load_trunk_weights",
 ]
