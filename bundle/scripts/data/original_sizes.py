@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def original_sizes(items: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     sources = [source_of(item) for item in items if isinstance(item.get("image"), str) and "slice" not in item]
     pictures = [path for path in sources if isinstance(path, str)]
     sizes = []
-    for path in pictures[:: max(1, len(pictures) // MOST)]:
+    for path in pictures[:: math.ceil(len(pictures) / MOST) or 1]:
         try:
             width, height, *frames = image_size(path)
         except Exception as error:  # a damaged file may raise anything; whoever reads it says so
