@@ -29,6 +29,7 @@ KINDS = {
     "from-folders": "POSITIVE NEGATIVE   pictures with the finding in one folder, without it in another",
     "from-csv": "FILE                    a table with a row for each image: image, label, and area, group, mask, split",
     "from-masks": "IMAGES MASKS          pictures, and masks of the same names",
+    "from-geojson": "SLIDES              a slide or a folder of them, and annotations of QuPath: rectangles are fields",
 }
 
 
@@ -62,6 +63,12 @@ def _parser(kind: str) -> Parser:
         for key in ("image", "label", "area", "mask", "group", "split"):
             parser.add_argument(f"--{key}", metavar="HEADING", help=f"of the column with the {key}s ({key})")
         parser.add_argument("--positive", metavar="LABEL", help="what a positive label is (1, yes, true, positive)")
+    elif kind == "from-geojson":
+        parser.add_argument("--annotations", type=Path, metavar="FOLDER", help="of the files NAME.geojson, or one file")
+        parser.add_argument("--positive", action="append", metavar="CLASS", help="of QuPath, again for each (Tumor)")
+        parser.add_argument("--mpp", type=float, help="micrometres per pixel at which fields are read (level 0's)")
+        parser.add_argument("--masks", type=Path, metavar="FOLDER", help="to write masks of the outlined fields into")
+        parser.add_argument("--slide_mpp", type=float, help="of level 0, where the slides state none")
     else:
         parser.add_argument(
             "--group", metavar="PATTERN", help=f"regular expression: the patient or slide in a path {own_group}"
@@ -77,6 +84,7 @@ def _parser(kind: str) -> Parser:
             default="refuse",
             help="pictures without a mask: refuse (the default), negative, leave_out",
         )
+    if kind in ("from-masks", "from-geojson"):
         parser.add_argument("--area_step", type=float, default=0.1, help="to which areas are rounded up (0.1)")
     parser.add_argument("--field", type=int, metavar="PIXELS", help="cut larger pictures into fields of this side")
     parser.add_argument(
@@ -93,7 +101,7 @@ def _write(kind: str, options: Namespace) -> int:
 
     if not 0 < options.validation < 1:
         raise InputError(f"--validation must be between 0 and 1; got {options.validation}.")
-    notes, group = [], None if kind == "from-csv" else options.group
+    notes, group = [], getattr(options, "group", None) if kind != "from-csv" else None
     if kind == "from-folders":
         items = existing.from_folders(options.positive, options.negative, options.area)
         folders = [options.positive, options.negative]
@@ -103,6 +111,9 @@ def _write(kind: str, options: Namespace) -> int:
         )
         items, folders = found[0], [options.images, options.masks]
         notes += [f"Left out, without a mask: {len(found[1])} pictures."] if found[1] else []
+    elif kind == "from-geojson":
+        items, notes = _fields(options)
+        folders = [options.slides if options.slides.is_dir() else options.slides.parent]
     else:
         columns = {key: getattr(options, key) for key in existing.COLUMNS}
         items, unused = existing.from_csv(options.file, columns, options.positive)
@@ -137,6 +148,26 @@ def _write(kind: str, options: Namespace) -> int:
     return 0
 
 
+def _fields(options: Namespace) -> tuple[list[dict], list[str]]:
+    """Fields of slides, and what the user should know of them."""
+    from scripts.labelling.annotated import POSITIVE, from_geojson
+
+    items, missing = from_geojson(
+        options.slides,
+        options.annotations,
+        options.positive or POSITIVE,
+        options.mpp,
+        options.slide_mpp,
+        options.area_step,
+        options.masks,
+    )
+    notes = [f"Left out, without annotations: {', '.join(missing)}."] if missing else []
+    if len({item["group"] for item in items}) == 1:  # or there would be no validation
+        items = [item | {"group": f"{item['group']} {place}"} for place, item in enumerate(items, 1)]
+        notes.append("Warning: one slide alone is in both splits, so validation says nothing about other slides.")
+    return items, notes
+
+
 def _common(folders: Sequence[Path]) -> Path:
     """The folder that holds them all, as short as it was typed. Raises InputError where only the disk does."""
     common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
@@ -156,7 +187,9 @@ def _notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:
             if unknown == len(positive)
             else f"{unknown} of {len(positive)} positive images don't have"
         )
-        how = {"from-folders": "--area, from-csv, or cdws label", "from-csv": "a column of areas"}[kind]
+        how = {"from-folders": "--area, from-csv, or cdws label", "from-csv": "a column of areas"}.get(
+            kind, "an outline"
+        )
         notes.append(
             f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."
         )

@@ -25,6 +25,7 @@ from scripts.experiments.results import RowResults
 from scripts.experiments.statistics import mean_and_spread
 from scripts.images.colours import ToRGB
 from scripts.images.loading import load_image
+from scripts.images.slide_parts import SlidePart
 
 __all__ = ["draw_curves", "draw_fusion", "draw_side_by_side", "draw_size_errors", "draw_spread"]
 
@@ -33,7 +34,9 @@ HEAT = "inferno"
 COLOURS = ("#1f4e79", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#5d6d7e")
 
 
-def draw_side_by_side(rows: Sequence[RowResults], images: Mapping[str, str], threshold: float) -> list[Figure]:
+def draw_side_by_side(
+    rows: Sequence[RowResults], images: Mapping[str, str], threshold: float, sources: Mapping[str, SlidePart | str]
+) -> list[Figure]:
     """
     Input, truth, and the map of each row with the outline of its mask; as many figures as the rows need.
 
@@ -41,19 +44,23 @@ def draw_side_by_side(rows: Sequence[RowResults], images: Mapping[str, str], thr
         rows: whose first evaluation that has an image is shown.
         images: titles of the images to show, under their paths.
         threshold: of the masks.
+        sources: of the images, where they are parts of slides.
     """
     width = COLUMNS - 2
-    return [_side_by_side(rows[start : start + width], images, threshold) for start in range(0, len(rows), width)]
+    starts = range(0, len(rows), width)
+    return [_side_by_side(rows[start : start + width], images, threshold, sources) for start in starts]
 
 
-def _side_by_side(rows: Sequence[RowResults], images: Mapping[str, str], threshold: float) -> Figure:
+def _side_by_side(
+    rows: Sequence[RowResults], images: Mapping[str, str], threshold: float, sources: Mapping[str, SlidePart | str]
+) -> Figure:
     columns = len(rows) + 2
     figure = Figure(figsize=(1.45 * columns + 0.3, 1.5 * len(images) + 0.3), layout="constrained")
     grid = figure.subplots(len(images), columns, squeeze=False)
     for line, (path, title) in zip(grid, images.items(), strict=True):
         for axes in line:
             axes.set(xticks=[], yticks=[])
-        picture = np.asarray(ToRGB()(load_image(path)).movedim(0, -1)).swapaxes(0, 1)
+        picture = np.asarray(ToRGB()(load_image(sources.get(path, path))).movedim(0, -1)).swapaxes(0, 1)
         line[0].imshow(picture)
         line[0].set_ylabel(f"{title}\n{Path(path).name}", fontsize=6)
         for axes, results in zip(line[2:], rows, strict=True):

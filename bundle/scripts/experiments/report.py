@@ -38,6 +38,7 @@ from scripts.experiments.results import (
     simplex,
 )
 from scripts.experiments.statistics import holm, mean_and_spread, mean_by_group, paired_p
+from scripts.images.slide_parts import item_name, source_of
 from scripts.runtime.files import replacing, write_rows
 
 __all__ = ["Section", "make_section", "ratios", "results_table", "write_report"]
@@ -225,7 +226,8 @@ def make_section(output_dir: Path, name: str, plan: Plan, study: Study) -> Secti
     results = read_rows(output_dir, plan)
     reference = next(r for r in results if r.row.name == plan.reference)
     items = [item for splits in study.variants.values() for split in splits.values() for item in split]
-    groups = {item["image"]: str(item["group"]) for item in items if "group" in item}
+    sources = {item_name(item): source_of(item) for item in items}
+    groups = {item_name(item): str(item["group"]) for item in items if "group" in item}
     threshold = reference.evaluations[0].specification["settings"].get("threshold", 0.5)
     section = Section(name, plan, results, [results_table(plan, results, groups)], [], [])
     by_fold = name in ("cross_validation", "area_weight", "fusion_weights")
@@ -248,7 +250,7 @@ def make_section(output_dir: Path, name: str, plan: Plan, study: Study) -> Secti
         (shown, f"Inputs, truths, and the probability maps of each row with the outline of the mask at {threshold:g}"),
         (worst, f"Worst cases: images on which '{plan.reference}' has the lowest F"),
     ):
-        for figure in draw_side_by_side(results, titles, threshold):
+        for figure in draw_side_by_side(results, titles, threshold, sources):
             section.figures.append(_picture(figure, f"{caption}. First run of each row."))
     section.figures.append(
         _picture(

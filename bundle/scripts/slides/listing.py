@@ -29,6 +29,7 @@ __all__ = ["SlideList", "dicom_files", "list_slides"]
 
 TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
 RESULTS = ("_probability.ome.tif", "_mask.ome.tif", "_seg")
+BESIDE = (".geojson", ".json")  # annotations, and dataset.json
 logger = logging.getLogger(__name__)
 
 
@@ -95,7 +96,7 @@ def _sources(path: Path) -> list[Path]:
     inside = sorted(path.iterdir())
     named = [p for p in inside if p.suffix[1:].lower() in TAKEN and not _is_result(p)]
     taken = [p for p in inside if (_holds_dicom(p) and not _is_result(p) if p.is_dir() else p in named)]
-    left_out = [p.name for p in inside if (p.is_file() or p in named) and p not in taken]
+    left_out = [p.name for p in inside if (p.is_file() or p in named) and p not in taken and p.suffix not in BESIDE]
     if left_out:
         logger.warning(f"Not slides, left out: {', '.join(left_out)}")
     return taken

@@ -14,33 +14,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from shapely import Polygon, get_coordinates
-from shapely.geometry import shape
-from skimage.draw import polygon
+from shapely import Polygon
 from skimage.transform import resize
 
-from scripts.images.limits import FARTHEST
 from scripts.images.loading import load_mask
 from scripts.images.pictures import SUFFIXES
 from scripts.images.slide import SlideView
 from scripts.images.tissue import find_tissue
 from scripts.runtime.errors import InputError, first_line
+from scripts.slides.geojson import rasterise, read_regions
 
 __all__ = ["TissueMask", "tissue_of"]
 
 ROUNDING = 0.02  # of a mask's width: what it may be wider or narrower than a picture of the whole slide
 GEOJSON_SUFFIXES = (".geojson", ".json")
-COLLECTIONS = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
-SINGLE = ("Point", "LineString", "Polygon")
-GEOJSON_TYPES = (*COLLECTIONS, "Feature", *SINGLE, *(f"Multi{kind}" for kind in SINGLE))
 logger = logging.getLogger(__name__)
 
 
@@ -96,7 +88,8 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | No
         return found
     path = _file_for(Path(tissue), slide, name or slide.stem)
     if path.suffix.lower() in GEOJSON_SUFFIXES:
-        polygons, left_out = _read_polygons(path)
+        regions, left_out = read_regions(path)
+        polygons = [region.polygon for region in regions]
         outside = sum(not _is_on(polygon, view) for polygon in polygons)
         left_out += Counter({"polygon outside the slide": outside} if outside else {})
         if left_out:
@@ -106,7 +99,7 @@ def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | No
             logger.warning(
                 f"Polygons of '{path}' that cross themselves: {crossing}. What an outline encloses twice is left out."
             )
-        found = _rasterised(polygons, view)
+        found = rasterise(polygons, (view.height, view.width), (view.scale_x, view.scale_y))
     else:
         polygons = []
         try:
@@ -150,90 +143,10 @@ def _refuse_other_shape(path: Path, size: tuple[int, int], view: SlideView) -> N
     )
 
 
-def _read_polygons(path: Path) -> tuple[list[Polygon], Counter[str]]:
-    """The polygons of a GeoJSON file, and what else is in it, counted."""
-    polygons: list[Polygon] = []
-    left_out: Counter[str] = Counter()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(content, list) and _kind(content) is None:
-            raise ValueError("it has no 'type' of GeoJSON")
-        for geometry in _geometries(content):
-            try:
-                found = _polygon(geometry)
-            except Exception as error:  # anything may be in a JSON file
-                left_out[f"{_named(geometry)} that can't be read ({first_line(error)})"] += 1
-                continue
-            if found is None:
-                left_out[_named(geometry)] += 1
-            else:
-                polygons.append(found)
-    except Exception as error:
-        raise InputError(f"'{path}' can't be read as GeoJSON ({first_line(error)}).") from error
-    return polygons, left_out
-
-
-def _geometries(content: Any) -> Iterator[Any]:
-    """What is no collection in something from a GeoJSON file: geometries, and whatever else is in their places."""
-    kind = _kind(content)
-    coordinates = content.get("coordinates") if kind == "MultiPolygon" else None
-    if kind == "Feature":
-        yield from _geometries(content.get("geometry"))
-    elif kind in COLLECTIONS or isinstance(content, list):
-        inside = content if isinstance(content, list) else content.get(COLLECTIONS[kind])
-        for part in inside if isinstance(inside, list) else []:
-            yield from _geometries(part)
-    elif isinstance(coordinates, list) and coordinates:  # so that one of them that is empty costs no other
-        yield from ({"type": "Polygon", "coordinates": rings} for rings in coordinates)
-    else:
-        yield content
-
-
-def _polygon(geometry: Any) -> Polygon | None:
-    """A geometry where it is a polygon with an area. Raises what Shapely does, or ValueError, where it is malformed."""
-    if _kind(geometry) != "Polygon" or not geometry.get("coordinates"):
-        return None
-    polygon = shape(geometry)
-    coordinates = get_coordinates(polygon)
-    if not np.isfinite(coordinates).all():
-        raise ValueError("a coordinate is not a number")
-    if np.abs(coordinates).max(initial=0) > FARTHEST:
-        raise ValueError(f"a coordinate has more than {FARTHEST:g} pixels")
-    return None if polygon.is_empty else polygon
-
-
 def _is_on(polygon: Polygon, view: SlideView) -> bool:
     """Whether the box around a polygon, in pixels of level 0, meets the slide."""
     left, top, right, bottom = polygon.bounds
     return right > 0 and bottom > 0 and left < view.width * view.scale_x and top < view.height * view.scale_y
-
-
-def _kind(content: Any) -> str | None:
-    """The type of something from a GeoJSON file, None where that is none of GeoJSON's."""
-    kind = content.get("type") if isinstance(content, dict) else None
-    return kind if kind in GEOJSON_TYPES else None
-
-
-def _named(geometry: Any) -> str:
-    if geometry is None:
-        return "null"
-    kind = _kind(geometry)
-    return "no geometry" if kind is None else kind if geometry.get("coordinates") else f"empty {kind}"
-
-
-def _rasterised(polygons: list[Polygon], view: SlideView) -> np.ndarray:
-    """Pixels whose centres are in one of the polygons, which are in pixels of level 0."""
-    mask = np.zeros((view.height, view.width), bool)
-    for region in polygons:
-        inside = np.zeros_like(mask)
-        for ring, value in [(region.exterior, True), *((hole, False) for hole in region.interiors)]:
-            if ring.is_empty:
-                continue
-            x, y = np.asarray(ring.coords)[:, :2].T
-            rows, columns = polygon(y / view.scale_y - 0.5, x / view.scale_x - 0.5, mask.shape)
-            inside[rows, columns] = value
-        mask |= inside
-    return mask
 
 
 def _nearest(count: int, available: int) -> np.ndarray:

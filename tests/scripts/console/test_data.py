@@ -310,3 +310,99 @@ def test_splits_that_cannot_be_are_refused(folders: Path, splits: list[str], pro
 def test_a_column_called_split_of_something_else_is_not_used(folders: Path, capsys) -> None:
     assert main(table_of_splits(folders, list("01230123"))) == 0
     assert "Columns that are not used: split." in capsys.readouterr().out
+
+
+def feature(left: float, top: float, width: float, height: float, kind: str | None = None, **properties) -> dict:
+    """A rectangle as QuPath exports it."""
+    x, y = left + width, top + height
+    ring = [[left, top], [x, top], [x, y], [left, y], [left, top]]
+    classification = {"classification": {"name": kind, "color": [200, 0, 0]}} if kind else {}
+    properties = {"objectType": "annotation"} | classification | properties
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+
+def triangle(left: float, top: float, side: float, kind: str) -> dict:
+    """The upper left half of a square."""
+    found = feature(left, top, side, side, kind)
+    del found["geometry"]["coordinates"][0][2]
+    return found
+
+
+def write_annotations(path: Path, *features: dict) -> None:
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+@pytest.fixture
+def slides(write_slide, tissue_picture, tmp_path: Path) -> Path:
+    """Two slides of 300 x 200 pixels at 0.5 micrometres."""
+    for name in "ab":
+        write_slide(tmp_path / f"{name}.tif", tissue_picture(200, 300), 0.5)
+    return tmp_path
+
+
+def test_annotations_of_slides_become_fields(slides: Path, capsys) -> None:
+    """A triangle of 60 x 60 / 2 pixels is 0.28 of a field of 80 x 80, and so 0.3."""
+    fields = [feature(10.2, 9.8, 80, 80), feature(100, 10, 80, 80, "Region*"), feature(221, 120, 80, 80, "Tumor")]
+    fields += [feature(120, 120, 40, 50, "tumor", name="45 %"), feature(170, 120, 40, 50, "Stroma")]
+    others = [triangle(20, 20, 60, "Tumor"), triangle(190, 10, 20, "Tumor"), triangle(110, 20, 60, "Stroma")]
+    write_annotations(slides / "a.geojson", *fields, *others)
+    write_annotations(slides / "b.geojson", feature(0, 0, 50, 50), feature(60, 0, 50, 50, "Tumor"))
+    line = ["data", "from-geojson", str(slides), "--mpp", "1", "--validation", "0.4", "--masks", str(slides / "m")]
+    assert main(line) == 0
+    found = {(item["image"], *item["region"]): item for item in items_of(slides)}
+    assert all(item["mpp"] == 1 and item["group"] == item["image"][0] for item in found.values())
+    assert {key: (item["label"], item.get("area")) for key, item in found.items()} == {
+        ("a.tif", 10, 10, 80, 80): (1, 0.3),
+        ("a.tif", 100, 10, 80, 80): (0, None),
+        ("a.tif", 221, 120, 79, 80): (1, None),
+        ("a.tif", 120, 120, 40, 50): (1, 0.45),
+        ("a.tif", 170, 120, 40, 50): (0, None),
+        ("b.tif", 0, 0, 50, 50): (0, None),
+        ("b.tif", 60, 0, 50, 50): (1, None),
+    }
+    load_datalist(slides)
+    assert [key[1] for key, item in found.items() if "mask" in item] == [10]
+    mask = np.array(Image.open(slides / "m" / "a_x10_y10_w80_h80_1000nm_mask.png"))
+    row, column = np.mgrid[:40, :40]  # of 2 pixels; the triangle begins at 5, and its long side is where they add to 40
+    sure = np.abs(row + column - 39) > 1
+    expected = (row >= 5) & (column >= 5) & (row + column < 40)
+    assert mask.shape == (40, 40)
+    np.testing.assert_array_equal(mask[sure] > 0, expected[sure])
+
+
+def test_the_fields_of_one_slide_are_shared_out(slides: Path, capsys) -> None:
+    """Their class is another here, of which a polygon is half of the first one."""
+    fields = [feature(0, 0, 40, 40), feature(50, 0, 40, 40), feature(100, 0, 40, 40, "stroma"), feature(150, 0, 9, 9)]
+    write_annotations(slides / "a.geojson", *fields, triangle(0, 0, 40, "Stroma"))
+    assert main(["data", "from-geojson", str(slides), "--positive", "Stroma"]) == 0
+    assert [item["label"] for item in sorted(items_of(slides), key=lambda item: item["region"])] == [1, 0, 1, 0]
+    assert {item.get("area") for item in items_of(slides)} == {None, 0.5}
+    shown = capsys.readouterr().out
+    assert "Left out, without annotations: b." in shown
+    assert "one slide alone is in both splits" in shown
+    load_datalist(slides)
+
+
+@pytest.mark.parametrize(
+    ("features", "problem"),
+    [
+        ([triangle(0, 0, 50, "Tumor")], "a.geojson': has no upright rectangle"),
+        ([feature(250, 0, 80, 80, "Tumor")], r"field at \(250, 0\): the region \[250, 0, 80, 80\] reaches out of the"),
+        ([feature(0, 0, 80, 80, "Stroma"), triangle(0, 0, 80, "Tumor")], "is of class 'Stroma', but 50% of it lie in"),
+        ([feature(0, 0, 80, 80, "Stroma", name="20%")], "is of class 'Stroma', but has the name '20%'"),
+        ([feature(0, 0, 80, 80, "Tumor", name="200%")], "has the name '200%', which is more than all of it"),
+        ([feature(0, 0, 80, 80)], "There are too few images with the finding"),
+    ],
+)
+def test_annotations_that_cannot_be_fields_are_named(slides: Path, capsys, features: list, problem: str) -> None:
+    write_annotations(slides / "a.geojson", *features)
+    assert main(["data", "from-geojson", str(slides / "a.tif")]) == 1
+    assert re.search(problem, capsys.readouterr().err)
+
+
+def test_annotations_that_are_not_there_or_no_geojson(slides: Path, capsys) -> None:
+    assert main(["data", "from-geojson", str(slides)]) == 1
+    assert "There are no annotations of a, b" in capsys.readouterr().err
+    (slides / "a.geojson").write_text("{")
+    assert main(["data", "from-geojson", str(slides)]) == 1
+    assert "a.geojson' can't be read as GeoJSON" in capsys.readouterr().err
