@@ -187,9 +187,8 @@ def _notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:
             if unknown == len(positive)
             else f"{unknown} of {len(positive)} positive images don't have"
         )
-        how = {"from-folders": "--area, from-csv, or cdws label", "from-csv": "a column of areas"}.get(
-            kind, "an outline"
-        )
+        known = {"from-folders": "--area, from-csv, or cdws label", "from-geojson": "a polygon"}
+        how = known.get(kind, "a column of areas")
         notes.append(
             f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."
         )
