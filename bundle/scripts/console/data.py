@@ -86,7 +86,8 @@ def _parser(kind: str) -> Parser:
         )
     if kind in ("from-masks", "from-geojson"):
         parser.add_argument("--area_step", type=float, default=0.1, help="to which areas are rounded up (0.1)")
-    parser.add_argument("--field", type=int, metavar="PIXELS", help="cut larger pictures into fields of this side")
+    if kind != "from-geojson":
+        parser.add_argument("--field", type=int, metavar="PIXELS", help="cut larger pictures into fields of this side")
     parser.add_argument(
         "--validation", type=float, default=0.2, help="part of the images that is kept for validation (0.2)"
     )
@@ -125,7 +126,7 @@ def _write(kind: str, options: Namespace) -> int:
     path = folder if folder.suffix == ".json" else folder / "dataset.json"
     notes += _notes(kind, items, bool(group))
     items = existing.grouped(items, path.parent, group)
-    if options.field is not None:
+    if getattr(options, "field", None) is not None:
         from scripts.labelling.fields import cut_items
 
         check_replaceable(path, existing.WRITER)  # before hours of cutting
