@@ -156,6 +156,10 @@ def test_a_training_from_regions_of_slides(configs, red_detector, write_slide, t
         "grey_mask.png": ((80, 80), 0),
     }
     assert "a_4x16_1000nm_mask.png" in masks
+    outlines = tmp_path / "out" / "predictions" / "a_x20_y20_w80_h80_1000nm_outlines.geojson"
+    (feature,) = json.loads(outlines.read_text())["features"]
+    assert shapely.geometry.shape(feature["geometry"]).bounds == (20, 20, 100, 100)  # pixels of the slide
+    assert feature["properties"]["measurements"]["Marked area µm^2"] == 1600
 
 
 def test_small_regions_have_no_polygon_and_small_holes_are_filled(configs, red_detector, write_slide, tmp_path):

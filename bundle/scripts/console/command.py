@@ -29,7 +29,7 @@ __all__ = ["main"]
 HELP = ("-h", "--help")
 SUMMARIES = {
     "demo": "train, evaluate and infer on embedded data",
-    "data": "write dataset.json from two folders, a table, or masks",
+    "data": "write dataset.json from folders, a table, masks, or outlines on slides",
     "label FOLDER": "label images on a page in the browser",
     "merge FOLDER": "merge the labels of two annotators",
     "merge_masks": "merge the masks of two annotators",

@@ -32,12 +32,11 @@ def original_sizes(items: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     """
     Heights and widths of the pictures of a data set, from the headers of at most 1000 files from all over it.
 
-    Slices of volumes and regions of slides are left out, which are no pictures; so is what can't be read.
+    Slices of volumes are left out, which are no pictures; so is what can't be read.
     """
     sources = [source_of(item) for item in items if isinstance(item.get("image"), str) and "slice" not in item]
-    pictures = [path for path in sources if isinstance(path, str)]
     sizes = []
-    for path in pictures[:: math.ceil(len(pictures) / MOST) or 1]:
+    for path in sources[:: math.ceil(len(sources) / MOST) or 1]:
         try:
             width, height, *frames = image_size(path)
         except Exception as error:  # a damaged file may raise anything; whoever reads it says so

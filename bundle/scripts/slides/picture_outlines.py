@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,7 @@ from ignite.engine import Engine, Events
 
 from scripts.data.listing import OUTLINES
 from scripts.images.resolution import picture_mpp
+from scripts.images.slide_parts import source_of
 from scripts.runtime.files import result_name
 from scripts.runtime.values import number, positive_number, truth_value
 from scripts.slides.polygons import trace, write_geojson
@@ -31,7 +33,8 @@ __all__ = ["PictureOutlines"]
 
 class PictureOutlines:
     """
-    Writes ``NAME_outlines.geojson`` of each picture during inference, in pixels of its file; see `write_geojson`.
+    Writes ``NAME_outlines.geojson`` of each picture during inference, in pixels of its file; of a region of a slide in
+    the slide's; see `write_geojson`.
 
     Expects ``probability`` and ``pred``, (1, W, H), in each output. Areas are in square micrometres where it is known
     how large a pixel is, else in pixels.
@@ -73,14 +76,21 @@ class PictureOutlines:
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output or ():
-            path = item["image"].meta["filename_or_obj"]
+            meta = item["image"].meta
+            path = meta["filename_or_obj"]
             file = self.output_dir / f"{result_name(path)}{OUTLINES}"
-            if not self.enabled:
+            part = source_of(json.loads(meta["part"])) if "part" in meta else None
+            if not self.enabled or (part is not None and part.region is None):  # fields lie in many places
                 file.unlink(missing_ok=True)  # of an earlier run
                 continue
             marked, probability = (np.asarray(item[key].cpu())[0].T for key in ("pred", "probability"))
             values = np.where(marked > 0, probability, -1)
-            mpp = picture_mpp(path) if self.mpp is None else (self.mpp, self.mpp)
-            area = None if mpp is None else mpp[0] * mpp[1]
             outlines = trace([values], values.shape[1], least=0)
-            write_geojson(file, outlines, (1, 1), self.name, self.colour, pixel_um2=area, **self.limits)
+            scale, origin, own = (1.0, 1.0), (0, 0), self.mpp
+            if part is not None:
+                left, top, width, height = part.region
+                scale, origin, own = (width / values.shape[1], height / values.shape[0]), (left, top), part.mpp
+            mpp = picture_mpp(path) if own is None else (own, own)
+            area = None if mpp is None else mpp[0] * mpp[1]
+            options = self.limits | {"pixel_um2": area, "origin": origin}
+            write_geojson(file, outlines, scale, self.name, self.colour, **options)

@@ -300,6 +300,7 @@ def write_geojson(
     name: str,
     colour: Sequence[int],
     *,
+    origin: tuple[float, float] = (0, 0),
     pixel_um2: float | None = None,
     full: float = 1,
     min_region: float = 0,
@@ -316,6 +317,7 @@ def write_geojson(
         outlines: see `OutlineTracer`.
         scale: by which x and y are multiplied: pixels of the slide's level 0 per pixel.
         name, colour: of QuPath's class; the colour as red, green, blue in 0..255.
+        origin: x and y of the map's left upper corner, in the slide's pixels.
         pixel_um2: square micrometres of a pixel, if known.
         full: value of the map that stands for probability 1.
         min_region, min_hole: smaller regions are left out, smaller holes filled; in square micrometres, or in pixels
@@ -335,7 +337,9 @@ def write_geojson(
             outer, *holes = outline.rings
             kept = [hole for hole in holes if abs(_doubled_area(hole)) / 2 * pixel >= min_hole]
             # outer rings counter-clockwise in a system whose y points up, as RFC 7946 asks for
-            polygon = orient(transform(smooth_polygon([outer, *kept]), lambda corners: (corners * scale).round(3)))
+            polygon = orient(
+                transform(smooth_polygon([outer, *kept]), lambda corners: (corners * scale + origin).round(3))
+            )
             unit = "px" if pixel_um2 is None else "\N{MICRO SIGN}m"
             properties = {
                 "objectType": "annotation",
