@@ -13,8 +13,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -85,11 +87,47 @@ def test_kubeflow_job():
         check_command(container["args"], None, None)
 
 
+@pytest.mark.slow
+def test_an_archive_of_slides_on_two_workers(quick_python, red_detector, write_slide, tissue_picture, tmp_path):
+    """One of three slides is damaged: the others are finished and gathered, and not repeated when it is mended."""
+    snakemake = shutil.which("snakemake")
+    if snakemake is None:
+        pytest.skip("snakemake, which doesn't go with some of the bundle's packages, is not on the PATH")
+    slides, output = tmp_path / "the slides", tmp_path / "out"
+    slides.mkdir()
+    for name in ("a", "it's c"):
+        write_slide(slides / f"{name}.tif", tissue_picture(200, 260), 1.0)
+    (slides / "b.svs").write_text("no slide")
+    options = f"--method cdws --ckpt_path {red_detector} --spatial_size [64,64] --mpp 1 --tile_size 64"
+    config = {"slides": slides, "output": output, "options": options, "cdws": f"{quick_python} {ROOT / 'bundle'}"}
+    command = [snakemake, "-s", FOLDER / "Snakefile", "--cores", "2", "--keep-going", "--config"]
+    command += [f"{name}={value}" for name, value in config.items()]
+
+    def archive() -> subprocess.CompletedProcess:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    def gathered() -> list[str]:
+        with (output / "slides.csv").open(newline="") as file:
+            return [row["slide"] for row in csv.DictReader(file)]
+
+    done = archive()
+    assert done.returncode != 0
+    assert "1 of 3 slides have no result" in done.stdout + done.stderr
+    assert gathered() == ["a", "it's c"]
+    assert "can't be opened as a slide" in (output / "logs" / "b.log").read_text()
+    finished = {name: (output / name / f"{name}.json").stat().st_mtime_ns for name in ("a", "it's c")}
+    write_slide(slides / "b.svs", tissue_picture(200, 260), 1.0)
+    done = archive()
+    assert done.returncode == 0, done.stderr
+    assert gathered() == ["a", "b", "it's c"]
+    assert finished == {name: (output / name / f"{name}.json").stat().st_mtime_ns for name in finished}
+
+
 def check_volumes(pod: dict) -> None:
     mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-@pytest.mark.parametrize("name", ["slurm.sbatch", "kubernetes.yaml", "pytorchjob.yaml"])
+@pytest.mark.parametrize("name", ["slurm.sbatch", "kubernetes.yaml", "pytorchjob.yaml", "Snakefile"])
 def test_the_page_links_every_example(name):
     assert f"(scaling/{name})" in (FOLDER.parent / "scaling.md").read_text()

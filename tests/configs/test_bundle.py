@@ -169,7 +169,7 @@ NEW_KEYS = {
     "ct": {"window", "intensity"},
     "study_evaluation": {"map"},
     "inference_trt": {"trt_args"},
-    "export": {"export_dir", "export_as", "mpp", "class_name", "loader", "exporter", "exporting"},
+    "export": {"export_dir", "export_as", "mpp", "loader", "exporter", "exporting"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags"},
 }
 

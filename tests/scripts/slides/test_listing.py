@@ -68,6 +68,9 @@ def test_what_is_no_name_of_a_file_costs_no_other_slide(tmp_path, name):
 
 def test_maps_of_an_earlier_inference_are_no_slides(tmp_path, caplog):
     touch(*(tmp_path / f"a{ending}" for ending in (".ome.tif", ".json", "_mask.ome.tif", "_probability.ome.tif")))
+    for name in ("a_seg", "b_seg"):
+        (tmp_path / name).mkdir()
+        touch(tmp_path / name / "1.dcm")
     touch(tmp_path / "b_mask.ome.tif")  # a slide that is called so: there is no b.json
-    assert list(list_slides(tmp_path)) == ["a.ome", "b_mask.ome"]
+    assert list(list_slides(tmp_path)) == ["a.ome", "b_mask.ome", "b_seg"]
     assert "Not slides, left out: a_mask.ome.tif, a_probability.ome.tif" in caplog.text
