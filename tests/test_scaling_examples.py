@@ -98,7 +98,7 @@ def test_an_archive_of_slides_on_two_workers(quick_python, red_detector, write_s
     for name in ("a", "it's c"):
         write_slide(slides / f"{name}.tif", tissue_picture(200, 260), 1.0)
     (slides / "b.svs").write_text("no slide")
-    options = f"--method cdws --ckpt_path {red_detector} --spatial_size [64,64] --mpp 1 --tile_size 64"
+    options = f"--method cdws --ckpt_path {red_detector} --spatial_size [64,64] --mpp 1"
     config = {"slides": slides, "output": output, "options": options, "cdws": f"{quick_python} {ROOT / 'bundle'}"}
     command = [snakemake, "-s", FOLDER / "Snakefile", "--cores", "2", "--keep-going", "--config"]
     command += [f"{name}={value}" for name, value in config.items()]
