@@ -12,6 +12,7 @@
 Label images on a local page, or merge what two annotators have given.
 
     python -m scripts.labelling label FOLDER [--annotator NAME] [--group PATTERN] [--validation 0.2] [--only FILE]
+        [--shuffle] [--hide_names] [--host 0.0.0.0]
     python -m scripts.labelling merge FOLDER NAME NAME [--third NAME]
     python -m scripts.labelling merge_masks FOLDER FOLDER OUTPUT [--third FOLDER]
 """
@@ -19,9 +20,11 @@ Label images on a local page, or merge what two annotators have given.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
+import random
 import re
 import secrets
 import shlex
@@ -54,12 +57,37 @@ from scripts.runtime.files import claim, replacing
 
 logger = logging.getLogger("scripts.labelling")
 UNDECIDED = "undecided.json"
+LOCAL_HOSTS = ("127.0.0.1", "::1")
 
 
 def journal_path(folder: Path, annotator: str | None) -> Path:
     if annotator and not re.fullmatch(r"[\w-]+", annotator):
         raise InputError(f"--annotator must consist of letters, digits, - and _; got '{annotator}'.")
     return folder / (f"labels-{annotator}.jsonl" if annotator else "labels.jsonl")
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that is open already: whoever asks while the server starts waits, and is not refused."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except socket.gaierror as error:
+        raise InputError(f"--host '{host}' is no address of this computer; give 0.0.0.0 for all it has.") from error
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"--host '{host}' is no address of this computer; give 0.0.0.0 for all it has.") from error
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"Port {port} can't be used ({reason}); give another with --port.") from error
+
+
+def names_of(host: str) -> list[str]:
+    """What this computer is called in an address under which it listens, for itself first."""
+    if host in ("0.0.0.0", "::"):
+        name = socket.gethostname()
+        with suppress(OSError):
+            own = {found[4][0] for found in socket.getaddrinfo(name, None, socket.AF_INET)}
+            return ["127.0.0.1", name, *sorted(own - {"127.0.0.1"})]
+        return ["127.0.0.1", name]
+    return [f"[{host}]" if ":" in host else host]
 
 
 def run_page(arguments: argparse.Namespace) -> None:
@@ -84,23 +112,22 @@ def run_page(arguments: argparse.Namespace) -> None:
             return f"Saved in {journal.path.name}. No dataset.json yet. {error}"
         return f"Saved. dataset.json: {counts['training']} for training, {counts['validation']} for validation."
 
+    if arguments.shuffle:  # the same for one annotator at every start, another for each
+        random.Random(f"{arguments.seed} {arguments.annotator}").shuffle(images)
     token = secrets.token_urlsafe(16)
-    app = make_app(folder, images, journal, save, token, title=arguments.title)
-    with socket.socket() as local:
-        local.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            local.bind(("127.0.0.1", arguments.port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", error)
-            raise InputError(f"Port {arguments.port} can't be used ({reason}); give another with --port.") from error
-        local.listen()  # so that whoever opens the address while the server starts waits, and is not refused
-        address = f"http://127.0.0.1:{local.getsockname()[1]}/{token}/"
-        print(
-            f"{len(images)} images, {len(journal.answers)} of them answered.\nOpen {address}\nStop with Ctrl+C.",
-            flush=True,
-        )
+    with listening(arguments.host, arguments.port) as local:
+        host, port = local.getsockname()[:2]
+        is_local = host in LOCAL_HOSTS
+        app = make_app(folder, images, journal, save, token, arguments.title, arguments.hide_names, is_local)
+        addresses = [f"http://{name}:{port}/{token}/" for name in names_of(host)]
+        print(f"{len(images)} images, {len(journal.answers)} of them answered.\nOpen {addresses[0]}")
+        if len(addresses) > 1:
+            print(f"On other computers {' or '.join(addresses[1:])}")
+        if not is_local:
+            print("Whoever has the address can label. It is not encrypted: use a network that you trust.")
+        print("Stop with Ctrl+C.", flush=True)
         if not arguments.no_browser:
-            threading.Timer(1, webbrowser.open, [address]).start()
+            threading.Timer(1, webbrowser.open, addresses[:1]).start()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # of Ctrl+C, which is how one ends this
         with suppress(KeyboardInterrupt):  # after which the server has ended what it was at
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
@@ -200,11 +227,14 @@ def main() -> None:
     split.add_argument("folder", type=Path, help="of the images")
     split.add_argument("--group", help="regular expression: what of a file's path is the patient or slide")
     split.add_argument("--validation", type=float, default=0.2, help="part of the images for validation (0.2)")
-    split.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    split.add_argument("--seed", type=int, default=0, help="of the split, and of the order (0)")
     label = commands.add_parser("label", parents=[split], help="open the page")
     label.add_argument("--annotator", help="name, where several label the same images; merge them afterwards")
     label.add_argument("--only", type=Path, help="JSON list of the images to show")
     label.add_argument("--title", default="Is there cancer in this image, and in how much of it?", help="the question")
+    label.add_argument("--shuffle", action="store_true", help="show the images in an order drawn by --seed")
+    label.add_argument("--hide_names", action="store_true", help="show numbers in the place of names")
+    label.add_argument("--host", default="127.0.0.1", help="address to serve other computers too: 0.0.0.0 is all")
     label.add_argument("--port", type=int, default=0, help="(any free one)")
     label.add_argument("--no_browser", action="store_true", help="don't open the browser")
     label.set_defaults(run=run_page)

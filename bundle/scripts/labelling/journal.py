@@ -60,6 +60,7 @@ class Journal:
     def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path)
         self.answers: dict[str, Answer] = {}
+        self.comments: dict[str, str] = {}
         self._undo: list[tuple[str, Answer | None]] = []
         self._size = self._lines = 0  # of the file, as far as it has been read
         self._threads = threading.RLock()
@@ -84,8 +85,18 @@ class Journal:
         with self.alone():
             self._append({"image": image, **asdict(answer)})
 
+    def comment(self, image: str, text: str) -> None:
+        """Note what is said of an image, in the place of what was said before; nothing where it is empty."""
+        with self.alone():
+            if text != self.comments.get(image, ""):
+                self._append({"image": image, "comment": text})
+
     def undo(self, images: Container[str]) -> str | None:
-        """Take back the last answer that stands to one of the images; its image, or None where there is none."""
+        """
+        Take back the last answer that stands to one of the images; its image, or None where there is none.
+
+        Comments stay.
+        """
         with self.alone():
             for image, before in reversed(self._undo):
                 if image in images:
@@ -157,6 +168,10 @@ class Journal:
 
     def _apply(self, record: dict) -> None:
         image = record["image"]
+        if "comment" in record:
+            self.comments.pop(image, None)
+            self.comments.update({image: record["comment"]} if record["comment"] else {})
+            return
         if record.get("undo"):
             # a ValueError where there is none: a damaged file can't take back what was never given
             last = max(k for k, (given, _) in enumerate(self._undo) if given == image)
@@ -182,9 +197,11 @@ def _ends_line(file: object) -> bool:
 
 
 def _checked(record: dict) -> dict:
-    """The record, if it is an answer, or takes one back; ValueError otherwise."""
+    """The record, if it is an answer, takes one back, or is a comment; ValueError otherwise."""
     undo, label, area = record.get("undo", False), record.get("label"), record.get("area")
-    sound = isinstance(record["image"], str) and isinstance(undo, bool) and (undo or "label" in record)
+    said = isinstance(record.get("comment"), str) and not {"undo", "label", "area"} & set(record)
+    sound = isinstance(record["image"], str) and isinstance(undo, bool)
+    sound &= said or ("comment" not in record and (undo or "label" in record))
     sound &= label is None or (type(label) is int and label in (0, 1))
     sound &= area is None or (label == 1 and isinstance(area, (int, float)) and 0 < area <= 1)
     if not sound:

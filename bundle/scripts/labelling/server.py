@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,27 +21,27 @@ from typing import Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from PIL import Image
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 
-from scripts.images.loading import load_preview
 from scripts.labelling.journal import Answer, Journal
+from scripts.labelling.tiles import PictureTiles, TilesCache, thumbnail
 from scripts.runtime.errors import InputError, first_line
 
 __all__ = ["make_app"]
 
-LONGEST_SIDE = 2000  # pixels of what is shown; larger images are scaled down
 LARGEST_BODY = 4096  # bytes; an answer has a tenth of that
-PAGE = Path(__file__).parent / "static" / "page.html"
-LOCAL_NAMES = ("127.0.0.1", "localhost")
+LONGEST_COMMENT = 600  # characters, of up to six bytes each
+STATIC = Path(__file__).parent / "static"
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; script-src 'unsafe-inline'; "
-    "style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+KEPT = {"Cache-Control": "private, max-age=3600"}  # of what doesn't change under an address, which has the token in it
 logger = logging.getLogger(__name__)
 
 
@@ -54,8 +53,22 @@ class Given(BaseModel):
     area: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
 
 
+class Comment(BaseModel):
+    """What the page's annotator says of an image."""
+
+    image: int = Field(ge=0)
+    text: str = Field(max_length=LONGEST_COMMENT)
+
+
 def make_app(
-    folder: Path, images: Sequence[str], journal: Journal, saved: Callable[[], str], token: str, title: str = ""
+    folder: Path,
+    images: Sequence[str],
+    journal: Journal,
+    saved: Callable[[], str],
+    token: str,
+    title: str = "",
+    hide_names: bool = False,
+    is_local: bool = True,
 ) -> FastAPI:
     """
     The application.
@@ -65,8 +78,10 @@ def make_app(
         images: paths relative to the folder, in the order in which they are shown.
         journal: takes the answers.
         saved: called after each answer; says in a sentence where things stand.
-        token: part of every address, so that no other page in the browser can guess one.
+        token: part of every address, so that no other page in the browser, and nobody else, can guess one.
         title: shown above the images.
+        hide_names: whether the page learns numbers in the place of the images' names.
+        is_local: whether it answers only under this computer's own names.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -74,10 +89,12 @@ def make_app(
     async def only_from_here(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         # another site can make a browser ask this server, under a name of its own or from a page of its own
         host = request.headers.get("host", "")
-        same = request.headers.get("origin", f"http://{host}") == f"http://{host}"
+        origin = request.headers.get("origin", f"http://{host}")
+        same = origin == f"http://{host}" or (origin == f"https://{host}" and not is_local)  # behind a proxy
+        named = not is_local or host.rsplit(":", 1)[0] in LOCAL_NAMES
         given = request.scope["path"].split("/")[1:2]  # as it is routed: that of `request.url` has the host in it
         known = given and secrets.compare_digest(given[0].encode(errors="replace"), token.encode())
-        if host.rsplit(":", 1)[0] not in LOCAL_NAMES or not same or not known:
+        if not named or not same or not known:
             return PlainTextResponse("Open the address that the program has printed.", status_code=403)
         size = request.headers.get("content-length", "0")
         if "transfer-encoding" in request.headers or not size.isdecimal() or int(size) > LARGEST_BODY:
@@ -102,17 +119,16 @@ def make_app(
         reason = f"{journal.path.name} can't be written ({error.strerror or error})."
         return JSONResponse({"detail": reason}, status_code=507)
 
-    @lru_cache(8)
-    def picture(image: str) -> bytes:
-        return _picture(folder, image)
-
+    tiles = TilesCache(lambda image: PictureTiles(_inside(folder, image)))
+    small = lru_cache(2048)(lambda image: thumbnail(_inside(folder, image)))
     positions = {name: k for k, name in enumerate(images)}
-    names = [displayed(name) for name in images]
+    names = [f"Image {k}" if hide_names else displayed(name) for k, name in enumerate(images, start=1)]
 
     def state(message: str = "") -> dict:
-        given = list(journal.answers.items())  # at once: another tab may be adding to them
+        given, said = list(journal.answers.items()), list(journal.comments.items())  # at once: others may be adding
         answers = {positions[name]: vars(answer) for name, answer in given if name in positions}
-        return {"title": displayed(title), "images": names, "answers": answers, "message": displayed(message)}
+        comments = {positions[name]: displayed(text) for name, text in said if name in positions}
+        return {"answers": answers, "comments": comments, "message": displayed(message)}
 
     def outcome() -> str:
         try:
@@ -121,24 +137,49 @@ def make_app(
             logger.warning(f"The answer is saved in '{journal.path}', and nowhere else ({first_line(error)}).")
             return f"Saved in {journal.path.name}, and nowhere else ({first_line(error)})."
 
-    @app.get(f"/{token}/", response_class=HTMLResponse)
-    def page() -> str:
-        return PAGE.read_text(encoding="utf-8")
-
-    @app.get(f"/{token}/state")
-    def current() -> dict:
-        return state()
-
-    @app.get(f"/{token}/image/{{position}}")
-    def image(position: int) -> Response:
+    def shown(position: int, read: Callable[[str], Response | dict]) -> Response | dict:
+        """What is read of an image; a sentence where there is none, or it can't be read."""
         if not 0 <= position < len(images):
             raise HTTPException(404, "There is no such image.")
         try:
-            content = picture(images[position])
-            return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+            return read(images[position])
+        except IndexError as error:
+            raise HTTPException(404, "There is no such tile.") from error
         except Exception as error:  # a decoder may raise anything on a damaged file
             logger.warning(f"'{images[position]}' can't be read ({first_line(error)}).")
             return JSONResponse({"detail": f"can't be read: {displayed(first_line(error))}"}, status_code=422)
+
+    @app.get(f"/{token}/")
+    def page() -> Response:
+        return FileResponse(STATIC / "page.html", headers={"Cache-Control": "no-store"})
+
+    assets = {path.name: path for path in STATIC.iterdir() if path.name != "page.html"}
+
+    @app.get(f"/{token}/static/{{name}}")
+    def asset(name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404, "There is no such file.")
+        return FileResponse(assets[name], headers=KEPT)
+
+    @app.get(f"/{token}/state")
+    def current() -> dict:
+        return {"title": displayed(title), "images": names} | state()
+
+    @app.get(f"/{token}/image/{{position}}")
+    def image(position: int) -> Response:
+        return shown(position, lambda name: JSONResponse(tiles.get(name).layout(), headers=KEPT))
+
+    @app.get(f"/{token}/image/{{position}}/{{level}}/{{column}}/{{row}}")
+    def tile(position: int, level: int, column: int, row: int) -> Response:
+        def read(name: str) -> Response:
+            content, kind = tiles.get(name).tile(level, column, row)
+            return Response(content, media_type=kind, headers=KEPT)
+
+        return shown(position, read)
+
+    @app.get(f"/{token}/thumbnail/{{position}}")
+    def overview(position: int) -> Response:
+        return shown(position, lambda name: Response(small(name), media_type="image/jpeg", headers=KEPT))
 
     @app.post(f"/{token}/answer")
     def answer(given: Given) -> dict:
@@ -149,6 +190,13 @@ def make_app(
         with journal.alone():  # until the data set is written too: of two answers the later one's is to stand
             journal.give(images[given.image], Answer(given.label, given.area))
             return state(outcome())
+
+    @app.post(f"/{token}/comment")
+    def comment(given: Comment) -> dict:
+        if given.image >= len(images):
+            raise HTTPException(404, "There is no such image.")
+        journal.comment(images[given.image], given.text.strip())
+        return state(f"Comment saved in {journal.path.name}.")
 
     @app.post(f"/{token}/undo")
     def undo() -> dict:
@@ -164,13 +212,9 @@ def displayed(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _picture(folder: Path, image: str) -> bytes:
-    """PNG of an image of any kind that the bundle reads."""
+def _inside(folder: Path, image: str) -> Path:
+    """The image's path. Raises InputError for a link out of the folder, put there after the images were listed."""
     path = folder / image
-    if not path.resolve().is_relative_to(folder.resolve()):  # a link that was put there after the images were listed
+    if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError("lies outside the folder of the images")
-    picture = Image.fromarray(load_preview(path, LONGEST_SIDE))
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    return path

@@ -109,6 +109,8 @@ def test_a_damaged_line_is_not_taken_for_one_that_was_cut_off(tmp_path):
         '"label": 1, "area": 30',
         '"label": 0, "area": 0.3',
         '"label": true',
+        '"comment": 3',
+        '"label": 1, "comment": "both"',
         '"area": null',
         '"label": 1, "area": Infinity',
     ],
@@ -355,6 +357,7 @@ def test_merging_masks_replaces_no_mask(run, tmp_path, output, drawn, names):
         (("merge_masks", "more", "first", "merged"), "no 'b.png' in 'first'"),
         (("label", "first", "--annotator", "../x"), "--annotator must consist of"),
         (("label", "first", "--port", "65536"), "Port 65536 can't be used"),
+        (("label", "first", "--host", "203.0.113.7"), "--host '203.0.113.7' is no address of this computer"),
     ],
 )
 def test_what_nobody_can_merge_or_open_is_named(run, tmp_path, monkeypatch, arguments, error):
@@ -443,3 +446,10 @@ def test_results_of_an_inference_are_no_images_to_label_but_may_be_masks(tmp_pat
     assert find_images(tmp_path) == ["a.png", "b.png"]
     items, _ = from_masks(tmp_path, tmp_path)
     assert [(item["image"].name, item["label"]) for item in items] == [("a.png", 0), ("b.png", 1)]
+
+
+def test_compared_areas_are_what_they_say():
+    static = BUNDLE / "scripts" / "labelling" / "static"
+    found = {path.stem: np.asarray(Image.open(path)).mean() for path in static.glob("area_*.png")}
+    expected = {f"area_{percent}_{pieces}": percent / 100 for percent in (10, 30, 50, 70) for pieces in ("one", "many")}
+    assert found == pytest.approx(expected, abs=1e-4)

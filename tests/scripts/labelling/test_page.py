@@ -12,31 +12,34 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import pytest
+import uvicorn
+from PIL import Image
 from scripts.data.datalist import load_datalist
 from scripts.demo.dataset import make_demo_dataset
-from scripts.labelling.journal import Answer, read_answers
+from scripts.labelling.images import find_images
+from scripts.labelling.journal import Answer, Journal, read_answers
+from scripts.labelling.server import make_app
 
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 
 
 class Page:
-    """The program, running, and its page in the browser."""
+    """A page in the browser."""
 
-    def __init__(self, browser, folder: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "scripts.labelling", "label", str(folder), "--no_browser", *options]
-        heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-        self.process = subprocess.Popen(command, cwd=BUNDLE, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
-        lines = iter(self.process.stdout.readline, "")
-        address = next(found[0] for found in (re.search(r"http://\S+", line) for line in lines) if found)
+    def __init__(self, browser, address: str) -> None:
         self.browser = browser
         browser.get(address)
         self.wait(lambda: "answered" in self.text("count"))
@@ -49,13 +52,47 @@ class Page:
 
         WebDriverWait(self.browser, 60).until(lambda _: condition())
 
+    def key(self, key: str, on=None) -> None:
+        (on or self.browser.switch_to.active_element).send_keys(key)
+
     def press(self, key: str, answered: int) -> None:
-        self.browser.find_element("tag name", "body").send_keys(key)
+        self.key(key)
         self.wait(lambda: f"{answered} answered" in self.text("count"))
+
+
+class Program:
+    """The program, running, at an address."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "scripts.labelling", "label", str(folder), "--no_browser", *options]
+        heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        self.process = subprocess.Popen(command, cwd=BUNDLE, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
+        lines = iter(self.process.stdout.readline, "")
+        self.address = next(found[0] for found in (re.search(r"http://\S+", line) for line in lines) if found)
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(timeout=60) == 0
+
+
+@pytest.fixture
+def page(browser, tmp_path) -> Iterator[Page]:
+    """The page of six pictures in ``data``, its server in this process."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        Image.effect_noise((48, 48), 60).save(folder / f"{number}.png")
+    journal = Journal(folder / "labels.jsonl")
+    app = make_app(folder, find_images(folder), journal, lambda: "Saved.", "secret", "How much?")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as local:
+        thread = threading.Thread(target=partial(server.run, sockets=[local]))
+        thread.start()
+        try:
+            yield Page(browser, f"http://127.0.0.1:{local.getsockname()[1]}/secret/")
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -72,16 +109,18 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, tmp_path
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
     assert len(names) == 8
 
-    page = Page(browser, folder)
+    program = Program(folder)
+    page = Page(browser, program.address)
     for count, key in enumerate("30n9", start=1):
         page.press(key, count)
     page.press("u", 3)  # the 9 was a slip
-    os.kill(page.process.pid, signal.SIGKILL)
-    page.process.wait(timeout=60)
-    browser.find_element("tag name", "body").send_keys("1")
+    program.process.kill()
+    program.process.wait(timeout=60)
+    page.key("1")
     page.wait(lambda: "Not saved" in page.text("message"))
 
-    page = Page(browser, folder)
+    program = Program(folder)
+    page = Page(browser, program.address)
     assert names[3] in page.text("count")  # where it stopped
     for count, key in enumerate("nsa5n", start=4):
         page.press(key, count)
@@ -90,7 +129,7 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, tmp_path
         entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "answer" not in entry["message"]
     ]
     assert not severe
-    page.end()
+    program.end()
 
     given = [Answer(1, 0.3), Answer(1, 1.0), Answer(0), Answer(0), Answer(None), Answer(1), Answer(1, 0.5), Answer(0)]
     assert read_answers(folder / "labels.jsonl") == dict(zip(names, given, strict=True))
@@ -98,18 +137,123 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, tmp_path
     assert sum(map(len, datalist.values())) == 7  # all but the unsure one
 
 
-def test_nothing_runs_out_of_the_page(browser, tmp_path):
-    page = Page(browser, pictures(tmp_path / "data", 2))
-    for width in (390, 768, 1280):
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 800}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.refresh()
-        image = browser.find_element("id", "image")
-        page.wait(lambda image=image: browser.execute_script("return arguments[0].naturalWidth", image) == 48)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        view = browser.find_element("id", "view")  # which shows the whole image
-        assert browser.execute_script("return arguments[0].scrollHeight <= arguments[0].clientHeight", view)
-        for button in browser.find_elements("tag name", "button"):
-            assert button.size["height"] >= 44  # a finger's
-            assert button.location["y"] + button.size["height"] <= 800
-    page.end()
+def size(browser, width: int, height: int, touch: bool = False) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
+    browser.refresh()
+
+
+ZOOM = "return viewer.isOpen() && viewer.world.getItemAt(0).getFullyLoaded() ? viewer.viewport.getZoom(true) : 0"
+# the point of the picture, in parts of its width, that is shown at a point of the page
+BELOW = """const box = document.getElementById('viewer').getBoundingClientRect();
+const found = viewer.viewport.pointFromPixel(new OpenSeadragon.Point(arguments[0] - box.x, arguments[1] - box.y), true);
+return [found.x, found.y];"""
+
+
+def wait_for_image(page: Page) -> float:
+    """Until it is shown, and no longer moves: how large, in parts of the view's width."""
+    page.wait(lambda: page.browser.execute_script(ZOOM))
+    page.wait(lambda: page.browser.execute_script("return viewer.viewport.getZoom(true) === viewer.viewport.getZoom()"))
+    return page.browser.execute_script(ZOOM)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_nothing_runs_out_of_the_page(page, browser, width, height):
+    size(browser, width, height, touch=width < 800)
+    wait_for_image(page)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    corners = "const b = viewer.viewport.getBounds(true); return [-b.x, -b.y, b.x + b.width, b.y + b.height]"
+    assert min(browser.execute_script(corners)[:2]) > -0.01  # all of the square is shown, but for a fraction of a pixel
+    assert min(browser.execute_script(corners)[2:]) > 0.99
+    buttons = [button for button in browser.find_elements("tag name", "button") if button.is_displayed()]
+    assert len(buttons) >= 23
+    for button in buttons:
+        assert button.size["height"] >= 40  # a finger's
+        assert button.location["y"] + button.size["height"] <= height
+        assert button.accessible_name
+
+
+def test_a_picture_is_enlarged_at_the_pointer_by_wheel_pinch_and_keys(page, browser):
+    size(browser, 1280, 800)
+    whole = wait_for_image(page)
+    before = browser.execute_script(BELOW, 500, 300)
+    wheel = {"type": "mouseWheel", "x": 500, "y": 300, "deltaX": 0, "deltaY": -300}
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", wheel)
+    page.wait(lambda: browser.execute_script(ZOOM) > 1.2 * whole)
+    larger = wait_for_image(page)
+    assert browser.execute_script(BELOW, 500, 300) == pytest.approx(before, abs=0.01)
+
+    drag = [("mousePressed", 500, 300), ("mouseMoved", 540, 320), ("mouseMoved", 560, 330), ("mouseReleased", 560, 330)]
+    for kind, x, y in drag:
+        mouse = {"type": kind, "x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", mouse)
+    page.wait(lambda: browser.execute_script(BELOW, 500, 300)[0] < before[0] - 0.01)
+
+    page.key("+")
+    page.wait(lambda: browser.execute_script(ZOOM) > 1.2 * larger)
+    page.key("z")
+    page.wait(lambda: browser.execute_script(ZOOM) == pytest.approx(whole, rel=0.01))
+    assert "0 answered" in page.text("count")
+
+    size(browser, 390, 844, touch=True)
+    whole = wait_for_image(page)
+    pinch = {"x": 195, "y": 350, "scaleFactor": 2, "relativeSpeed": 2000, "gestureSourceType": "touch"}
+    browser.execute_cdp_cmd("Input.synthesizePinchGesture", pinch)
+    page.wait(lambda: browser.execute_script(ZOOM) > 1.3 * whole)
+
+
+def test_space_and_enter_repeat_no_answer_and_the_question_mark_is_none(page, browser, tmp_path):
+    browser.find_element("css selector", "#areas button").click()
+    page.wait(lambda: "1 answered" in page.text("count"))
+    for key in (" ", Keys.ENTER, "?"):
+        page.key(key)
+    assert browser.find_element("id", "keys").is_displayed()
+    page.key("5")  # is read, not meant
+    page.key(Keys.ESCAPE)
+    browser.execute_script("document.getElementById('none').focus()")
+    page.key(Keys.ENTER)  # with the focus on a button it is one answer
+    page.wait(lambda: "2 answered" in page.text("count"))
+    page.key(Keys.ENTER)
+    page.press("s", 3)
+    assert [answer.label for answer in read_answers(tmp_path / "data" / "labels.jsonl").values()] == [1, 0, None]
+
+
+def test_comments_and_the_overview(page, browser, tmp_path):
+    folder = tmp_path / "data"
+    for count, key in enumerate("3nns", start=1):
+        page.press(key, count)
+    page.key("c")
+    browser.switch_to.active_element.send_keys("crushed n3")
+    page.key("6", on=browser.switch_to.active_element)  # belongs to the comment
+    page.key(Keys.ESCAPE, on=browser.switch_to.active_element)
+    page.wait(lambda: "Comment saved" in page.text("message"))
+    assert list(Journal(folder / "labels.jsonl").comments.values()) == ["crushed n36"]
+
+    page.key("g")
+    shown = {button.text: button for button in browser.find_elements("css selector", "#which button")}
+    assert list(shown) == ["All 6", "Open 2", "With area 1", "Area unknown 0", "None 2", "Unsure 1", "Comment 1"]
+    shown["None 2"].click()
+    cards = browser.find_elements("css selector", ".card")
+    assert [card.text.splitlines()[-1] for card in cards] == ["None", "None"]
+    seen = "return [...document.querySelectorAll('.card img')].every(image => image.naturalWidth > 0)"
+    page.wait(lambda: browser.execute_script(seen))
+    browser.find_element("id", "through").click()
+    assert "2 of 6" in page.text("count")
+    page.key(Keys.ARROW_RIGHT)
+    page.wait(lambda: "3 of 6" in page.text("count"))
+    page.key("4")
+    page.wait(lambda: "40 %" in page.text("given"))  # it is the last of the two
+    given = list(read_answers(folder / "labels.jsonl").values())
+    assert given == [Answer(1, 0.3), Answer(0), Answer(1, 0.4), Answer(None)]
+
+
+def test_dark_and_light_are_chosen_and_kept(page, browser):
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    first = browser.execute_script(ground)
+    browser.find_element("id", "theme").click()
+    second = browser.execute_script(ground)
+    assert second != first
+    browser.refresh()
+    page.wait(lambda: "answered" in page.text("count"))
+    assert browser.execute_script(ground) == second

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import resource
 import socket
@@ -56,14 +57,72 @@ def client(folder):
     return TestClient(app, base_url="http://127.0.0.1:8000")
 
 
+def whole(client, position: int) -> np.ndarray:
+    """A picture put together from its tiles at full resolution."""
+    layout = client.get(f"/{TOKEN}/image/{position}").json()
+    width, height, size, overlap = (layout[key] for key in ("width", "height", "tileSize", "tileOverlap"))
+    level = math.ceil(math.log2(max(width, height)))
+    shown = np.zeros((height, width, 3), np.uint8)
+    for row in range(math.ceil(height / size)):
+        for column in range(math.ceil(width / size)):
+            answer = client.get(f"/{TOKEN}/image/{position}/{level}/{column}/{row}")
+            tile = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+            top, left = max(0, row * size - overlap), max(0, column * size - overlap)
+            shown[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return shown
+
+
 def test_pictures_are_shown_as_they_are(client):
-    shown = np.asarray(Image.open(io.BytesIO(client.get(f"/{TOKEN}/image/0").content)))
+    shown = whole(client, 0)
     assert shown.shape == (20, 30, 3)
     assert tuple(shown[5, 20]) == (255, 0, 0)
     assert tuple(shown[15, 5]) == (0, 0, 0)
-    wide = Image.open(io.BytesIO(client.get(f"/{TOKEN}/image/1").content))
-    assert wide.size == (2000, 20)
-    assert wide.getpixel((5, 5)) == (255, 255, 255)
+    wide = whole(client, 1)
+    assert wide.shape == (30, 3000, 3)
+    assert wide.min() == 255
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "I;16"])
+def test_a_large_picture_comes_in_tiles_at_every_level(client, folder, mode):
+    """A quarter of it is dark, and is so at each resolution."""
+    values = np.full((1300, 1700), 230, np.uint8)
+    values[:650, :850] = 40
+    picture = (
+        Image.fromarray(values).convert("RGB").convert(mode)
+        if mode != "I;16"
+        else Image.fromarray(values * np.uint16(257))
+    )
+    picture.save(folder / "wide.tif", format="TIFF" if mode == "CMYK" else "PNG")
+    shown = whole(client, 1)
+    assert np.abs(shown.mean(axis=2) - values).max() < 30  # JPEG, at the edges
+    assert np.abs(shown.mean(axis=2) - values).mean() < 1
+    for level, side in ((10, (650, 850)), (9, (325, 425))):
+        answer = client.get(f"/{TOKEN}/image/1/{level}/0/0")
+        tile = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L")).astype(int)
+        assert tile.shape == (min(side[0], 511), min(side[1], 511))
+        assert abs(tile[side[0] // 4, side[1] // 4] - 40) < 5
+        assert abs(tile[side[0] // 4, side[1] // 2 + 8] - 230) < 5
+    for path in ("12/0/0", "11/4/0", "11/0/3", "10/-1/0", "99/0/0"):
+        assert client.get(f"/{TOKEN}/image/1/{path}").status_code in (404, 422)
+
+
+def test_a_turned_picture_is_shown_upright(client, folder):
+    picture = Image.new("RGB", (1600, 1200), "white")
+    picture.paste("black", (0, 0, 400, 400))  # at the top left as stored, at the top right as shown
+    exif = Image.Exif()
+    exif[274] = 6
+    picture.save(folder / "wide.tif", format="JPEG", exif=exif)
+    shown = whole(client, 1)
+    assert shown.shape == (1600, 1200, 3)
+    assert shown[50, 1150].max() < 20
+    assert shown[50, 50].min() > 235
+
+
+def test_thumbnails_are_small(client):
+    for position, shape in ((0, (30, 20)), (1, (256, 3))):
+        answer = client.get(f"/{TOKEN}/thumbnail/{position}")
+        assert Image.open(io.BytesIO(answer.content)).size == shape
+    assert client.get(f"/{TOKEN}/thumbnail/2").status_code == 422
 
 
 def test_a_damaged_picture_is_named(client):
@@ -94,7 +153,7 @@ def test_the_memory_that_a_picture_takes_is_bounded(client, folder):
     Image.new("L", (6_000, 6_000), 200).save(folder / "a.png", compress_level=1)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    assert client.get(f"/{TOKEN}/image/0").status_code == 200
+    assert client.get(f"/{TOKEN}/image/0/13/0/0").status_code == 200
     assert resident("VmHWM") - before < 300_000
 
 
@@ -198,8 +257,7 @@ def test_names_that_are_no_text_are_shown_nevertheless(tmp_path):
     state = client.get(f"/{TOKEN}/state").json()
     assert state["images"] == [r"M\udcfcller.png", *images[1:]]
     for number, name in enumerate(images):
-        shown = Image.open(io.BytesIO(client.get(f"/{TOKEN}/image/{number}").content))
-        assert shown.getpixel((0, 0)) == (number, 0, 0)
+        assert tuple(whole(client, number)[0, 0]) == (number, 0, 0)
         answer = client.post(f"/{TOKEN}/answer", json={"image": number, "label": 1, "area": (number + 1) / 10})
         assert answer.status_code == 200
         assert read_answers(tmp_path / "labels.jsonl")[name] == Answer(1, (number + 1) / 10)
@@ -310,6 +368,40 @@ def test_a_link_that_is_put_in_later_leads_nowhere(client, folder, tmp_path_fact
     answer = client.get(f"/{TOKEN}/image/0")
     assert answer.status_code == 422
     assert "outside the folder" in answer.json()["detail"]
+
+
+def test_comments_are_kept_apart_from_answers(client, folder):
+    client.post(f"/{TOKEN}/answer", json={"image": 0, "label": 1, "area": 0.3})
+    state = client.post(f"/{TOKEN}/comment", json={"image": 0, "text": " crushed \n"}).json()
+    assert state["comments"] == {"0": "crushed"}
+    client.post(f"/{TOKEN}/comment", json={"image": 1, "text": "folded"})
+    client.post(f"/{TOKEN}/comment", json={"image": 1, "text": ""})
+    state = client.post(f"/{TOKEN}/undo", json={}).json()  # of the answer: the comment stays
+    assert (state["answers"], state["comments"], state["undone"]) == ({}, {"0": "crushed"}, 0)
+    again = Journal(folder / "labels.jsonl")
+    assert (again.answers, again.comments) == ({}, {"a.png": "crushed"})
+    for given in ({"image": 9, "text": "a"}, {"image": 0, "text": "a" * 601}, {"image": 0}):
+        assert client.post(f"/{TOKEN}/comment", json=given).status_code in (404, 422)
+
+
+def test_names_are_hidden_on_request(folder):
+    app = make_app(folder, IMAGES, Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, hide_names=True)
+    client = TestClient(app, base_url="http://127.0.0.1:8000")
+    assert client.get(f"/{TOKEN}/state").json()["images"] == ["Image 1", "Image 2", "Image 3"]
+    texts = [client.get(f"/{TOKEN}/{path}").text for path in ("", "state", "image/0", "image/2", "thumbnail/2")]
+    texts.append(client.post(f"/{TOKEN}/answer", json={"image": 0, "label": 0}).text)
+    assert not any(name in text for name in IMAGES for text in texts)
+
+
+def test_other_computers_need_the_token_alone(folder):
+    app = make_app(folder, IMAGES, Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, is_local=False)
+    client = TestClient(app, base_url="http://pathology.example:8000")
+    assert client.get(f"/{TOKEN}/state").status_code == 200
+    given = {"image": 0, "label": 0}
+    for origin, status in (("http://evil.example", 403), ("null", 403), ("http://pathology.example:8000", 200)):
+        assert client.post(f"/{TOKEN}/answer", json=given, headers={"origin": origin}).status_code == status
+    for path in ("/", "/state", "/wrong/state", f"/{TOKEN}x/state"):
+        assert client.get(path).status_code == 403
 
 
 def test_a_post_of_another_origin_changes_nothing(client, folder):
