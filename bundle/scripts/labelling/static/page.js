@@ -158,6 +158,9 @@ function showAnswer() {
 const viewer = OpenSeadragon({ element: $("viewer"), drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
   tabIndex: -1, animationTime: calm ? 0 : .3, visibilityRatio: .3, minZoomImageRatio: .8, maxZoomPixelRatio: 12, zoomPerScroll: 1.3,
   gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { dblClickToZoom: true } });
+viewer.addHandler("open", () => { // a small picture, too, can be enlarged beyond the view
+  viewer.viewport.maxZoomLevel = Math.max(viewer.viewport.imageToViewportZoom(12), 4 * viewer.viewport.getHomeZoom());
+});
 viewer.addHandler("canvas-drag", () => $("viewer").classList.add("moving"));
 viewer.addHandler("canvas-drag-end", () => $("viewer").classList.remove("moving"));
 
