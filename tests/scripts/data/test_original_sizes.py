@@ -18,14 +18,16 @@ from PIL import Image
 from scripts.data.original_sizes import original_sizes
 
 
-def test_pictures_count_and_slices_slides_and_broken_files_do_not(tmp_path) -> None:
+def test_pictures_and_parts_of_slides_count_and_slices_and_broken_files_do_not(write_slide, tmp_path) -> None:
+    write_slide(tmp_path / "slide.tif", np.zeros((90, 90, 3), np.uint8), 0.5)
     for name in ("a.png", "b.tif"):
         Image.fromarray(np.zeros((20, 30 if name == "a.png" else 40), np.uint8)).save(tmp_path / name)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    items = [{"image": str(tmp_path / name), "label": 0} for name in ("a.png", "b.tif", "broken.png", "slide.svs")]
+    items = [{"image": str(tmp_path / name), "label": 0} for name in ("a.png", "b.tif", "broken.png")]
     items += [
         {"image": str(tmp_path / "a.png"), "slice": 3},
-        {"image": str(tmp_path / "a.png"), "region": [0, 0, 9, 9]},
+        {"image": str(tmp_path / "slide.tif"), "region": [0, 0, 80, 60], "mpp": 1.0},
+        {"image": str(tmp_path / "slide.tif"), "fields": 4, "field_size": 32},
     ]
-    assert original_sizes(items) == [(20, 30), (20, 40)]  # height, width
+    assert original_sizes(items) == [(20, 30), (20, 40), (30, 40), (64, 64)]  # height, width
     assert len(original_sizes(items[:1] * 2500)) == 834  # every third one
