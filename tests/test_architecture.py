@@ -34,6 +34,7 @@ LAYERS = (
     ("evaluation", "training"),
     ("boosting", "slides", "volumes"),
     ("demo", "labelling", "monai_label"),
+    ("review",),
     ("console", "experiments", "exports", "model_zoo"),
 )
 RANKS = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
