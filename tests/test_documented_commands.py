@@ -83,6 +83,17 @@ case "$1" in
     demo)
         tiny+=(--max_epochs 1 --datalist#counts "{{'training':6,'validation':4,'test':4}}")
         exec "{python}" "$bundle" "$@" "${{tiny[@]}}" ;;
+    curve) exec "{python}" "$bundle" "$@" "${{tiny[@]}}" --fractions 0.5 1 --steps 2 --pretrained random ;;
+    review)  # the image in most doubt gets another area and a stroke
+        log=$(mktemp)
+        "{python}" "$bundle" "$@" --no_browser --port 0 > "$log" 2>&1 &
+        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log"; exit 1; }}; sleep 0.2; done
+        "{python}" -c "import sys, urllib.request as web
+web.urlopen(web.Request(sys.argv[1], sys.argv[2].encode(), {{'Content-Type': 'application/json'}}))" \\
+            "$(grep -o 'http://.*' "$log")correct" '{{"image": 0, "correction": {{"label": 1, "area": 0.5,
+                "strokes": [{{"label": 1, "width": 3, "points": [[9, 9], [20, 9]]}}]}}}}' || exit 1
+        kill -INT $!
+        wait $! ;;
     *) exec "{python}" "$bundle" "$@" ;;
 esac
 """

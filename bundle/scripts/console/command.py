@@ -21,7 +21,7 @@ from typing import Any
 
 from scripts import bundle_version
 from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, described_settings, top_of
-from scripts.console.runs import RUNS, demo, export, export_folder, labelling, run, run_help, study
+from scripts.console.runs import RUNS, curve, demo, export, export_folder, labelling, review, run, run_help, study
 from scripts.runtime.command_line import Parser, did_you_mean
 
 __all__ = ["main"]
@@ -34,6 +34,8 @@ SUMMARIES = {
     "merge FOLDER": "merge the labels of two annotators",
     "merge_masks": "merge the masks of two annotators",
     **{f"{name} {run.data}": run.summary for name, run in RUNS.items()},
+    "review RUN DATA": "correct on a page the labels that a trained model doubts",
+    "curve DATA": "train on growing parts of the images: do more labels help?",
     "study DATA": "the paper's experiments on your data",
     "export FILE": "write the trained network as TorchScript (.ts), ONNX, or for QuPath",
     "settings": "all settings, with their defaults",
@@ -82,6 +84,18 @@ def _run(command: str) -> Callable[[list[str]], int]:
         return run(command, arguments)
 
     return start
+
+
+def _review(arguments: list[str]) -> int:
+    if set(HELP) & set(arguments):
+        print(
+            "usage: cdws review RUN DATA [--method NAME] [--overlay NAME] [--area_step S] [--port N] [--no_browser]\n\n"
+            "Opens a page of the images of DATA, the folder of dataset.json or that file, those first whose labels\n"
+            "the model of RUN, the folder of a training, doubts. Corrections, exclusions and strokes are kept in\n"
+            "review.jsonl beside dataset.json, and written as reviewed.json, to train from."
+        )
+        return 0
+    return review(arguments)
 
 
 def _demo(arguments: list[str]) -> int:
@@ -171,6 +185,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "data": _data,
     **{name: partial(labelling, name) for name in ("label", "merge", "merge_masks")},
     **{name: _run(name) for name in RUNS},
+    "review": _review,
+    "curve": curve,
     "study": study,
     "export": _export,
     "settings": _settings,

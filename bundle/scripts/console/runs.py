@@ -34,12 +34,13 @@ from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, me
 from scripts.runtime.command_line import PATHS, did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 
-__all__ = ["RUNS", "demo", "export", "export_folder", "labelling", "run", "run_help", "study"]
+__all__ = ["RUNS", "curve", "demo", "export", "export_folder", "labelling", "review", "run", "run_help", "study"]
 
 OWN = ("method", "overlay")  # options that aren't settings
 # what MONAI's own `run` takes
 MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
 MONAI_OPTIONS += ("workflow_type", "properties_path")
+OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
 DEMO_SEED = "0"
 DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
 
@@ -142,6 +143,40 @@ def _report_demo(folder: Path) -> None:
 def labelling(command: str, arguments: Sequence[str]) -> int:
     """The labelling page, or the merging of what annotators have given: a command of ``scripts.labelling``."""
     run_module("scripts.labelling", [command, *arguments])
+    return 0
+
+
+def curve(arguments: Sequence[str]) -> int:
+    """Quality against labels given, see ``scripts.experiments.curve``."""
+    run_module("scripts.experiments.curve", arguments)
+    return 0
+
+
+def review(arguments: Sequence[str]) -> int:
+    """
+    What a trained model says of a data set, unless that is known, and the page of it, see ``scripts.review``.
+
+    Raises:
+        UsageError: when an option, an overlay or a folder is none.
+    """
+    words, options = typed_words(arguments)
+    method, added = _take_own(options, DEFAULT_METHOD)
+    if len(words) != 2:
+        raise UsageError("cdws review takes two folders, of a training and of dataset.json: cdws review RUN DATA.")
+    page = [option for option in options if option[0] in OF_REVIEW]
+    settings = [option for option in options if option not in page]
+    files = config_files("inference", method, added, ("review",))
+    _refuse("review", settings, files)
+    folder, data = map(Path, words)
+    model, found = folder / "models" / "model.pt", folder / "review" / "findings.json"
+    if not model.is_file():
+        raise UsageError(f"There is no trained model '{model}'; give the --output_dir of a training.")
+    dataset = data / "dataset.json" if data.is_dir() else data
+    newest = max(path.stat().st_mtime for path in (model, dataset) if path.is_file())
+    if settings or not found.is_file() or found.stat().st_mtime < newest:
+        given = ["--dataset_dir", str(data), "--output_dir", str(folder)]
+        run_monai(["run", "inferring", *_config_file(files), *given, *_typed(settings)])
+    run_module("scripts.review", [*words, *_typed(page)])
     return 0
 
 

@@ -17,12 +17,13 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -104,6 +105,10 @@ class Journal:
                     return image
         return None
 
+    def answer_of(self, record: Mapping[str, Any]) -> Answer:
+        """An answer from its line. A subclass may have answers of its own, dataclasses with a label and an area."""
+        return Answer(record["label"], record.get("area"))
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +184,7 @@ class Journal:
         else:
             self._undo.append((image, self.answers.get(image)))
         if "label" in record:
-            self.answers[image] = Answer(record["label"], record.get("area"))
+            self.answers[image] = self.answer_of(record)
         else:
             self.answers.pop(image, None)
 

@@ -28,7 +28,7 @@ from scripts.labelling.journal import Answer, Journal
 from scripts.labelling.tiles import PictureTiles, TilesCache, thumbnail
 from scripts.runtime.errors import InputError, first_line
 
-__all__ = ["make_app"]
+__all__ = ["KEPT", "displayed", "local_app", "make_app"]
 
 LARGEST_BODY = 4096  # bytes; an answer has a tenth of that
 LONGEST_COMMENT = 600  # characters, of up to six bytes each
@@ -60,6 +60,55 @@ class Comment(BaseModel):
     text: str = Field(max_length=LONGEST_COMMENT)
 
 
+def local_app(token: str, writes: str, is_local: bool = True, largest_body: int = LARGEST_BODY) -> FastAPI:
+    """
+    An application that answers only those who have its address, and says in a sentence what it refuses.
+
+    Args:
+        token: part of every address, so that no other page in the browser, and nobody else, can guess one.
+        writes: name of the file into which answers are written.
+        is_local: whether it answers only under this computer's own names.
+        largest_body: bytes of a request, at most.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def only_from_here(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        # another site can make a browser ask this server, under a name of its own or from a page of its own
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin", f"http://{host}")
+        same = origin == f"http://{host}" or (origin == f"https://{host}" and not is_local)  # behind a proxy
+        named = not is_local or host.rsplit(":", 1)[0] in LOCAL_NAMES
+        given = request.scope["path"].split("/")[1:2]  # as it is routed: that of `request.url` has the host in it
+        known = given and secrets.compare_digest(given[0].encode(errors="replace"), token.encode())
+        if not named or not same or not known:
+            return PlainTextResponse("Open the address that the program has printed.", status_code=403)
+        size = request.headers.get("content-length", "0")
+        if "transfer-encoding" in request.headers or not size.isdecimal() or int(size) > largest_body:
+            return PlainTextResponse(f"An answer has at most {largest_body} bytes, and says how many.", status_code=413)
+        response = await answer(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    def not_an_answer(request: Request, error: RequestValidationError) -> JSONResponse:
+        # what was sent is not repeated: it may be nothing that JSON can say, such as NaN
+        problems = "; ".join(f"{'.'.join(map(str, p['loc'][1:])) or 'answer'}: {p['msg']}" for p in error.errors())
+        return JSONResponse({"detail": f"This is no answer ({problems})."}, status_code=422)
+
+    @app.exception_handler(InputError)
+    def refused(request: Request, error: InputError) -> JSONResponse:
+        return JSONResponse({"detail": displayed(str(error))}, status_code=409)
+
+    @app.exception_handler(OSError)
+    def not_written(request: Request, error: OSError) -> JSONResponse:
+        reason = f"{writes} can't be written ({error.strerror or error})."
+        return JSONResponse({"detail": reason}, status_code=507)
+
+    return app
+
+
 def make_app(
     folder: Path,
     images: Sequence[str],
@@ -78,47 +127,11 @@ def make_app(
         images: paths relative to the folder, in the order in which they are shown.
         journal: takes the answers.
         saved: called after each answer; says in a sentence where things stand.
-        token: part of every address, so that no other page in the browser, and nobody else, can guess one.
+        token, is_local: see `local_app`.
         title: shown above the images.
         hide_names: whether the page learns numbers in the place of the images' names.
-        is_local: whether it answers only under this computer's own names.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def only_from_here(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        # another site can make a browser ask this server, under a name of its own or from a page of its own
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin", f"http://{host}")
-        same = origin == f"http://{host}" or (origin == f"https://{host}" and not is_local)  # behind a proxy
-        named = not is_local or host.rsplit(":", 1)[0] in LOCAL_NAMES
-        given = request.scope["path"].split("/")[1:2]  # as it is routed: that of `request.url` has the host in it
-        known = given and secrets.compare_digest(given[0].encode(errors="replace"), token.encode())
-        if not named or not same or not known:
-            return PlainTextResponse("Open the address that the program has printed.", status_code=403)
-        size = request.headers.get("content-length", "0")
-        if "transfer-encoding" in request.headers or not size.isdecimal() or int(size) > LARGEST_BODY:
-            return PlainTextResponse(f"An answer has at most {LARGEST_BODY} bytes, and says how many.", status_code=413)
-        response = await answer(request)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
-
-    @app.exception_handler(RequestValidationError)
-    def not_an_answer(request: Request, error: RequestValidationError) -> JSONResponse:
-        # what was sent is not repeated: it may be nothing that JSON can say, such as NaN
-        problems = "; ".join(f"{'.'.join(map(str, p['loc'][1:])) or 'answer'}: {p['msg']}" for p in error.errors())
-        return JSONResponse({"detail": f"This is no answer ({problems})."}, status_code=422)
-
-    @app.exception_handler(InputError)
-    def refused(request: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"detail": displayed(str(error))}, status_code=409)
-
-    @app.exception_handler(OSError)
-    def not_written(request: Request, error: OSError) -> JSONResponse:
-        reason = f"{journal.path.name} can't be written ({error.strerror or error})."
-        return JSONResponse({"detail": reason}, status_code=507)
-
+    app = local_app(token, journal.path.name, is_local)
     tiles = TilesCache(lambda image: PictureTiles(_inside(folder, image)))
     small = lru_cache(2048)(lambda image: thumbnail(_inside(folder, image)))
     positions = {name: k for k, name in enumerate(images)}

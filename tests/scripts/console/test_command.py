@@ -54,6 +54,9 @@ REFUSED = {
     "train DATA --overlay mine.json": "no overlay 'mine.json': no such file",
     "train DATA --overlay slides": "of inference alone: cdws infer FOLDER --overlay slides",
     "train DATA --config_file x.json": "--overlay FILE",
+    "review DATA": "cdws review RUN DATA",
+    "review RUN DATA": "no trained model 'RUN/models/model.pt'",
+    "review RUN DATA --prot 9": "--prot",
     "demo DATA": "takes no 'DATA'; for yours: cdws train DATA",
     "demo --sed 1": "--sed (did you mean --seed?)",
     "export model.pt": "must end in .ts",
@@ -223,3 +226,22 @@ def test_the_printed_command_does_the_same(quick_python, tmp_path: Path) -> None
     assert "there is no such file" in problems[0]
     assert problems[0] == problems[1]
     assert "UserWarning" not in ours.stderr
+
+
+def test_a_review_runs_the_model_unless_it_has_looked_at_these_labels(started, tmp_path) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    for path in (run / "models" / "model.pt", data / "dataset.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    command = ["review", str(run), str(data), "--port", "0", "--no_browser"]
+    assert main(command) == 0
+    [inference, page] = started
+    assert inference[:3] == ["monai.bundle", "run", "inferring"]
+    assert inference[4].endswith("review.json']")
+    assert inference[5:] == ["--dataset_dir", str(data), "--output_dir", str(run)]
+    assert page == ["scripts.review", str(run), str(data), "--port", "0", "--no_browser"]
+    (run / "review").mkdir()
+    (run / "review" / "findings.json").write_text("")
+    started.clear()
+    assert main(command) == 0
+    assert started == [page]
