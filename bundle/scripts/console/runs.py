@@ -41,8 +41,14 @@ OWN = ("method", "overlay")  # options that aren't settings
 MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
 MONAI_OPTIONS += ("workflow_type", "properties_path")
 OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
+AREA_RANKED, SECOND_ROUND = "area_ranked", "second_round"
 DEMO_SEED = "0"
 DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
+
+ROUNDS = (
+    "The recommended method trains twice: a first network, in output_dir/first_round, ranks the pixels for the\n"
+    "second. --rounds 1 takes half the time.\n"
+)
 
 
 class Run(NamedTuple):
@@ -75,10 +81,12 @@ def run_help(command: str) -> str:
     lists = [f"\n{title}:\n" + "\n".join(f"  {k:24}{v}" for k, v in texts.items()) for title, texts in rows.items()]
     what = {"DATA": "the folder of dataset.json", "FOLDER": "a folder of images, or files"}[run.data]
     return (
-        f"usage: cdws {command} {run.data} [--method NAME] [--overlay NAME] [--SETTING VALUE]\n\n"
+        f"usage: cdws {command} {run.data} [--method NAME] [--overlay NAME]{' [--rounds 1]' * (command == 'train')} "
+        "[--SETTING VALUE]\n\n"
         f"{run.summary[0].upper()}{run.summary[1:]}. {run.data} is {what}.\n"
         f"Prints the command of MONAI that does the same. The method is '{DEFAULT_METHOD}' unless another is named;\n"
         "checking, training, evaluation and inference need the same method and overlays. An overlay may be a file.\n"
+        + ROUNDS * (command == "train")
         + "\n".join(lists)
         + "\n\nsettings, which `cdws settings` describes:\n"
         + textwrap.fill(names, 112, initial_indent="  ", subsequent_indent="  ")
@@ -99,8 +107,21 @@ def run(command: str, arguments: Sequence[str]) -> int:
     words, options = typed_words(arguments)
     method, added = _take_own(options, DEFAULT_METHOD)
     files = config_files(chosen.base, method, added, chosen.last)
+    rounds = _take_rounds(options) if command == "train" else None
     _refuse(command, options, files)
-    run_monai(["run", chosen.name, *_config_file(files), *_data(command, words, options, added), *_typed(options)])
+    data = _data(command, words, options, added)
+    has_two = command == "train" and top_of(files)["method"] == AREA_RANKED and "ranked_by" not in top_of(files)
+    if rounds is not None and (rounds not in ("1", "2") or not has_two):
+        raise UsageError(f"--rounds is 1 or 2, of cdws train by the method '{DEFAULT_METHOD}' alone; got '{rounds}'.")
+    if has_two and rounds != "1":
+        output = dict(options).get("output_dir") or top_of(files)["output_dir"]
+        first = f"{output}/first_round"
+        own = [option for option in options if option[0] not in ("output_dir", "ckpt_dir")]
+        run_monai(["run", chosen.name, *_config_file(files), *data, *_typed([*own, ("output_dir", first)])])
+        files = config_files(chosen.base, method, [*added, SECOND_ROUND])
+        own = [option for option in options if option[0] != "output_dir"]
+        options = [*own, ("ranked_by", _path(f"{first}/models/model.pt")), ("output_dir", output)]
+    run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(options)])
     return 0
 
 
@@ -292,6 +313,13 @@ def _shown(path: Path) -> str:
 def _config_file(files: Sequence[Path]) -> list[str]:
     names = [_shown(file) for file in files]
     return ["--config_file", names[0] if len(names) == 1 else "[" + ",".join(map(repr, names)) + "]"]
+
+
+def _take_rounds(options: list[tuple[str, str | None]]) -> str | None:
+    """Takes the number of rounds out of the options."""
+    given = [value or "nothing" for name, value in options if name == "rounds"]
+    options[:] = [option for option in options if option[0] != "rounds"]
+    return given[-1] if given else None
 
 
 def _take_own(options: list[tuple[str, str | None]], method: str) -> tuple[str, list[str]]:

@@ -57,6 +57,10 @@ REFUSED = {
     "review DATA": "cdws review RUN DATA",
     "review RUN DATA": "no trained model 'RUN/models/model.pt'",
     "review RUN DATA --prot 9": "--prot",
+    "train DATA --rounds 3": "--rounds is 1 or 2, of cdws train by the method 'recommended' alone; got '3'",
+    "train DATA --rounds 2 --method cdws": "--rounds is 1 or 2, of cdws train by the method 'recommended' alone",
+    "evaluate DATA --rounds 1": "There is no option --rounds",
+    "demo --rounds 1": "There is no option --rounds",
     "demo DATA": "takes no 'DATA'; for yours: cdws train DATA",
     "demo --sed 1": "--sed (did you mean --seed?)",
     "export model.pt": "must end in .ts",
@@ -93,7 +97,7 @@ def names(words: list[str]) -> list[str]:
 
 
 CHOSEN = {
-    "train DATA": ["train", "recommended"],
+    "train DATA --rounds 1": ["train", "recommended"],
     "check DATA --method unet": ["train", "unet", "check"],
     "train DATA --method recommended_supervised": ["train", "recommended", "recommended_supervised"],
     "evaluate DATA --method cdws --overlay superpixels": ["train", "cdws", "superpixels", "evaluate"],
@@ -112,9 +116,27 @@ def test_configs_follow_each_other_as_they_must(line: str, started) -> None:
     assert ("--mpp 1" in " ".join(started[0])) == ("--mpp" in line)
 
 
+def test_the_recommended_method_trains_in_two_rounds(started) -> None:
+    assert main(["train", "DATA", "--overlay", "slices", "--seed", "3", "--output_dir", "mine", "--ckpt_dir", "c"]) == 0
+    assert [names(words) for words in started] == [
+        ["train", "recommended", "slices"],
+        ["train", "recommended", "slices", "second_round"],
+    ]
+    lines = [" ".join(words) for words in started]
+    assert all("--dataset_dir DATA" in line and "--seed 3" in line for line in lines)
+    assert lines[0].endswith("--output_dir mine/first_round")
+    assert "ckpt_dir" not in lines[0]
+    assert lines[1].endswith("--ckpt_dir c --ranked_by mine/first_round/models/model.pt --output_dir mine")
+
+
+def test_a_second_round_is_not_repeated(started) -> None:
+    assert main(["train", "DATA", "--overlay", "second_round", "--ranked_by", "a.pt"]) == 0
+    assert [names(words) for words in started] == [["train", "recommended", "second_round"]]
+
+
 def test_options_arrive_as_they_were_typed(started) -> None:
     line = ["train", "set #2", "--max_epochs=3", "--spatial_size", "[64, 64]", "--r", "-5", "--network_def#stages", "2"]
-    assert main([*line, "--output_dir=-x", "--amp"]) == 0
+    assert main([*line, "--output_dir=-x", "--amp", "--rounds", "1"]) == 0
     words = started[0][started[0].index("--config_file") + 2 :]
     typed = ["--max_epochs", "3", "--spatial_size", "[64, 64]", "--r=-5", "--network_def#stages", "2"]
     assert words == ["--dataset_dir", "set #2", *typed, "--output_dir=-x", "--amp"]
@@ -128,7 +150,7 @@ def test_many_files_are_given_as_a_list(started) -> None:
 def test_a_name_that_monai_would_take_for_a_part_of_a_config_is_a_path(started) -> None:
     """MONAI's parser reads what follows '%' as the name of a config."""
     assert main(["infer", "%a.png", "b.png"]) == 0
-    assert main(["train", "%set", "--output_dir", "%out", "--network", "%mine.json::network"]) == 0
+    assert main(["train", "%set", "--output_dir", "%out", "--network", "%mine.json::network", "--rounds", "1"]) == 0
     assert started[0][-2:] == ["--images", repr(["./%a.png", "b.png"])]
     assert started[1][-5:] == ["./%set", "--output_dir", "./%out", "--network", "%mine.json::network"]
 
