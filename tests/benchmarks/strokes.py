@@ -12,7 +12,7 @@
 """
 Do strokes help? A reviewer is simulated from the masks of the images that a first model doubts most.
 
-    PYTHONPATH=bundle python tests/benchmarks/strokes.py DATA [--images 100] [--painted 10] [--seeds 0 1 2]
+    PYTHONPATH=bundle python tests/benchmarks/strokes.py DATA [--images 100] [--painted 10] [--positive]
 
 DATA has masks of its training and validation images. Of each painted image the largest region that the model has missed
 gets a positive stroke, the largest that it has wrongly marked a negative one: a line along it, a thirtieth of the image
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=100, help="training images, half of each class (100)")
     parser.add_argument("--painted", type=int, default=10, help="images that get strokes (10)")
+    parser.add_argument("--positive", action="store_true", help="paint positive images alone")
     parser.add_argument("--weight", type=float, default=1.0, help="of the strokes (1)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=24, help="of a training (24)")
@@ -147,11 +148,13 @@ def main() -> None:
             doubt_of(Finding(pooled[k], float((p >= 0.5).mean()), outline_entropy(p)), item["label"], item.get("area"))
             for k, (p, item) in enumerate(zip(probability, items, strict=True))
         ]
-        order = np.argsort([-doubt.total for doubt in doubts], kind="stable")
+        usable = np.flatnonzero([item["label"] == 1 or not options.positive for item in items])
+        order = usable[np.argsort([-doubts[k].total for k in usable], kind="stable")]
+        print(f"seed {seed}  {sum(items[k]['label'] == 1 for k in order[: options.painted])} of them are positive")
         arms = {
             "no strokes": order[:0],
             "in most doubt": order[: options.painted],
-            "at random": draw.permutation(len(items))[: options.painted],
+            "at random": draw.permutation(usable)[: options.painted],
         }
         for name, chosen in arms.items():
             strokes = painted(chosen, probability, masks)
