@@ -34,7 +34,7 @@ __all__ = ["write_bioimageio"]
 
 FORMAT = "0.5.3"
 MULTIPLE = 32  # sides that every network of the bundle takes as they are
-PAPER_DOI = "10.1109/TMI.2017.2724070"
+PREPRINT = "https://arxiv.org/abs/1701.00794"
 
 
 def write_bioimageio(folder: Path, model: TrainedModel) -> None:
@@ -64,7 +64,7 @@ def _description(folder: Path, model: TrainedModel) -> dict[str, Any]:
         "description": f"Segments {model.class_name}; trained on image labels and rough areas (CDWS-MIL).",
         "version": bundle_version(),
         "authors": [{"name": metadata["authors"]}],
-        "cite": [{"text": metadata["references"][0], "doi": PAPER_DOI}],
+        "cite": [{"text": metadata["references"][0], "url": PREPRINT}],
         # whoever has trained a network says under which licence it is
         **({"license": "Apache-2.0"} if model.shipped else {}),
         "documentation": "README.md",
