@@ -30,7 +30,7 @@ HELP = ("-h", "--help")
 SUMMARIES = {
     "demo": "train, evaluate and infer on embedded data",
     "data": "write dataset.json from folders, a table, masks, or outlines on slides",
-    "label FOLDER": "label images on a page in the browser",
+    "label FOLDER": "label images, or fields of slides, on a page in the browser",
     "merge FOLDER": "merge the labels of two annotators",
     "merge_masks": "merge the masks of two annotators",
     **{f"{name} {run.data}": run.summary for name, run in RUNS.items()},

@@ -13,6 +13,7 @@ Label images on a local page, or merge what two annotators have given.
 
     python -m scripts.labelling label FOLDER [--annotator NAME] [--group PATTERN] [--validation 0.2] [--only FILE]
         [--shuffle] [--hide_names] [--host 0.0.0.0]
+    python -m scripts.labelling label SLIDES [--fields 10] [--field_size 256] [--mpp 1.0] [--whole]
     python -m scripts.labelling merge FOLDER NAME NAME [--third NAME]
     python -m scripts.labelling merge_masks FOLDER FOLDER OUTPUT [--third FOLDER]
 """
@@ -49,14 +50,18 @@ from PIL import Image
 from scripts.images.loading import load_mask
 from scripts.images.pictures import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, write_dataset
-from scripts.labelling.images import find_images, groups_of, read_names
-from scripts.labelling.journal import Journal, read_answers
+from scripts.labelling.images import find_images, find_slides, groups_of, holds_slides, read_names
+from scripts.labelling.journal import Journal, read_answers, written
 from scripts.labelling.merge import merge_answers, merge_masks
 from scripts.labelling.server import make_app
+from scripts.labelling.subjects import Pictures, SlideFields
 from scripts.runtime.files import claim, replacing
 
 logger = logging.getLogger("scripts.labelling")
 UNDECIDED = "undecided.json"
+TITLE = "Is there cancer in this image, and in how much of it?"
+FIELD_TITLE = "Is there cancer in this field, and in how much of it?"
+WHOLE_TITLE = "Is there cancer on this slide, and in how much of its tissue?"
 LOCAL_HOSTS = ("127.0.0.1", "::1")
 
 
@@ -93,8 +98,12 @@ def names_of(host: str) -> list[str]:
 def run_page(arguments: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
     folder, only = arguments.folder, arguments.only
+    is_slides = arguments.slides or arguments.whole or holds_slides(folder)
+    if is_slides:
+        folder, images = find_slides(folder)
+    else:
+        images = find_images(folder, only)
     answers = journal_path(folder, arguments.annotator)
-    images = find_images(folder, only)
     groups = groups_of(images, arguments.group)
     claim([folder], f"labelling-{arguments.annotator}" if arguments.annotator else "labelling")
     journal = Journal(answers)
@@ -112,15 +121,33 @@ def run_page(arguments: argparse.Namespace) -> None:
             return f"Saved in {journal.path.name}. No dataset.json yet. {error}"
         return f"Saved. dataset.json: {counts['training']} for training, {counts['validation']} for validation."
 
-    if arguments.shuffle:  # the same for one annotator at every start, another for each
-        random.Random(f"{arguments.seed} {arguments.annotator}").shuffle(images)
+    # the same for one annotator at every start, another for each
+    order = random.Random(f"{arguments.seed} {arguments.annotator}") if arguments.shuffle else None
+    if is_slides:
+        shown = SlideFields(
+            folder,
+            images,
+            journal,
+            None if arguments.whole else arguments.fields,
+            arguments.field_size,
+            arguments.mpp or None,
+            arguments.seed,
+            None if only is None else read_names(only),
+            order,
+        )
+    else:
+        if order is not None:
+            order.shuffle(images)
+        shown = Pictures(folder, images)
+    title = arguments.title or (WHOLE_TITLE if arguments.whole else FIELD_TITLE if is_slides else TITLE)
     token = secrets.token_urlsafe(16)
     with listening(arguments.host, arguments.port) as local:
         host, port = local.getsockname()[:2]
         is_local = host in LOCAL_HOSTS
-        app = make_app(folder, images, journal, save, token, arguments.title, arguments.hide_names, is_local)
+        app = make_app(shown, journal, save, token, title, arguments.hide_names, is_local)
         addresses = [f"http://{name}:{port}/{token}/" for name in names_of(host)]
-        print(f"{len(images)} images, {len(journal.answers)} of them answered.\nOpen {addresses[0]}")
+        count = f"{len(shown.order())} {'fields' if is_slides and not arguments.whole else 'images'}"
+        print(f"{count}, {len(journal.answers)} of them answered.\nOpen {addresses[0]}")
         if len(addresses) > 1:
             print(f"On other computers {' or '.join(addresses[1:])}")
         if not is_local:
@@ -147,8 +174,8 @@ def run_merge(arguments: argparse.Namespace) -> None:
         read_names(folder / UNDECIDED)  # what is no such list is somebody else's
     merged, undecided = merge_answers(*answers)
     with replacing(folder / UNDECIDED) as file:
-        json.dump(undecided, file, indent=4)
-    groups = groups_of(sorted(merged), arguments.group)
+        json.dump([name if isinstance(name, str) else written(name) for name in undecided], file, indent=4)
+    groups = groups_of(sorted({written(name)["image"] for name in merged}), arguments.group)
     print(f"{len(merged)} images agreed on, {len(undecided)} undecided: {folder / UNDECIDED}")
     if undecided and not arguments.third:
         where, only = shlex.quote(str(folder)), shlex.quote(str(folder / UNDECIDED))
@@ -231,7 +258,12 @@ def main() -> None:
     label = commands.add_parser("label", parents=[split], help="open the page")
     label.add_argument("--annotator", help="name, where several label the same images; merge them afterwards")
     label.add_argument("--only", type=Path, help="JSON list of the images to show")
-    label.add_argument("--title", default="Is there cancer in this image, and in how much of it?", help="the question")
+    label.add_argument("--title", help="the question")
+    label.add_argument("--slides", action="store_true", help="FOLDER has slides, whatever their names end in")
+    label.add_argument("--fields", type=int, default=10, help="proposed for each slide (10)")
+    label.add_argument("--field_size", type=int, default=256, help="sides of fields in pixels as they are read (256)")
+    label.add_argument("--mpp", type=float, default=1.0, help="micrometres per pixel as read (1.0; 0: as in the file)")
+    label.add_argument("--whole", action="store_true", help="label whole slides, and the share of their tissue")
     label.add_argument("--shuffle", action="store_true", help="show the images in an order drawn by --seed")
     label.add_argument("--hide_names", action="store_true", help="show numbers in the place of names")
     label.add_argument("--host", default="127.0.0.1", help="address to serve other computers too: 0.0.0.0 is all")
@@ -250,6 +282,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 < getattr(arguments, "validation", 0.2) < 1:
         parser.error("--validation must be between 0 and 1")
+    if getattr(arguments, "fields", 1) < 1 or getattr(arguments, "field_size", 16) < 16:
+        parser.error("--fields must be 1 or more, --field_size 16 or more")
+    if not 0 <= getattr(arguments, "mpp", 1.0) < 1e6:
+        parser.error("--mpp must be micrometres per pixel, or 0")
     logging.basicConfig(format="%(message)s")
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
-from scripts.labelling.journal import Answer
+from scripts.labelling.journal import Answer, Subject, place_of, written
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 
@@ -103,7 +103,7 @@ def check_replaceable(path: str | PathLike, writer: str = WRITER) -> None:
 
 def write_dataset(
     path: str | PathLike,
-    answers: Mapping[str, Answer],
+    answers: Mapping[Subject, Answer],
     groups: Mapping[str, str],
     validation: float = 0.2,
     seed: int = 0,
@@ -113,8 +113,9 @@ def write_dataset(
 
     Args:
         path: of the file; one that this page hasn't written is not replaced.
-        answers: of each image, by its path relative to the file.
-        groups: of each image; its own where it is left out.
+        answers: of each image, by its path relative to the file, or field of a slide.
+        groups: of each image, and slide; its own where it is left out. Fields of one slide alone are a group each:
+            nothing could be split.
         validation, seed: see `split_by_group`.
 
     Returns:
@@ -124,13 +125,15 @@ def write_dataset(
         InputError: when the images can't be split, or the file is another's. An older file of this page's is gone then.
     """
     check_replaceable(path)
-    items = [
-        {"image": image, "label": answer.label}
-        | ({"area": answer.area} if answer.label == 1 and answer.area is not None else {})
-        | {"group": groups.get(image, image)}
-        for image, answer in sorted(answers.items())
-        if answer.label is not None
-    ]
+    items = []
+    for subject, answer in sorted(answers.items(), key=lambda given: place_of(given[0])):
+        if answer.label is None:
+            continue
+        part = {key: value for key, value in written(subject).items() if value is not None}
+        area = {"area": answer.area} if answer.label == 1 and answer.area is not None else {}
+        items.append(part | {"label": answer.label} | area | {"group": groups.get(part["image"], part["image"])})
+    if len({item["group"] for item in items}) == 1 and all("region" in item for item in items):
+        items = [item | {"group": "{} {},{},{},{}".format(item["group"], *item["region"])} for item in items]
     try:
         splits = split_by_group(items, validation, seed)
     except InputError:

@@ -17,10 +17,12 @@ import re
 from pathlib import Path
 
 from scripts.data.listing import earlier_results
-from scripts.images.pictures import SUFFIXES
+from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
+from scripts.labelling.journal import Subject, place_of, subject_of, written
 from scripts.runtime.errors import InputError, first_line
+from scripts.slides.listing import list_slides
 
-__all__ = ["find_images", "find_pictures", "groups_of", "read_names"]
+__all__ = ["find_images", "find_pictures", "find_slides", "groups_of", "holds_slides", "read_names"]
 
 
 def find_pictures(folder: Path, with_results: bool = False) -> list[Path]:
@@ -56,24 +58,46 @@ def find_images(folder: Path, only: Path | None = None) -> list[str]:
     images = [p.relative_to(folder).as_posix() for p in find_pictures(folder) if p.resolve().is_relative_to(root)]
     if only is not None:
         wanted = set(read_names(only))
-        missing = sorted(wanted.difference(images))
+        missing = sorted(wanted.difference(images), key=place_of)
         if missing:
-            raise InputError(f"'{only}' lists '{missing[0]}', which is not in '{folder}' ({len(missing)} in all).")
+            raise InputError(
+                f"'{only}' lists '{written(missing[0])['image']}', which is not in '{folder}' ({len(missing)} in all)."
+            )
         images = [image for image in images if image in wanted]
     if not images:
         raise InputError(f"There is no picture ({', '.join(SUFFIXES)}) to label in '{folder}'.")
     return images
 
 
-def read_names(path: Path) -> list[str]:
-    """The JSON list of images that `run_merge` writes and ``--only`` takes. Raises InputError when it is none."""
+def find_slides(path: Path) -> tuple[Path, list[str]]:
+    """
+    The folder of slides, or of one slide, and their paths relative to it; see `list_slides`.
+
+    Raises:
+        InputError: when there is none.
+    """
+    if not path.exists():
+        raise InputError(f"There is no folder or slide '{path}'; give the one with the slides.")
+    if path.is_dir():
+        return path, [slide.relative_to(path).as_posix() for slide in list_slides(path).values()]
+    return path.parent, [path.name]
+
+
+def holds_slides(path: Path) -> bool:
+    """Whether it is a slide, or a folder with files that are slides by their names."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return any(file.suffix[1:].lower() in SLIDE_SUFFIXES for file in files)
+
+
+def read_names(path: Path) -> list[Subject]:
+    """The JSON list of images, or fields, that `run_merge` writes and ``--only`` takes. InputError when it is none."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list):
             raise ValueError("no list of names")
-    except (OSError, RecursionError, ValueError) as error:
+        return [name if isinstance(name, str) else subject_of(name) for name in names]
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"'{path}' is not a JSON list of images ({first_line(error)}).") from error
-    return names
 
 
 def groups_of(images: list[str], pattern: str | None) -> dict[str, str]:

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -29,7 +29,7 @@ from filelock import FileLock
 
 from scripts.runtime.errors import InputError
 
-__all__ = ["Answer", "Journal", "read_answers"]
+__all__ = ["Answer", "Field", "Journal", "Subject", "place_of", "read_answers", "subject_of", "written"]
 
 logger = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some network file systems
@@ -37,10 +37,74 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some network file systems
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of an image. Without a label it was seen, and left undecided."""
+    """What was said of an image, or a field. Without a label it was seen, and left undecided."""
 
     label: int | None
     area: float | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """
+    A part of a slide that is labelled, as an item of ``dataset.json`` has it.
+
+    Args:
+        image: path of the slide, relative to the folder.
+        region: left, top, width and height in pixels of level 0; the whole slide where None.
+        mpp: micrometres per pixel at which it is to be read; level 0 as it is where None.
+    """
+
+    image: str
+    region: tuple[int, int, int, int] | None = None
+    mpp: float | None = None
+
+
+Subject = str | Field  # a picture, by its path, or a part of a slide
+
+
+def written(subject: Subject) -> dict[str, Any]:
+    """A picture, or a field, as the keys of JSON that say which."""
+    if isinstance(subject, str):
+        return {"image": subject}
+    region = {} if subject.region is None else {"region": list(subject.region)}
+    return {"image": subject.image} | region | {"mpp": subject.mpp}
+
+
+def place_of(subject: Subject) -> tuple:
+    """By which pictures and fields are sorted."""
+    part = written(subject)
+    return part["image"], part.get("region") or [], part.get("mpp") or 0
+
+
+def subject_of(record: Mapping[str, Any]) -> Subject:
+    """What `written` has written. Raises ValueError, KeyError or TypeError where it is nothing like that."""
+    image, region, mpp = record["image"], record.get("region"), record.get("mpp")
+    if not isinstance(image, str):
+        raise ValueError("no path")
+    if "region" not in record and "mpp" not in record:
+        return image
+    _check_region(region)
+    if mpp is not None and (isinstance(mpp, bool) or not 0 < float(mpp) < float("inf")):
+        raise ValueError("no resolution")
+    return Field(image, None if region is None else tuple(region), mpp)
+
+
+def _check_region(region: Any) -> None:
+    """ValueError where it is neither None nor four whole numbers that a region can have."""
+    if region is not None:
+        whole = isinstance(region, list) and len(region) == 4 and all(type(value) is int for value in region)
+        if not whole or min(region[:2]) < 0 or min(region[2:]) < 1:
+            raise ValueError("no region")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What an undo takes back: an answer, or, with `change`, the placing of a field in the place of another."""
+
+    subject: Subject | None
+    before: Answer | None = None
+    change: bool = False
+    replaced: Subject | None = None
 
 
 class Journal:
@@ -60,9 +124,10 @@ class Journal:
 
     def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path)
-        self.answers: dict[str, Answer] = {}
-        self.comments: dict[str, str] = {}
-        self._undo: list[tuple[str, Answer | None]] = []
+        self.answers: dict[Subject, Answer] = {}
+        self.comments: dict[Subject, str] = {}
+        self.placed: dict[Field, bool] = {}  # fields that were drawn, or moved to a place; False: taken away
+        self._undo: list[_Step] = []
         self._size = self._lines = 0  # of the file, as far as it has been read
         self._threads = threading.RLock()
         self._processes = FileLock(self.path.with_name(f".{self.path.name}.lock"))
@@ -75,7 +140,7 @@ class Journal:
             self._catch_up()
             yield
 
-    def give(self, image: str, answer: Answer) -> None:
+    def give(self, subject: Subject, answer: Answer) -> None:
         """
         Note an answer, in the place of an earlier one.
 
@@ -84,25 +149,45 @@ class Journal:
             InputError: when what is in the file is no longer what was read, see `undo` as well.
         """
         with self.alone():
-            self._append({"image": image, **asdict(answer)})
+            self._append(written(subject) | asdict(answer))
 
-    def comment(self, image: str, text: str) -> None:
+    def comment(self, subject: Subject, text: str) -> None:
         """Note what is said of an image, in the place of what was said before; nothing where it is empty."""
         with self.alone():
-            if text != self.comments.get(image, ""):
-                self._append({"image": image, "comment": text})
+            if text != self.comments.get(subject, ""):
+                self._append(written(subject) | {"comment": text})
 
-    def undo(self, images: Container[str]) -> str | None:
+    def place(self, field: Field | None, replaced: Field | None = None) -> None:
         """
-        Take back the last answer that stands to one of the images; its image, or None where there is none.
+        Note a field that was drawn, or moved; or taken away.
 
-        Comments stay.
+        Args:
+            field: where it is now; None where it was taken away.
+            replaced: where it was; it is shown no longer, and its answer, which was of another place, stands no longer.
         """
         with self.alone():
-            for image, before in reversed(self._undo):
-                if image in images:
-                    self._append({"image": image, "undo": True} | ({} if before is None else asdict(before)))
-                    return image
+            known = written(field if field is not None else replaced)
+            region = None if field is None else list(field.region)
+            self._append(known | {"region": region, "replaces": None if replaced is None else list(replaced.region)})
+
+    def undo(self, subjects: Container[Subject]) -> Subject | None:
+        """
+        Take back the last answer, or placing of a field, that stands to one of the images or fields; which that is,
+        None where there is none. Of a placing it is where the field was before, if it was. Comments stay.
+        """
+        with self.alone():
+            for step in reversed(self._undo):
+                if step.change and (step.subject in subjects or step.replaced in subjects):
+                    known = written(step.subject or step.replaced)
+                    region = None if step.subject is None else list(step.subject.region)
+                    replaces = None if step.replaced is None else list(step.replaced.region)
+                    self._append(known | {"region": region, "replaces": replaces, "undo": True})
+                    return step.replaced or step.subject
+                if not step.change and step.subject in subjects:
+                    self._append(
+                        written(step.subject) | {"undo": True} | ({} if step.before is None else asdict(step.before))
+                    )
+                    return step.subject
         return None
 
     def answer_of(self, record: Mapping[str, Any]) -> Answer:
@@ -166,30 +251,59 @@ class Journal:
             return
         try:
             self._apply(_checked(record))
-        except (AttributeError, KeyError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"Line {self._lines} of '{self.path}' is not an answer; remove it, or move the file away."
             ) from error
 
     def _apply(self, record: dict) -> None:
-        image = record["image"]
+        if "replaces" in record:
+            self._apply_change(record)
+            return
+        subject = subject_of(record)
         if "comment" in record:
-            self.comments.pop(image, None)
-            self.comments.update({image: record["comment"]} if record["comment"] else {})
+            self.comments.pop(subject, None)
+            self.comments.update({subject: record["comment"]} if record["comment"] else {})
             return
         if record.get("undo"):
-            # a ValueError where there is none: a damaged file can't take back what was never given
-            last = max(k for k, (given, _) in enumerate(self._undo) if given == image)
-            del self._undo[last]
+            self._take_step(lambda step: not step.change and step.subject == subject)
         else:
-            self._undo.append((image, self.answers.get(image)))
+            self._undo.append(_Step(subject, self.answers.get(subject)))
         if "label" in record:
-            self.answers[image] = self.answer_of(record)
+            self.answers[subject] = self.answer_of(record)
         else:
-            self.answers.pop(image, None)
+            self.answers.pop(subject, None)
+
+    def _apply_change(self, record: dict) -> None:
+        places = [record["region"], record["replaces"]]
+        for region in places:
+            _check_region(region)
+        field, replaced = (
+            None if region is None else subject_of({"image": record["image"], "region": region, "mpp": record["mpp"]})
+            for region in places
+        )
+        if field is None and replaced is None:
+            raise ValueError("no field")
+        if record.get("undo"):
+            step = self._take_step(lambda step: step.change and (step.subject, step.replaced) == (field, replaced))
+            if field is not None:
+                self.placed[field] = False
+            if replaced is not None:
+                self.placed[replaced] = True
+                self.answers.update({} if step.before is None else {replaced: step.before})
+            return
+        self._undo.append(_Step(field, self.answers.pop(replaced, None), True, replaced))
+        if replaced is not None:
+            self.placed[replaced] = False
+        if field is not None:
+            self.placed[field] = True
+
+    def _take_step(self, fits: Callable[[_Step], bool]) -> _Step:
+        # a ValueError where there is none: a damaged file can't take back what was never given
+        return self._undo.pop(max(k for k, step in enumerate(self._undo) if fits(step)))
 
 
-def read_answers(path: str | PathLike) -> dict[str, Answer]:
+def read_answers(path: str | PathLike) -> dict[Subject, Answer]:
     """The answers of a journal. Raises InputError when there is no such file, or it is no journal."""
     if not Path(path).is_file():
         raise InputError(f"There is no file of answers '{path}'; label under this name first, or give another.")
@@ -204,9 +318,10 @@ def _ends_line(file: object) -> bool:
 def _checked(record: dict) -> dict:
     """The record, if it is an answer, takes one back, or is a comment; ValueError otherwise."""
     undo, label, area = record.get("undo", False), record.get("label"), record.get("area")
-    said = isinstance(record.get("comment"), str) and not {"undo", "label", "area"} & set(record)
+    kinds = [name in record for name in ("label", "comment", "replaces")]
     sound = isinstance(record["image"], str) and isinstance(undo, bool)
-    sound &= said or ("comment" not in record and (undo or "label" in record))
+    sound &= sum(kinds) == 1 or (undo and not any(kinds))
+    sound &= "comment" not in record or (isinstance(record["comment"], str) and not undo and area is None)
     sound &= label is None or (type(label) is int and label in (0, 1))
     sound &= area is None or (label == 1 and isinstance(area, (int, float)) and 0 < area <= 1)
     if not sound:

@@ -25,7 +25,7 @@ from fractions import Fraction
 import numpy as np
 from skimage.measure import label as connected_regions
 
-from scripts.labelling.journal import Answer
+from scripts.labelling.journal import Answer, Subject, place_of
 
 __all__ = ["merge_answers", "merge_masks"]
 
@@ -34,8 +34,8 @@ OVERLAP = 0.8
 
 
 def merge_answers(
-    first: Mapping[str, Answer], second: Mapping[str, Answer], third: Mapping[str, Answer] | None = None
-) -> tuple[dict[str, Answer], list[str]]:
+    first: Mapping[Subject, Answer], second: Mapping[Subject, Answer], third: Mapping[Subject, Answer] | None = None
+) -> tuple[dict[Subject, Answer], list[Subject]]:
     """
     Labels and areas of two annotators as one.
 
@@ -47,7 +47,7 @@ def merge_answers(
         The merged answers, and the images that are left to decide, sorted.
     """
     merged, undecided = {}, []
-    for image in sorted({*first, *second}):
+    for image in sorted({*first, *second}, key=place_of):
         answer = _agreement(first.get(image), second.get(image)) or (third or {}).get(image)
         if answer is None or answer.label is None:
             undecided.append(image)

@@ -22,10 +22,11 @@ from typing import Literal
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictInt
 
-from scripts.labelling.journal import Answer, Journal
-from scripts.labelling.tiles import PictureTiles, TilesCache, thumbnail
+from scripts.labelling.journal import Answer, Journal, Subject
+from scripts.labelling.subjects import Pictures, SlideFields
+from scripts.labelling.tiles import TilesCache
 from scripts.runtime.errors import InputError, first_line
 
 __all__ = ["KEPT", "displayed", "local_app", "make_app"]
@@ -51,6 +52,14 @@ class Given(BaseModel):
     image: int = Field(ge=0)
     label: Literal[0, 1] | None
     area: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+
+
+class Placed(BaseModel):
+    """A field that was drawn, moved or, without a region, taken away."""
+
+    source: int = Field(ge=0)
+    region: tuple[StrictInt, StrictInt, StrictInt, StrictInt] | None
+    replaced: int | None = Field(default=None, ge=0)
 
 
 class Comment(BaseModel):
@@ -110,8 +119,7 @@ def local_app(token: str, writes: str, is_local: bool = True, largest_body: int 
 
 
 def make_app(
-    folder: Path,
-    images: Sequence[str],
+    shown: Pictures | SlideFields,
     journal: Journal,
     saved: Callable[[], str],
     token: str,
@@ -123,8 +131,7 @@ def make_app(
     The application.
 
     Args:
-        folder: of the images. Nothing outside of `images` is served.
-        images: paths relative to the folder, in the order in which they are shown.
+        shown: what is labelled. Nothing else is served.
         journal: takes the answers.
         saved: called after each answer; says in a sentence where things stand.
         token, is_local: see `local_app`.
@@ -132,16 +139,27 @@ def make_app(
         hide_names: whether the page learns numbers in the place of the images' names.
     """
     app = local_app(token, journal.path.name, is_local)
-    tiles = TilesCache(lambda image: PictureTiles(_inside(folder, image)))
-    small = lru_cache(2048)(lambda image: thumbnail(_inside(folder, image)))
-    positions = {name: k for k, name in enumerate(images)}
-    names = [f"Image {k}" if hide_names else displayed(name) for k, name in enumerate(images, start=1)]
+    tiles = TilesCache(shown.open)
+    small = lru_cache(2048)(shown.thumbnail)
+    name_of = shown.hidden_name if hide_names else shown.name
+    positions = {subject: k for k, subject in enumerate(shown.subjects)}
 
     def state(message: str = "") -> dict:
         given, said = list(journal.answers.items()), list(journal.comments.items())  # at once: others may be adding
-        answers = {positions[name]: vars(answer) for name, answer in given if name in positions}
-        comments = {positions[name]: displayed(text) for name, text in said if name in positions}
+        answers = {positions[subject]: vars(answer) for subject, answer in given if subject in positions}
+        comments = {positions[subject]: displayed(text) for subject, text in said if subject in positions}
         return {"answers": answers, "comments": comments, "message": displayed(message)}
+
+    def everything(message: str = "") -> dict:
+        count = range(len(shown.subjects))
+        return {
+            "title": displayed(title),
+            "kind": shown.kind,
+            "images": [displayed(name_of(k)) for k in count],
+            "sources": [shown.source(k) for k in count],
+            "regions": [shown.region(k) for k in count],
+            "order": shown.order(),
+        } | state(message)
 
     def outcome() -> str:
         try:
@@ -150,17 +168,22 @@ def make_app(
             logger.warning(f"The answer is saved in '{journal.path}', and nowhere else ({first_line(error)}).")
             return f"Saved in {journal.path.name}, and nowhere else ({first_line(error)})."
 
-    def shown(position: int, read: Callable[[str], Response | dict]) -> Response | dict:
-        """What is read of an image; a sentence where there is none, or it can't be read."""
-        if not 0 <= position < len(images):
+    def read(kind: Sequence, position: int, reading: Callable[[int], Response]) -> Response:
+        """What is read of a subject, or a source; a sentence where there is none, or it can't be read."""
+        if not 0 <= position < len(kind):
             raise HTTPException(404, "There is no such image.")
         try:
-            return read(images[position])
+            return reading(position)
         except IndexError as error:
             raise HTTPException(404, "There is no such tile.") from error
         except Exception as error:  # a decoder may raise anything on a damaged file
-            logger.warning(f"'{images[position]}' can't be read ({first_line(error)}).")
+            logger.warning(f"'{kind[position]}' can't be read ({first_line(error)}).")
             return JSONResponse({"detail": f"can't be read: {displayed(first_line(error))}"}, status_code=422)
+
+    def subject_at(position: int) -> Subject:
+        if position >= len(shown.subjects):
+            raise HTTPException(404, "There is no such image.")
+        return shown.subjects[position]
 
     @app.get(f"/{token}/")
     def page() -> Response:
@@ -176,46 +199,59 @@ def make_app(
 
     @app.get(f"/{token}/state")
     def current() -> dict:
-        return {"title": displayed(title), "images": names} | state()
+        return everything()
 
-    @app.get(f"/{token}/image/{{position}}")
-    def image(position: int) -> Response:
-        return shown(position, lambda name: JSONResponse(tiles.get(name).layout(), headers=KEPT))
+    @app.get(f"/{token}/image/{{source}}")
+    def image(source: int) -> Response:
+        return read(shown.sources, source, lambda k: JSONResponse(tiles.get(k).layout(), headers=KEPT))
 
-    @app.get(f"/{token}/image/{{position}}/{{level}}/{{column}}/{{row}}")
-    def tile(position: int, level: int, column: int, row: int) -> Response:
-        def read(name: str) -> Response:
-            content, kind = tiles.get(name).tile(level, column, row)
+    @app.get(f"/{token}/image/{{source}}/{{level}}/{{column}}/{{row}}")
+    def tile(source: int, level: int, column: int, row: int) -> Response:
+        def found(source: int) -> Response:
+            content, kind = tiles.get(source).tile(level, column, row)
             return Response(content, media_type=kind, headers=KEPT)
 
-        return shown(position, read)
+        return read(shown.sources, source, found)
 
     @app.get(f"/{token}/thumbnail/{{position}}")
     def overview(position: int) -> Response:
-        return shown(position, lambda name: Response(small(name), media_type="image/jpeg", headers=KEPT))
+        return read(shown.subjects, position, lambda k: Response(small(k), media_type="image/jpeg", headers=KEPT))
 
     @app.post(f"/{token}/answer")
     def answer(given: Given) -> dict:
-        if given.image >= len(images):
-            raise HTTPException(404, "There is no such image.")
         if given.area is not None and given.label != 1:
             raise HTTPException(422, "Only a positive image has an area.")
+        subject = subject_at(given.image)
         with journal.alone():  # until the data set is written too: of two answers the later one's is to stand
-            journal.give(images[given.image], Answer(given.label, given.area))
+            if given.image not in shown.order():
+                raise InputError("This field was moved or taken away, in another window.")
+            journal.give(subject, Answer(given.label, given.area))
             return state(outcome())
 
     @app.post(f"/{token}/comment")
     def comment(given: Comment) -> dict:
-        if given.image >= len(images):
-            raise HTTPException(404, "There is no such image.")
-        journal.comment(images[given.image], given.text.strip())
+        journal.comment(subject_at(given.image), given.text.strip())
         return state(f"Comment saved in {journal.path.name}.")
+
+    @app.post(f"/{token}/field")
+    def field(given: Placed) -> dict:
+        if not isinstance(shown, SlideFields):
+            raise HTTPException(422, "Only slides have fields.")
+        if given.replaced is not None:
+            subject_at(given.replaced)
+        if given.source >= len(shown.sources) or (given.region is None and given.replaced is None):
+            raise HTTPException(422, "There is no such field.")
+        with journal.alone():
+            position = shown.place(given.source, given.region, given.replaced)
+            positions[shown.subjects[position]] = position
+            return everything(outcome()) | {"placed": position}
 
     @app.post(f"/{token}/undo")
     def undo() -> dict:
         with journal.alone():
-            image = journal.undo(positions)
-            return state(outcome()) | {"undone": -1 if image is None else positions[image]}
+            subject = journal.undo(positions)
+            undone = {"undone": -1 if subject is None else positions[subject]}
+            return (everything if isinstance(shown, SlideFields) else state)(outcome()) | undone
 
     return app
 
@@ -223,11 +259,3 @@ def make_app(
 def displayed(name: str) -> str:
     """A file's name, or a sentence with one, as text that a browser can be sent: not every name is UTF-8."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def _inside(folder: Path, image: str) -> Path:
-    """The image's path. Raises InputError for a link out of the folder, put there after the images were listed."""
-    path = folder / image
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError("lies outside the folder of the images")
-    return path

@@ -29,7 +29,7 @@ __all__ = ["SlideList", "dicom_files", "list_slides"]
 
 TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
 RESULTS = ("_probability.ome.tif", "_mask.ome.tif", "_seg")
-BESIDE = (".geojson", ".json")  # annotations, and dataset.json
+BESIDE = (".geojson", ".json", ".jsonl", ".lock")  # annotations, dataset.json, and answers
 logger = logging.getLogger(__name__)
 
 

@@ -31,6 +31,7 @@ from scripts.demo.dataset import make_demo_dataset
 from scripts.labelling.images import find_images
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.server import make_app
+from scripts.labelling.subjects import Pictures
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
@@ -83,7 +84,7 @@ def page(browser, tmp_path) -> Iterator[Page]:
     for number in range(6):
         Image.effect_noise((48, 48), 60).save(folder / f"{number}.png")
     journal = Journal(folder / "labels.jsonl")
-    app = make_app(folder, find_images(folder), journal, lambda: "Saved.", "secret", "How much?")
+    app = make_app(Pictures(folder, find_images(folder)), journal, lambda: "Saved.", "secret", "How much?")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as local:
         thread = threading.Thread(target=partial(server.run, sockets=[local]))

@@ -35,6 +35,7 @@ from PIL import Image
 from scripts.labelling.dataset import write_dataset
 from scripts.labelling.journal import Answer, Journal, read_answers
 from scripts.labelling.server import make_app
+from scripts.labelling.subjects import Pictures
 
 TOKEN = "secret"
 IMAGES = ["a.png", "wide.tif", "broken.png"]
@@ -53,7 +54,9 @@ def folder(tmp_path):
 
 @pytest.fixture
 def client(folder):
-    app = make_app(folder, IMAGES, Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, title="How much?")
+    app = make_app(
+        Pictures(folder, IMAGES), Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, title="How much?"
+    )
     return TestClient(app, base_url="http://127.0.0.1:8000")
 
 
@@ -234,7 +237,7 @@ def test_on_a_full_disk_no_answer_is_called_unsaved_that_is_saved(folder):
     def save() -> str:
         return f"{write_dataset(dataset, journal.answers, groups)}"
 
-    client = TestClient(make_app(folder, IMAGES, journal, save, TOKEN), base_url="http://127.0.0.1:8000")
+    client = TestClient(make_app(Pictures(folder, IMAGES), journal, save, TOKEN), base_url="http://127.0.0.1:8000")
     client.post(f"/{TOKEN}/answer", json={"image": 0, "label": 0})
     with largest_file(1000):
         answer = client.post(f"/{TOKEN}/answer", json={"image": 1, "label": 1})
@@ -252,7 +255,7 @@ def test_names_that_are_no_text_are_shown_nevertheless(tmp_path):
         with (tmp_path / name).open("wb") as file:
             Image.new("RGB", (8, 8), (number, 0, 0)).save(file, format="PNG")
     title = os.fsdecode(b"Wie gro\xdf?")
-    app = make_app(tmp_path, images, Journal(tmp_path / "labels.jsonl"), lambda: images[0], TOKEN, title)
+    app = make_app(Pictures(tmp_path, images), Journal(tmp_path / "labels.jsonl"), lambda: images[0], TOKEN, title)
     client = TestClient(app, base_url="http://127.0.0.1:8000")
     state = client.get(f"/{TOKEN}/state").json()
     assert state["images"] == [r"M\udcfcller.png", *images[1:]]
@@ -285,7 +288,7 @@ def test_answers_and_undos_of_several_tabs_at_once(tmp_path):
     """Whatever order they come in, journal and data set agree, and nothing is taken back twice."""
     images = [f"{k}.png" for k in range(12)]
     journal, dataset = Journal(tmp_path / "labels.jsonl"), tmp_path / "dataset.json"
-    app = make_app(tmp_path, images, journal, lambda: str(write_dataset(dataset, journal.answers, {})), TOKEN)
+    app = make_app(Pictures(tmp_path, images), journal, lambda: str(write_dataset(dataset, journal.answers, {})), TOKEN)
     start = threading.Barrier(6)
 
     def ask(address: str, path: str, given: dict) -> int:
@@ -385,7 +388,7 @@ def test_comments_are_kept_apart_from_answers(client, folder):
 
 
 def test_names_are_hidden_on_request(folder):
-    app = make_app(folder, IMAGES, Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, hide_names=True)
+    app = make_app(Pictures(folder, IMAGES), Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, hide_names=True)
     client = TestClient(app, base_url="http://127.0.0.1:8000")
     assert client.get(f"/{TOKEN}/state").json()["images"] == ["Image 1", "Image 2", "Image 3"]
     texts = [client.get(f"/{TOKEN}/{path}").text for path in ("", "state", "image/0", "image/2", "thumbnail/2")]
@@ -394,7 +397,7 @@ def test_names_are_hidden_on_request(folder):
 
 
 def test_other_computers_need_the_token_alone(folder):
-    app = make_app(folder, IMAGES, Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, is_local=False)
+    app = make_app(Pictures(folder, IMAGES), Journal(folder / "labels.jsonl"), lambda: "saved", TOKEN, is_local=False)
     client = TestClient(app, base_url="http://pathology.example:8000")
     assert client.get(f"/{TOKEN}/state").status_code == 200
     given = {"image": 0, "label": 0}

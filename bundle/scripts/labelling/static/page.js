@@ -1,9 +1,10 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-let state = { images: [], answers: {}, comments: {} }, at = 0, busy = false, began = Date.now(), pace = [];
+let state = { kind: "pictures", images: [], sources: [], regions: [], order: [], answers: {}, comments: {} }, at = 0, busy = false, began = Date.now(), pace = [];
 let route = null; // positions to go through instead of all
-let opened = 0; // images so far: what comes late for an earlier one is dropped
+let opened = 0, source = -1; // images so far: what comes late for an earlier one is dropped; that which is open
+let tool = null; // "draw" or "move": what dragging does to fields
 
 // answers ----------------------------------------------------------------------------------------
 
@@ -24,14 +25,15 @@ for (const percent of [10, 30, 50, 70]) {
 const buttons = { none: () => give(0, null), some: () => give(1, null), unsure: () => give(null, null), undo,
   previous: () => step(-1), next: () => step(1), closer: () => zoom(1.5), farther: () => zoom(1 / 1.5), whole: wholeOrFull,
   help: () => $("keys").showModal(), all: showOverview, compare, shut: compare, theme: nextTheme, route: () => { route = null; show(at); },
-  through: () => { route = chosen(); $("overview").close(); if (route.length) show(route[0]); } };
+  through: () => { route = chosen(); $("overview").close(); if (route.length) show(route[0]); },
+  draw: () => choose("draw"), move: () => choose("move"), remove: removeField };
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
 // a button that was pressed by a finger or a mouse does not keep the focus: Space would press it again
 document.addEventListener("mousedown", event => { if (event.target.closest("button:not(dialog button)")) event.preventDefault(); });
 
 const keys = { n: buttons.none, a: buttons.some, s: buttons.unsure, u: undo, Backspace: undo, ArrowLeft: buttons.previous,
   ArrowRight: buttons.next, z: wholeOrFull, "+": buttons.closer, "=": buttons.closer, "-": buttons.farther, "?": buttons.help,
-  g: showOverview, r: compare, c: comment };
+  g: showOverview, r: compare, c: comment, d: buttons.draw, m: buttons.move, x: removeField };
 for (let digit = 0; digit <= 9; digit++) keys[digit] = () => give(1, (digit || 10) / 10);
 const pans = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 document.addEventListener("keydown", event => {
@@ -41,6 +43,12 @@ document.addEventListener("keydown", event => {
     return;
   }
   if (event.key === "Escape" && narrow.matches) return void side(false);
+  if (event.key === "Escape" && tool) return void choose(null);
+  if (tool === "move" && (pans[event.key] || event.key === "Enter")) {
+    event.preventDefault();
+    if (event.key === "Enter") { if (!event.repeat) placeMoved(); } else nudge(pans[event.key]);
+    return;
+  }
   const pan = event.shiftKey && pans[event.key];
   const action = pan ? () => move(pan) : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if ((event.key === " " || event.key === "Enter") && event.repeat) event.preventDefault(); // held down, it would press again
@@ -74,7 +82,7 @@ async function give(label, area) {
   pace = pace.slice(-20);
   const said = describe(state.answers[at]);
   $("viewer").focus({ preventScroll: true }); // the next Space or Enter is for the next image, and answers nothing
-  show(route ? route[Math.min(route.indexOf(at) + 1, route.length - 1)] : firstOpen(at + 1));
+  show(route ? route[Math.min(route.indexOf(at) + 1, route.length - 1)] : firstOpen(1));
   $("spoken").textContent = `${said}. ${$("spoken").textContent}`;
 }
 
@@ -107,15 +115,17 @@ function say(text, bad = false) {
 
 // which image ------------------------------------------------------------------------------------
 
-function firstOpen(from) {
-  const count = state.images.length;
-  for (let step = 0; step < count; step++) if (!((from + step) % count in state.answers)) return (from + step) % count;
-  return Math.min(from, count - 1);
+// of those so many behind the one shown, and around again; the next where all are answered
+function firstOpen(behind) {
+  const { order } = state, from = order.indexOf(at) + behind;
+  const rest = [...order.slice(from), ...order.slice(0, from)];
+  return rest.find(position => !(position in state.answers)) ?? order[Math.min(from, order.length - 1)];
 }
 
 async function step(by) {
   if (!await saveComment()) return;
-  show(route ? route[Math.max(0, Math.min(route.indexOf(at) + by, route.length - 1))] : at + by);
+  const list = route || state.order;
+  show(list[Math.max(0, Math.min(list.indexOf(at) + by, list.length - 1))]);
 }
 
 function kind(answer) {
@@ -126,8 +136,9 @@ function describe(answer) {
   return { open: "", unsure: "Unsure", none: "None", some: "Some, area unknown" }[kind(answer)] ?? `${Math.round(answer.area * 100)} %`;
 }
 
-function show(index) {
-  at = Math.max(0, Math.min(index, state.images.length - 1));
+function show(position) {
+  at = position;
+  choose(null);
   $("comment").value = state.comments[at] || "";
   showAnswer();
   showImage();
@@ -135,10 +146,11 @@ function show(index) {
 }
 
 function showAnswer() {
-  const answer = state.answers[at], done = Object.keys(state.answers).length, count = state.images.length;
+  const answer = state.answers[at], count = state.order.length, number = state.order.indexOf(at) + 1;
+  const done = state.order.filter(position => position in state.answers).length;
   $("given").textContent = [describe(answer), state.comments[at] ? "\u270e" : ""].filter(Boolean).join(" ");
   $("given").dataset.kind = kind(answer);
-  $("count").textContent = `${state.images[at]} · ${at + 1} of ${count} · ${done} answered`;
+  $("count").textContent = `${state.images[at]} · ${number} of ${count} · ${done} answered`;
   $("bar").max = count;
   $("bar").value = done;
   for (const button of $("areas").children) button.setAttribute("aria-pressed", !!answer && answer.area === +button.dataset.area);
@@ -148,40 +160,57 @@ function showAnswer() {
   $("route").hidden = !route;
   if (route) $("route").textContent = `${route.indexOf(at) + 1} of ${route.length} chosen \u2715`;
   $("route").setAttribute("aria-label", "Leave the chosen images");
-  const words = `Image ${at + 1} of ${count}, ${state.images[at]}, ${describe(answer) || "not answered"}.`;
+  const words = `${state.kind === "slides" ? "Field" : "Image"} ${number} of ${count}, ${state.images[at]}, ${describe(answer) || "not answered"}.`;
   $("viewer").setAttribute("aria-label", words);
   $("spoken").textContent = words;
 }
 
 // viewer -----------------------------------------------------------------------------------------
 
-const viewer = OpenSeadragon({ element: $("viewer"), drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
-  tabIndex: -1, animationTime: calm ? 0 : .3, visibilityRatio: .3, minZoomImageRatio: .8, maxZoomPixelRatio: 12, zoomPerScroll: 1.3,
-  gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { dblClickToZoom: true } });
-viewer.addHandler("open", () => { // a small picture, too, can be enlarged beyond the view
-  viewer.viewport.maxZoomLevel = Math.max(viewer.viewport.imageToViewportZoom(12), 4 * viewer.viewport.getHomeZoom());
-});
-viewer.addHandler("canvas-drag", () => $("viewer").classList.add("moving"));
-viewer.addHandler("canvas-drag-end", () => $("viewer").classList.remove("moving"));
+let viewer;
 
-function source(position, layout) {
-  return { ...layout, getTileUrl: (level, column, row) => `image/${position}/${level}/${column}/${row}` };
+function makeViewer() {
+  viewer = OpenSeadragon({ element: $("viewer"), drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
+    tabIndex: -1, animationTime: calm ? 0 : .3, visibilityRatio: .3, minZoomImageRatio: .8, maxZoomPixelRatio: 12, zoomPerScroll: 1.3,
+    showNavigator: state.kind === "slides", navigatorPosition: "BOTTOM_LEFT", navigatorSizeRatio: .16, navigatorAutoFade: false,
+    gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { dblClickToZoom: true } });
+  viewer.addHandler("open", () => { // a small picture, too, can be enlarged beyond the view
+    viewer.viewport.maxZoomLevel = Math.max(viewer.viewport.imageToViewportZoom(12), 4 * viewer.viewport.getHomeZoom());
+    drawFields();
+    goToField(true);
+  });
+  viewer.addHandler("canvas-drag", event => { $("viewer").classList.add("moving"); drag(event); });
+  viewer.addHandler("canvas-press", event => { pressed = event.position; });
+  viewer.addHandler("canvas-drag-end", event => { $("viewer").classList.remove("moving"); dragEnd(event); });
+  viewer.addHandler("canvas-click", event => {
+    if (!event.quick || tool) return;
+    const { x, y } = toImage(event.position);
+    const found = fieldsHere().filter(position => position !== at && inside(state.regions[position], x, y));
+    if (found.length) saveComment().then(done => done && show(found[0]));
+  });
 }
 
 async function showImage() {
-  const mine = ++opened, position = at;
+  const mine = ++opened, wanted = state.sources[at];
   $("failed").hidden = true;
+  if (source === wanted && viewer.isOpen()) {
+    drawFields();
+    goToField(false);
+    return;
+  }
+  source = -1;
   try {
-    const layout = await ask(`image/${position}`);
+    const layout = await ask(`image/${wanted}`);
     if (mine !== opened) return;
-    viewer.open(source(position, layout));
-    const next = route ? route[route.indexOf(position) + 1] : position + 1;
-    if (next < state.images.length) ask(`image/${next}`).catch(() => 0); // so that it is ready
+    source = wanted;
+    viewer.open({ ...layout, getTileUrl: (level, column, row) => `image/${wanted}/${level}/${column}/${row}` });
+    const list = route || state.order, next = state.sources[list[list.indexOf(at) + 1]];
+    if (next !== undefined && next !== wanted) ask(`image/${next}`).catch(() => 0); // so that it is ready
   } catch (error) {
     if (mine !== opened) return;
     viewer.close();
     $("failed").hidden = false;
-    $("failed").textContent = error instanceof TypeError ? explain(error) : `${state.images[position]} ${error.message}. Press S to leave it out.`;
+    $("failed").textContent = error instanceof TypeError ? explain(error) : `${state.images[at]} ${error.message}. Press S to leave it out.`;
   }
 }
 
@@ -194,11 +223,129 @@ function move([x, y]) {
   viewer.viewport.panBy(new OpenSeadragon.Point(x * bounds.width / 8, y * bounds.height / 8)).applyConstraints();
 }
 
+// whole image or slide, and full resolution or the field again
 function wholeOrFull() {
   const port = viewer.viewport, home = port.getHomeZoom();
   if (!viewer.isOpen()) return;
   if (port.getZoom() > home * 1.02) port.goHome();
+  else if (state.regions[at]) goToField(false);
   else port.zoomTo(Math.max(port.imageToViewportZoom(1 / devicePixelRatio), home * 2)).applyConstraints();
+}
+
+// fields of slides -------------------------------------------------------------------------------
+
+let pressed = null, frame = null, drawn = null; // of a drag: where it began; the field's outline; its region
+
+function fieldsHere() {
+  return state.order.filter(position => state.sources[position] === state.sources[at] && state.regions[position]);
+}
+
+function inside([left, top, width, height], x, y) {
+  return x >= left && y >= top && x < left + width && y < top + height;
+}
+
+function toImage(pixel) {
+  return viewer.viewport.viewerElementToImageCoordinates(pixel);
+}
+
+function place([left, top, width, height]) {
+  return viewer.viewport.imageToViewportRectangle(left, top, width, height);
+}
+
+function outline(region, name, label) {
+  const element = document.createElement("div");
+  element.className = `field ${name}`;
+  if (label) element.dataset.label = label;
+  viewer.addOverlay({ element, location: place(region) });
+  return element;
+}
+
+function drawFields() {
+  viewer.clearOverlays();
+  frame = null;
+  for (const position of fieldsHere()) {
+    const element = outline(state.regions[position], position === at ? "current" : "other", describe(state.answers[position]).split(",")[0]);
+    element.dataset.kind = kind(state.answers[position]);
+    if (position === at) frame = element;
+  }
+}
+
+function goToField(now, region = state.regions[at]) {
+  if (!region) return void viewer.viewport.goHome(now);
+  const [left, top, width, height] = region, edge = .06 * Math.max(width, height);
+  viewer.viewport.fitBounds(place([left - edge, top - edge, width + 2 * edge, height + 2 * edge]), now);
+}
+
+function choose(wanted) {
+  const next = wanted === tool || state.kind !== "slides" || !state.order.some(position => state.regions[position]) && wanted === "move" ? null : wanted;
+  if (tool && drawn && viewer.isOpen()) drawFields();
+  tool = next;
+  drawn = null;
+  for (const name of ["draw", "move"]) $(name).setAttribute("aria-pressed", tool === name);
+  $("viewer").classList.toggle("crosshair", tool === "draw");
+  $("hint").hidden = !tool;
+  $("hint").textContent = tool === "draw" ? "Drag over the tissue to draw a field. Esc ends it." : "Drag the field, or use the arrows and Enter. Esc leaves it.";
+}
+
+function drag(event) {
+  if (!tool || !pressed) return;
+  event.preventDefaultAction = true;
+  const from = toImage(pressed), to = toImage(event.position), size = viewer.world.getItemAt(0).getContentSize();
+  const clamp = (value, most) => Math.round(Math.max(0, Math.min(value, most)));
+  if (tool === "draw") {
+    const [x0, x1] = [clamp(from.x, size.x), clamp(to.x, size.x)].sort((a, b) => a - b);
+    const [y0, y1] = [clamp(from.y, size.y), clamp(to.y, size.y)].sort((a, b) => a - b);
+    drawn = [x0, y0, x1 - x0, y1 - y0];
+  } else if (state.regions[at]) {
+    const [left, top, width, height] = state.regions[at];
+    drawn = [clamp(left + to.x - from.x, size.x - width), clamp(top + to.y - from.y, size.y - height), width, height];
+  }
+  if (drawn) redraw();
+}
+
+function redraw() {
+  if (tool === "draw" && !frame?.classList.contains("new")) frame = outline(drawn, "new");
+  viewer.updateOverlay(frame, place(drawn));
+}
+
+function nudge([x, y]) {
+  if (!state.regions[at]) return;
+  const [left, top, width, height] = drawn || state.regions[at], size = viewer.world.getItemAt(0).getContentSize();
+  const within = (value, most) => Math.round(Math.max(0, Math.min(value, most)));
+  drawn = [within(left + x * width / 8, size.x - width), within(top + y * height / 8, size.y - height), width, height];
+  redraw();
+  goToField(false, drawn);
+}
+
+function dragEnd() {
+  pressed = null;
+  if (!tool || !drawn) return;
+  if (tool === "move") placeMoved();
+  else if (Math.min(drawn[2], drawn[3]) < 16) choose(null);
+  else placeField(drawn, null);
+}
+
+function placeMoved() {
+  if (drawn && String(drawn) !== String(state.regions[at])) placeField(drawn, at);
+  else choose(null);
+}
+
+function removeField() {
+  if (state.regions[at]) placeField(null, at);
+}
+
+async function placeField(region, replaced) {
+  if (!await saveComment()) return;
+  const before = state.order.indexOf(at);
+  if (await send("field", { source: state.sources[at], region, replaced }, "The field is not changed.")) {
+    route = null;
+    const next = region ? state.placed : state.order[Math.min(before, state.order.length - 1)];
+    if (next !== undefined) return show(next);
+    at = state.placed; // it was the last one
+  }
+  choose(null);
+  drawFields();
+  showAnswer();
 }
 
 // panels -----------------------------------------------------------------------------------------
@@ -245,7 +392,7 @@ function matches(position, wanted) {
 
 function chosen() {
   const part = $("search").value.trim().toLowerCase();
-  return [...state.images.keys()].filter(position => matches(position, filter) && state.images[position].toLowerCase().includes(part));
+  return state.order.filter(position => matches(position, filter) && state.images[position].toLowerCase().includes(part));
 }
 
 async function showOverview() {
@@ -261,7 +408,7 @@ async function showOverview() {
 function drawOverview() {
   $("which").replaceChildren(...Object.entries(FILTERS).map(([name, text]) => {
     const button = document.createElement("button");
-    const count = [...state.images.keys()].filter(position => matches(position, name)).length;
+    const count = state.order.filter(position => matches(position, name)).length;
     button.className = "small";
     button.textContent = `${text} ${count}`;
     button.disabled = !count && name !== filter;
@@ -272,7 +419,7 @@ function drawOverview() {
   const positions = chosen();
   $("cards").replaceChildren(...positions.map(card));
   $("nothing").hidden = positions.length > 0;
-  $("through").disabled = !positions.length || positions.length === state.images.length;
+  $("through").disabled = !positions.length || positions.length === state.order.length;
 }
 $("search").oninput = drawOverview;
 
@@ -308,4 +455,13 @@ function card(position) {
   return item;
 }
 
-ask("state").then(answer => { state = answer; $("title").textContent = state.title; show(firstOpen(0)); }, error => say(explain(error), true));
+ask("state").then(answer => {
+  state = answer;
+  at = state.order[0] ?? 0;
+  $("title").textContent = state.title;
+  document.body.dataset.kind = state.kind;
+  $("tools").hidden = state.kind !== "slides" || !state.regions.some(Boolean);
+  makeViewer();
+  if (state.order.length) show(firstOpen(0));
+  else say("All fields have been taken away; U takes that back.", true);
+}, error => say(explain(error), true));

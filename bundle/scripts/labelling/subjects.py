@@ -1,0 +1,311 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is labelled: pictures, or fields of slides, which are proposed, drawn and moved, or whole slides."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from openslide import AbstractSlide, OpenSlide
+from openslide.deepzoom import DeepZoomGenerator
+from PIL import Image
+from skimage.transform import integral_image, integrate
+
+from scripts.images.slide import Slide
+from scripts.images.tissue import OVERVIEW, find_tissue
+from scripts.labelling.journal import Field, Journal, Subject
+from scripts.labelling.tiles import OVERLAP, THUMBNAIL, TILE, PictureTiles, Tiles, thumbnail
+from scripts.runtime.errors import InputError
+
+__all__ = ["Pictures", "SlideFields", "SlideTiles", "propose_fields"]
+
+LEAST_TISSUE = 0.5  # of a proposed field
+SMALLEST = 16  # pixels of level 0, of a field's sides
+SAME = 0.5  # of a proposed field, beyond which another that overlaps it takes its place
+
+
+class SlideTiles:
+    """
+    Tiles of a slide as OpenSlide's own Deep Zoom generator makes them.
+
+    Raises:
+        InputError: when it can't be opened.
+    """
+
+    nbytes = 2**25  # of what OpenSlide keeps in memory
+
+    def __init__(self, path: Path) -> None:
+        self.slide = Slide(path, mpp=1.0).file  # its resolution is of no matter here
+        self.width, self.height = self.slide.dimensions
+        self._generator = DeepZoomGenerator(self.slide, TILE, OVERLAP)
+
+    def layout(self) -> dict[str, int]:
+        least = min(math.floor(math.log2(TILE)), self._generator.level_count - 1)
+        size = {"width": self.width, "height": self.height, "minLevel": least}
+        return size | {"tileSize": TILE, "tileOverlap": OVERLAP}
+
+    def tile(self, level: int, column: int, row: int) -> tuple[bytes, str]:
+        try:
+            picture = self._generator.get_tile(level, (column, row))
+        except ValueError as error:
+            raise IndexError("there is no such tile") from error
+        return _jpeg(picture), "image/jpeg"
+
+
+class Pictures:
+    """
+    The pictures of a folder.
+
+    Args:
+        folder: of them.
+        images: their paths relative to it, in the order in which they are shown.
+    """
+
+    kind = "pictures"
+
+    def __init__(self, folder: Path, images: Sequence[str]) -> None:
+        self.folder = folder
+        self.subjects: list[Subject] = list(images)
+        self.sources = list(images)
+
+    def order(self) -> list[int]:
+        """Positions in `subjects` of those that are shown."""
+        return list(range(len(self.subjects)))
+
+    def source(self, position: int) -> int:
+        """Of which of the `sources` a subject is a part."""
+        return position
+
+    def name(self, position: int) -> str:
+        return self.sources[position]
+
+    def hidden_name(self, position: int) -> str:
+        """What is shown where names are hidden."""
+        return f"Image {position + 1}"
+
+    def region(self, position: int) -> list[int] | None:
+        return None
+
+    def open(self, source: int) -> Tiles:
+        return PictureTiles(_inside(self.folder, self.sources[source]))
+
+    def thumbnail(self, position: int) -> bytes:
+        return thumbnail(_inside(self.folder, self.sources[position]))
+
+
+class SlideFields:
+    """
+    Fields of slides: proposed ones, and those that a journal has; or the slides as a whole.
+
+    Args:
+        folder: of the slides.
+        slides: their paths relative to it.
+        journal: of the answers, and of the fields that were drawn and moved.
+        number: of the fields to propose for each slide; None for whole slides.
+        size: of their sides in pixels, as they are read.
+        mpp: micrometres per pixel at which fields are read; level 0 as it is where None.
+        seed: of the proposals.
+        only: the fields to show; all where None.
+        order: a generator, by which the order is drawn; by slides where None.
+
+    Raises:
+        InputError: when a slide can't be opened, or doesn't say its resolution.
+    """
+
+    kind = "slides"
+
+    def __init__(
+        self,
+        folder: Path,
+        slides: Sequence[str],
+        journal: Journal,
+        number: int | None = 10,
+        size: int = 256,
+        mpp: float | None = 1.0,
+        seed: int = 0,
+        only: Collection[Subject] | None = None,
+        order: random.Random | None = None,
+    ) -> None:
+        self.folder, self.sources, self.journal, self.mpp = folder, list(slides), journal, mpp
+        self.sizes: list[tuple[int, int]] = []
+        self.subjects: list[Subject] = []
+        known = dict.fromkeys((*journal.answers, *journal.placed))
+        for slide in slides:
+            opened = open_slide(folder / slide, mpp)
+            self.sizes.append((opened.width, opened.height))
+            mine = [subject for subject in known if isinstance(subject, Field) and subject.image == slide]
+            if number is None:
+                fields = [Field(slide, None, mpp)]
+            else:
+                earlier = [field for field in mine if field.region is not None]
+                proposed = propose_fields(opened, slide, number, size, mpp, seed)
+                others = [field for field in earlier if field not in proposed]
+                new = [field for field in proposed if field in earlier or not any(_overlap(field, o) for o in others)]
+                fields = [*new, *others]
+            opened.close()
+            self.subjects += [field for field in fields if only is None or field in only]
+        if order is not None:
+            order.shuffle(self.subjects)
+        self._is_shuffled = order is not None
+
+    def order(self) -> list[int]:
+        shown = [k for k, field in enumerate(self.subjects) if self.journal.placed.get(field, True)]
+        return shown if self._is_shuffled else sorted(shown, key=lambda k: (self.source(k), k))
+
+    def source(self, position: int) -> int:
+        return self.sources.index(self.subjects[position].image)
+
+    def name(self, position: int) -> str:
+        return self._number(position) + self.subjects[position].image
+
+    def hidden_name(self, position: int) -> str:
+        return f"{self._number(position)}slide {self.source(position) + 1}"
+
+    def _number(self, position: int) -> str:
+        field = self.subjects[position]
+        if field.region is None:
+            return ""
+        return f"field {sum(other.image == field.image for other in self.subjects[: position + 1])} of "
+
+    def region(self, position: int) -> list[int] | None:
+        region = self.subjects[position].region
+        return None if region is None else list(region)
+
+    def open(self, source: int) -> Tiles:
+        return SlideTiles(self.folder / self.sources[source])
+
+    def thumbnail(self, position: int) -> bytes:
+        field = self.subjects[position]
+        return _region_thumbnail(self.folder / field.image, field.region)
+
+    def place(self, source: int, region: tuple[int, int, int, int] | None, replaced: int | None) -> int:
+        """
+        Draw a field on a slide, move one, or take one away, where there is no region.
+
+        Returns:
+            Its position; that of the field that was taken away.
+
+        Raises:
+            InputError: for a region out of the slide, or too small, or one that is there already.
+            OSError: when it can't be written.
+        """
+        old = None if replaced is None else self.subjects[replaced]
+        if old is not None and (old.region is None or not self.journal.placed.get(old, True)):
+            raise InputError("That is no field that can be moved.")
+        if region is None:
+            self.journal.place(None, old)
+            return replaced
+        left, top, width, height = region
+        whole_width, whole_height = self.sizes[source]
+        if min(left, top) < 0 or left + width > whole_width or top + height > whole_height:
+            raise InputError(f"A field must lie on the slide, of {whole_width}x{whole_height} pixels.")
+        if min(width, height) < SMALLEST:
+            raise InputError(f"A field has sides of {SMALLEST} pixels at least.")
+        field = Field(self.sources[source], region, self.mpp if old is None else old.mpp)
+        if field in self.subjects and self.journal.placed.get(field, True):
+            raise InputError("There is a field just there.")
+        self.journal.place(field, old)
+        if field not in self.subjects:
+            self.subjects.append(field)
+        return self.subjects.index(field)
+
+
+def open_slide(path: Path, mpp: float | None) -> Slide:
+    """A slide that is to be read at a resolution, or, where that is None, at level 0, whatever its own is."""
+    return Slide(path, None if mpp else 1.0, "in its file, or give --mpp 0, so that level 0 is read as it is")
+
+
+def propose_fields(slide: Slide, name: str, number: int, size: int, mpp: float | None, seed: int = 0) -> list[Field]:
+    """
+    Fields of tissue, as far from each other as they can be; the first of them are those of a smaller number.
+
+    They are cells of a grid whose place is drawn; at least half of each is tissue, or there is none that has more.
+
+    Args:
+        slide: open.
+        name: of it, in the fields, and for the seed.
+        number: of the fields; fewer where there is not so much tissue.
+        size: of the sides in pixels, as they are read.
+        mpp: micrometres per pixel, as they are read; level 0 where None.
+        seed: of what is drawn.
+    """
+    scale = (1.0, 1.0) if mpp is None else (mpp / slide.mpp_x, mpp / slide.mpp_y)
+    wide, high = (max(1, min(round(size * s), n)) for s, n in zip(scale, (slide.width, slide.height), strict=True))
+    drawn = random.Random(f"{seed} {name}")
+    columns, rows = slide.width // wide, slide.height // high
+    x0, y0 = drawn.randint(0, slide.width - columns * wide), drawn.randint(0, slide.height - rows * high)
+    overview = slide.at(1.0 if mpp is None else mpp).fitting(OVERVIEW)
+    tissue = integral_image(find_tissue(overview.read(0, overview.height, 0, overview.width)).astype(float))
+    to_x, to_y = overview.width / slide.width, overview.height / slide.height
+    cells, tissues = [], []
+    for left, top in ((x0 + c * wide, y0 + r * high) for r in range(rows) for c in range(columns)):
+        start = min(int(top * to_y), overview.height - 1), min(int(left * to_x), overview.width - 1)
+        end = max(start[0], int((top + high) * to_y) - 1), max(start[1], int((left + wide) * to_x) - 1)
+        pixels = (end[0] - start[0] + 1) * (end[1] - start[1] + 1)
+        cells.append((left, top))
+        tissues.append(integrate(tissue, start, end)[0] / pixels)
+    cells = [cell for cell, part in zip(cells, tissues, strict=True) if part >= min(LEAST_TISSUE, max(tissues))]
+    drawn.shuffle(cells)  # of cells that are as far, the first
+    places = np.array(cells, float).reshape(-1, 2)
+    distance = np.full(len(cells), np.inf)
+    chosen: list[int] = []
+    while len(chosen) < min(number, len(cells)):
+        chosen.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, np.hypot(*(places - places[chosen[-1]]).T))
+        distance[chosen] = -1
+    return [Field(name, (cells[k][0], cells[k][1], wide, high), mpp) for k in chosen]
+
+
+def _overlap(field: Field, other: Field) -> bool:
+    """Whether a field is for its most part in another."""
+    sides = [
+        max(0, min(a + n, b + m) - max(a, b))
+        for a, n, b, m in zip(field.region[:2], field.region[2:], other.region[:2], other.region[2:], strict=True)
+    ]
+    return math.prod(sides) > SAME * math.prod(field.region[2:])
+
+
+@lru_cache(1024)
+def _region_thumbnail(path: Path, region: tuple[int, int, int, int] | None) -> bytes:
+    with OpenSlide(path) as slide:
+        picture = slide.get_thumbnail((THUMBNAIL, THUMBNAIL)) if region is None else _read(slide, region)
+    return _jpeg(picture)
+
+
+def _read(slide: AbstractSlide, region: tuple[int, int, int, int]) -> Image.Image:
+    left, top, width, height = region
+    level = slide.get_best_level_for_downsample(max(1.0, max(width, height) / THUMBNAIL))
+    size = tuple(max(1, round(n / slide.level_downsamples[level])) for n in (width, height))
+    picture = slide.read_region((left, top), level, size)
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=picture.getchannel("A"))
+    white.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return white
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
+def _inside(folder: Path, image: str) -> Path:
+    """The image's path. Raises InputError for a link out of the folder, put there after the images were listed."""
+    path = folder / image
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError("lies outside the folder of the images")
+    return path
