@@ -126,8 +126,10 @@ def folder(tmp_path, quick_python) -> Path:
 
 
 def lay_out_labelling(folder: Path, write_slide, tissue_picture) -> None:
-    """Two annotators have answered, and disagree on one image; there are masks of three people."""
+    """Two annotators have answered, and disagree on one image; there are masks of three people, and a slide."""
     data = folder / "DATA"
+    (folder / "bundle" / "SLIDES").mkdir()
+    write_slide(folder / "bundle" / "SLIDES" / "a.svs", tissue_picture(600, 600), 0.5)
     (data / "dataset.json").unlink()
     masks = data / "masks"
     for name in ("MASKS_ANNA", "MASKS_BEN", "MASKS_CAROL"):

@@ -20,18 +20,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
 from scripts.data.datalist import load_datalist
 from scripts.demo.dataset import make_demo_dataset
 from scripts.labelling.images import find_images
-from scripts.labelling.journal import Answer, Journal, read_answers
+from scripts.labelling.journal import Answer, Field, Journal, read_answers
 from scripts.labelling.server import make_app
-from scripts.labelling.subjects import Pictures
+from scripts.labelling.subjects import Pictures, SlideFields
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
@@ -76,24 +78,29 @@ class Program:
         assert self.process.wait(timeout=60) == 0
 
 
-@pytest.fixture
-def page(browser, tmp_path) -> Iterator[Page]:
-    """The page of six pictures in ``data``, its server in this process."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for number in range(6):
-        Image.effect_noise((48, 48), 60).save(folder / f"{number}.png")
-    journal = Journal(folder / "labels.jsonl")
-    app = make_app(Pictures(folder, find_images(folder)), journal, lambda: "Saved.", "secret", "How much?")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+@contextmanager
+def serving(shown: Pictures | SlideFields, journal: Journal) -> Iterator[str]:
+    """The address of a server in this process."""
+    server = uvicorn.Server(uvicorn.Config(make_app(shown, journal, lambda: "Saved.", "secret"), log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as local:
         thread = threading.Thread(target=partial(server.run, sockets=[local]))
         thread.start()
         try:
-            yield Page(browser, f"http://127.0.0.1:{local.getsockname()[1]}/secret/")
+            yield f"http://127.0.0.1:{local.getsockname()[1]}/secret/"
         finally:
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture
+def page(browser, tmp_path) -> Iterator[Page]:
+    """The page of six pictures in ``data``."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        Image.effect_noise((48, 48), 60).save(folder / f"{number}.png")
+    with serving(Pictures(folder, find_images(folder)), Journal(folder / "labels.jsonl")) as address:
+        yield Page(browser, address)
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -136,6 +143,13 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, tmp_path
     assert read_answers(folder / "labels.jsonl") == dict(zip(names, given, strict=True))
     datalist = load_datalist(folder)
     assert sum(map(len, datalist.values())) == 7  # all but the unsure one
+
+
+def drag(browser, *places: tuple[int, int]) -> None:
+    kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 2), "mouseReleased"]
+    for kind, (x, y) in zip(kinds, places, strict=True):
+        mouse = {"type": kind, "x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", mouse)
 
 
 def size(browser, width: int, height: int, touch: bool = False) -> None:
@@ -185,10 +199,7 @@ def test_a_picture_is_enlarged_at_the_pointer_by_wheel_pinch_and_keys(page, brow
     larger = wait_for_image(page)
     assert browser.execute_script(BELOW, 500, 300) == pytest.approx(before, abs=0.01)
 
-    drag = [("mousePressed", 500, 300), ("mouseMoved", 540, 320), ("mouseMoved", 560, 330), ("mouseReleased", 560, 330)]
-    for kind, x, y in drag:
-        mouse = {"type": kind, "x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
-        browser.execute_cdp_cmd("Input.dispatchMouseEvent", mouse)
+    drag(browser, (500, 300), (540, 320), (560, 330), (560, 330))
     page.wait(lambda: browser.execute_script(BELOW, 500, 300)[0] < before[0] - 0.01)
 
     page.key("+")
@@ -258,3 +269,38 @@ def test_dark_and_light_are_chosen_and_kept(page, browser):
     browser.refresh()
     page.wait(lambda: "answered" in page.text("count"))
     assert browser.execute_script(ground) == second
+
+
+def test_fields_of_a_slide_are_labelled_drawn_and_moved(browser, tmp_path, write_slide):
+    picture = np.full((600, 900, 3), (150, 60, 160), np.uint8)
+    write_slide(tmp_path / "a.svs", picture, 0.5, (1, 4))
+    journal = Journal(tmp_path / "labels.jsonl")
+    with serving(SlideFields(tmp_path, ["a.svs"], journal, number=2, size=64), journal) as address:
+        page = Page(browser, address)
+        wait_for_image(page)
+        assert len(browser.find_elements("css selector", ".field")) == 2
+        page.press("3", 1)
+        page.key("z")  # the whole slide, of two thirds as high as wide
+        wait_for_image(page)
+
+        page.key("d")
+        corners = [(400, 250), (440, 280), (480, 330), (480, 330)]
+        expected = [browser.execute_script(BELOW, *corner) for corner in corners[::3]]  # in parts of the width
+        drag(browser, *corners)
+        page.wait(lambda: "of 3" in page.text("count"))
+        drawn = [field for field in journal.placed if field.region[2:] != (128, 128)]
+        left, top, width, height = drawn[0].region
+        found = [left, top, left + width, top + height]
+        assert found == pytest.approx([900 * value for corner in expected for value in corner], abs=3)
+        page.press("n", 2)
+
+        page.key(Keys.ARROW_LEFT)
+        page.key("m")
+        page.key(Keys.ARROW_RIGHT)
+        page.key(Keys.ENTER)
+        page.wait(lambda: sum(journal.placed.values()) == 2)
+        moved = next(field for field, there in journal.placed.items() if there and field not in drawn)
+        came_from = next(field for field, there in journal.placed.items() if not there)
+        assert moved == Field("a.svs", (came_from.region[0] + 16, *came_from.region[1:]), 1.0)
+        severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        assert not severe
