@@ -50,6 +50,7 @@ from scripts.demo.dataset import make_demo_dataset
 from scripts.demo.phantoms import draw_phantom
 from scripts.labelling.journal import Journal
 from scripts.labelling.server import make_app
+from scripts.labelling.subjects import Pictures
 
 BUNDLE = Path(bundle_root())
 DRAWN = 20
@@ -89,7 +90,7 @@ def infer(folder: Path, side: int) -> None:
 
 def label(folder: Path, images: int) -> None:
     names = [f"{number}.png" for number in range(images)]
-    app = make_app(folder, names, Journal(folder / "labels.jsonl"), lambda: "saved", "token", title="")
+    app = make_app(Pictures(folder, names), Journal(folder / "labels.jsonl"), lambda: "saved", "token", title="")
     client = TestClient(app, base_url="http://127.0.0.1:8000")
     for number in range(10):
         client.get("/token/state").raise_for_status()
