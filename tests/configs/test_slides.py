@@ -33,7 +33,7 @@ import shapely
 import tifffile
 import torch
 from imagecodecs import jpeg8_encode
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -216,6 +216,16 @@ def test_default_resolution_is_the_model_s(configs, red_detector, write_slide, t
     paths = {"dataset_dir": str(tmp_path), "ckpt_path": str(red_detector), "output_dir": str(tmp_path / "out")}
     run("inferring", config_file=files, **paths, **settings)
     assert rows(tmp_path / "out" / "predictions")["a"]["width"] == "100"
+
+
+@pytest.mark.parametrize(("model", "overlay", "mpp"), [("model", [], 2.8), ("area_ranked", ["recommended"], 1.4)])
+def test_included_models_see_slides_as_they_saw_their_images(configs, model, overlay, mpp):
+    """Images of 224 pixels at 1.4 um: one was trained at half of their size, the other at all of it."""
+    parser = ConfigParser()
+    parser.read_config([str(configs / f"{name}.json") for name in ("inference", *overlay, "slides")])
+    parser["bundle_root"] = str(configs.parent)
+    parser["ckpt_path"] = str(configs.parent / "models" / f"{model}.pt")
+    assert parser.get_parsed_content("mpp") == pytest.approx(mpp)
 
 
 def test_finished_slides_are_not_redone_unless_something_changed(configs, red_detector, write_slide, tmp_path):

@@ -73,8 +73,8 @@ def list_images(images: str | PathLike | Sequence[str], allow_outside: bool = Fa
     slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
     if slides:
         raise InputError(
-            f"Whole slides ({', '.join(slides)}) need their overlay: add 'bundle/configs/slides.json' after "
-            "'bundle/configs/inference.json' in --config_file."
+            f"Whole slides ({', '.join(slides)}) need their overlay: cdws infer with --overlay slides, or "
+            "'bundle/configs/slides.json' after 'bundle/configs/inference.json' in --config_file."
         )
     if not paths:
         raise InputError(

@@ -29,6 +29,7 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import new_folder
 from scripts.runtime.values import positive_number
 from scripts.slides import model_mpp
+from scripts.training.checkpoints import original_size
 
 __all__ = ["Exporter"]
 
@@ -94,7 +95,7 @@ class Exporter:
                     "Nothing says at which resolution the network was trained; give micrometres per pixel of the "
                     "images, as the network saw them after the resizing, by --mpp."
                 )
-            mpp = model_mpp(bundle_root())
+            mpp = model_mpp(bundle_root(), original_size(ckpt_path), spatial_size)
         positive_number("mpp", mpp)
         self.folder, self.write, self.loader, self.network = Path(folder), WRITERS[export_as], loader, network
         self.model = TrainedModel(

@@ -74,10 +74,22 @@ ENDINGS = (".json", ".geojson", *MAPS, "_thumbnail.png", "_seg", *ZARRS)  # of a
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
 
 
-def model_mpp(bundle_root: str) -> float:
-    """Micrometres per pixel of the images that the bundle's model is for, as its ``metadata.json`` says."""
+def model_mpp(
+    bundle_root: str, original_size: Sequence[float] | None = None, spatial_size: Sequence[int] | None = None
+) -> float:
+    """
+    Micrometres per pixel of what an included model sees, by the resolution of its images that ``metadata.json`` states.
+
+    Args:
+        bundle_root: folder of the bundle.
+        original_size: height and width of the training images in their files, if the checkpoint knows them.
+        spatial_size: to which they were resized.
+    """
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    return metadata["network_data_format"]["inputs"]["image"]["mpp"]
+    image = metadata["network_data_format"]["inputs"]["image"]
+    if original_size is None or spatial_size is None:
+        return image["mpp"]
+    return image["mpp_of_files"] * original_size[0] / spatial_size[0]
 
 
 @dataclass(frozen=True)

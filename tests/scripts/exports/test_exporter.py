@@ -147,6 +147,6 @@ def test_a_folder_that_is_there_stays_as_it_is(red_detector, tmp_path):
 
 def test_the_resolution_of_a_model_that_comes_with_the_bundle_is_known(red_detector, tmp_path):
     shipped = Path(bundle_root()) / "models" / "model.pt"
-    folder = export(tmp_path / "model", red_detector, ckpt_path=str(shipped), mpp=None)
+    folder = export(tmp_path / "model", red_detector, ckpt_path=str(shipped), mpp=None, spatial_size=[112, 112])
     known = json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text())["network_data_format"]
     assert json.loads((folder / "config.json").read_text())["spacing_um_px"] == known["inputs"]["image"]["mpp"]

@@ -100,17 +100,17 @@ def test_a_folder_that_is_given_by_dots_has_its_own_name(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "name", ["...svs", "....svs", "..svs", ".a.png", "a" * 236 + ".svs", "\u00e4" * 118 + ".svs", "/"]
+    "name", ["...svs", "....svs", "..svs", ".a.png", "a" * 235 + ".svs", "\u00e4" * 118 + ".svs", "/"]
 )
 def test_a_name_that_results_cannot_have_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"rename it|shorten it"):
         result_name(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a" * 235 + ".svs", "\u00e4" * 117 + ".svs"])
+@pytest.mark.parametrize("name", ["a" * 234 + ".svs", "\u00e4" * 117 + ".svs"])
 def test_the_longest_name_has_room_for_the_endings_of_results(tmp_path: Path, name: str) -> None:
-    (tmp_path / f"{result_name(name)}_probability.ome.tif").touch()
-    assert len(os.fsencode(result_name(name))) in (234, 235)
+    (tmp_path / f"{result_name(name)}_probability.ome.zarr").mkdir()
+    assert len(os.fsencode(result_name(name))) == 234
 
 
 def test_a_table_holds_no_formula() -> None:
