@@ -113,6 +113,9 @@ def run(command: str, arguments: Sequence[str]) -> int:
     has_two = command == "train" and top_of(files)["method"] == AREA_RANKED and "ranked_by" not in top_of(files)
     if rounds is not None and (rounds not in ("1", "2") or not has_two):
         raise UsageError(f"--rounds is 1 or 2, of cdws train by the method '{DEFAULT_METHOD}' alone; got '{rounds}'.")
+    if has_two and rounds is None and _has_no_area(data):
+        print("One round: no training image has an area, by which a second could rank pixels.")
+        rounds = "1"
     if has_two and rounds != "1":
         output = dict(options).get("output_dir") or top_of(files)["output_dir"]
         first = f"{output}/first_round"
@@ -313,6 +316,16 @@ def _shown(path: Path) -> str:
 def _config_file(files: Sequence[Path]) -> list[str]:
     names = [_shown(file) for file in files]
     return ["--config_file", names[0] if len(names) == 1 else "[" + ",".join(map(repr, names)) + "]"]
+
+
+def _has_no_area(data: Sequence[str]) -> bool:
+    """Whether a dataset.json states no area; what is wrong with one, the training says."""
+    path = Path(data[-1]) if data else Path()
+    try:
+        content = json.loads((path / "dataset.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+        return not any(item.get("area") or isinstance(item["label"], str) for item in content["training"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def _take_rounds(options: list[tuple[str, str | None]]) -> str | None:

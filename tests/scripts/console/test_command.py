@@ -129,6 +129,15 @@ def test_the_recommended_method_trains_in_two_rounds(started) -> None:
     assert lines[1].endswith("--ckpt_dir c --ranked_by mine/first_round/models/model.pt --output_dir mine")
 
 
+@pytest.mark.parametrize(("area", "rounds"), [(0.3, 2), (None, 1)])
+def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_path: Path) -> None:
+    items = [{"image": "a.png", "label": 1, "area": area}, {"image": "b.png", "label": 0}]
+    items = [{key: value for key, value in item.items() if value is not None} for item in items]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items, "validation": items}))
+    assert main(["train", str(tmp_path)]) == 0
+    assert len(started) == rounds
+
+
 def test_a_second_round_is_not_repeated(started) -> None:
     assert main(["train", "DATA", "--overlay", "second_round", "--ranked_by", "a.pt"]) == 0
     assert [names(words) for words in started] == [["train", "recommended", "second_round"]]
