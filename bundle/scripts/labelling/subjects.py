@@ -27,7 +27,7 @@ from skimage.transform import integral_image, integrate
 
 from scripts.images.slide import Slide
 from scripts.images.tissue import OVERVIEW, find_tissue
-from scripts.labelling.journal import Field, Journal, Subject
+from scripts.labelling.journal import Field, Journal, Subject, written
 from scripts.labelling.tiles import OVERLAP, THUMBNAIL, TILE, PictureTiles, Tiles, thumbnail
 from scripts.runtime.errors import InputError
 
@@ -86,6 +86,9 @@ class Pictures:
         """Positions in `subjects` of those that are shown."""
         return list(range(len(self.subjects)))
 
+    def is_shown(self, position: int) -> bool:
+        return True
+
     def source(self, position: int) -> int:
         """Of which of the `sources` a subject is a part."""
         return position
@@ -119,7 +122,7 @@ class SlideFields:
         size: of their sides in pixels, as they are read.
         mpp: micrometres per pixel at which fields are read; level 0 as it is where None.
         seed: of the proposals.
-        only: the fields to show; all where None.
+        only: the fields to show, beside those that the journal has been given; proposed ones where None.
         order: a generator, by which the order is drawn; by slides where None.
 
     Raises:
@@ -137,37 +140,51 @@ class SlideFields:
         size: int = 256,
         mpp: float | None = 1.0,
         seed: int = 0,
-        only: Collection[Subject] | None = None,
+        only: Collection[Field] | None = None,
         order: random.Random | None = None,
     ) -> None:
         self.folder, self.sources, self.journal, self.mpp = folder, list(slides), journal, mpp
         self.sizes: list[tuple[int, int]] = []
         self.subjects: list[Subject] = []
+        self._source_of = {slide: k for k, slide in enumerate(slides)}
+        missing = [field for field in only or () if getattr(field, "image", None) not in self._source_of]
+        if missing:
+            raise InputError(f"There is no slide of {written(missing[0])} in '{folder}' ({len(missing)} in all).")
         known = dict.fromkeys((*journal.answers, *journal.placed))
         for slide in slides:
             opened = open_slide(folder / slide, mpp)
             self.sizes.append((opened.width, opened.height))
             mine = [subject for subject in known if isinstance(subject, Field) and subject.image == slide]
-            if number is None:
+            earlier = [field for field in mine if field.region is not None and number is not None]
+            if only is not None:
+                asked = [field for field in only if field.image == slide]
+                fields = [*asked, *(field for field in earlier if field in journal.placed and field not in asked)]
+            elif number is None:
                 fields = [Field(slide, None, mpp)]
             else:
-                earlier = [field for field in mine if field.region is not None]
                 proposed = propose_fields(opened, slide, number, size, mpp, seed)
                 others = [field for field in earlier if field not in proposed]
                 new = [field for field in proposed if field in earlier or not any(_overlap(field, o) for o in others)]
                 fields = [*new, *others]
             opened.close()
-            self.subjects += [field for field in fields if only is None or field in only]
+            self.subjects += fields
         if order is not None:
             order.shuffle(self.subjects)
         self._is_shuffled = order is not None
+        self._numbers: list[int] = []  # of the fields on their slides
+        self._last: dict[str, int] = {}
+        for field in self.subjects:
+            self._count(field)
 
     def order(self) -> list[int]:
-        shown = [k for k, field in enumerate(self.subjects) if self.journal.placed.get(field, True)]
+        shown = list(filter(self.is_shown, range(len(self.subjects))))
         return shown if self._is_shuffled else sorted(shown, key=lambda k: (self.source(k), k))
 
+    def is_shown(self, position: int) -> bool:
+        return self.journal.placed.get(self.subjects[position], True)
+
     def source(self, position: int) -> int:
-        return self.sources.index(self.subjects[position].image)
+        return self._source_of[self.subjects[position].image]
 
     def name(self, position: int) -> str:
         return self._number(position) + self.subjects[position].image
@@ -176,10 +193,11 @@ class SlideFields:
         return f"{self._number(position)}slide {self.source(position) + 1}"
 
     def _number(self, position: int) -> str:
-        field = self.subjects[position]
-        if field.region is None:
-            return ""
-        return f"field {sum(other.image == field.image for other in self.subjects[: position + 1])} of "
+        return "" if self.subjects[position].region is None else f"field {self._numbers[position]} of "
+
+    def _count(self, field: Field) -> None:
+        self._last[field.image] = self._last.get(field.image, 0) + 1
+        self._numbers.append(self._last[field.image])
 
     def region(self, position: int) -> list[int] | None:
         region = self.subjects[position].region
@@ -204,7 +222,7 @@ class SlideFields:
             OSError: when it can't be written.
         """
         old = None if replaced is None else self.subjects[replaced]
-        if old is not None and (old.region is None or not self.journal.placed.get(old, True)):
+        if old is not None and (old.region is None or not self.is_shown(replaced)):
             raise InputError("That is no field that can be moved.")
         if region is None:
             self.journal.place(None, old)
@@ -221,6 +239,7 @@ class SlideFields:
         self.journal.place(field, old)
         if field not in self.subjects:
             self.subjects.append(field)
+            self._count(field)
         return self.subjects.index(field)
 
 

@@ -199,10 +199,11 @@ def test_two_annotators_of_fields_are_merged(folder):
     assert (merged, undecided) == ({two: Answer(0)}, [one, drawn])
     (folder / "undecided.json").write_text(json.dumps([written(field) for field in undecided]))
     assert read_names(folder / "undecided.json") == undecided
-    for field in undecided:
-        Journal(folder / "labels.jsonl").place(field)
     shown = fields(folder, only=undecided)
     assert [shown.subjects[k] for k in shown.order()] == undecided
+    for other in (Field("c.svs", (0, 0, 64, 64), 1.0), "a.png"):
+        with pytest.raises(InputError, match="There is no slide of"):
+            fields(folder, only=[other])
 
 
 def test_slides_are_found(folder, tmp_path):
