@@ -30,7 +30,9 @@ def test_an_epoch_is_a_line_of_short_numbers(caplog: pytest.LogCaptureFixture) -
 
     for name, best in (("validation", True), ("training", False)):
         EpochLog(name, best).attach(engine)
-        logging.getLogger(name).propagate = True  # which MONAI sets to False
+        logger = logging.getLogger(name)  # to which other runs of this process may have done anything
+        logger.propagate, logger.disabled = True, False
+        caplog.set_level(logging.INFO, logger=name)
     with caplog.at_level(logging.INFO):
         engine.run([0], max_epochs=2)
     lines = [record.getMessage() for record in caplog.records if record.name in ("validation", "training")]
