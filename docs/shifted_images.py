@@ -86,7 +86,8 @@ def shift(source: Path, change: str, output: Path) -> None:
     items = json.loads((source / "dataset.json").read_text())["validation"]
     changed = []
     for item in items:
-        new = {"image": f"{Path(item['image']).stem}.png", "label": item["label"], "group": item.get("group", item["image"])}
+        new = {"image": f"{Path(item['image']).stem}.png", "label": item["label"]}
+        new["group"] = item.get("group", item["image"])
         image = Image.open(source / item["image"]).convert("RGB")
         image = SIZES[change](image, Image.Resampling.BICUBIC) if change in SIZES else COLOURS[change](image)
         image.save(output / new["image"])
