@@ -55,7 +55,7 @@ function current(position) {
   return corrections[position] ?? { ...images[position].stated, excluded: false, strokes: [] };
 }
 
-// one after the other, so that each says all that counts by then; whether it was done
+// one after the other, so that each starts from what the one before has left; whether it was done
 function correct(position, change) {
   waiting = waiting.then(async () => {
     const before = current(position);
@@ -77,15 +77,16 @@ async function decide(change) {
   if (await correct(position, () => change) && from === place) show(firstOpen(place + 1));
 }
 
-async function undo() {
-  await waiting;
-  try {
-    const answer = await ask("undo", {});
-    corrections = answer.corrections;
-    say(answer.undone < 0 ? "Nothing to undo." : `Undone. ${answer.message}`);
-    if (answer.undone >= 0 && answer.undone !== at()) show(order.indexOf(answer.undone));
-    else showCorrection();
-  } catch (error) { say(`Not undone. ${explain(error)}`, true); }
+function undo() {
+  waiting = waiting.then(async () => {
+    try {
+      const answer = await ask("undo", {});
+      corrections = answer.corrections;
+      say(answer.undone < 0 ? "Nothing to undo." : `Undone. ${answer.message}`);
+      if (answer.undone >= 0 && answer.undone !== at()) show(order.indexOf(answer.undone));
+      else showCorrection();
+    } catch (error) { say(`Not undone. ${explain(error)}`, true); }
+  });
 }
 
 // fetch throws a TypeError where no response comes; what the program has refused is an Error of `ask`
