@@ -24,7 +24,7 @@ for (const percent of [10, 30, 50, 70]) {
 }
 const buttons = { none: () => give(0, null), some: () => give(1, null), unsure: () => give(null, null), undo,
   previous: () => step(-1), next: () => step(1), closer: () => zoom(1.5), farther: () => zoom(1 / 1.5), whole: wholeOrFull,
-  help: () => $("keys").showModal(), all: showOverview, compare, shut: compare, theme: nextTheme, route: () => { route = null; show(at); },
+  help: () => open("keys"), all: showOverview, compare, shut: compare, theme: nextTheme, route: () => { route = null; show(at); },
   through: () => { route = chosen(); $("overview").close(); if (route.length) show(route[0]); },
   draw: () => choose("draw"), move: () => choose("move"), remove: removeField };
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
@@ -378,7 +378,11 @@ setTheme(localStorage.getItem("theme"));
 
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); }); // beside it
-  dialog.addEventListener("close", () => $("viewer").focus({ preventScroll: true }));
+}
+
+function open(id) {
+  $("viewer").focus({ preventScroll: true }); // which has the focus again at once when the dialog is closed
+  $(id).showModal();
 }
 
 // overview ---------------------------------------------------------------------------------------
@@ -399,7 +403,7 @@ async function showOverview() {
   if (!await saveComment()) return;
   if (narrow.matches) side(false);
   drawOverview();
-  $("overview").showModal();
+  open("overview");
   const current = $("cards").querySelector("[aria-current=true]");
   current?.scrollIntoView({ block: "center" });
   current?.focus({ preventScroll: true });
