@@ -16,12 +16,16 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported: tests run side by side
 
@@ -97,6 +101,28 @@ def demo_run(configs, tmp_path_factory) -> Path:
     shown = [w for w in said if not issubclass(w.category, (DeprecationWarning, PendingDeprecationWarning))]
     (folder / "warnings.txt").write_text("\n".join(str(warning.message) for warning in shown))
     return folder
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Any], AbstractContextManager[str]]:
+    """Puts an application behind a real socket of this computer, and says its address."""
+    import uvicorn
+
+    @contextmanager
+    def behind_a_socket(app: Any) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        with socket.create_server(("127.0.0.1", 0)) as local:
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [local]})
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            try:
+                yield f"http://127.0.0.1:{local.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                thread.join()
+
+    return behind_a_socket
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ Label images on a local page, or merge what two annotators have given.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import logging
 import os
@@ -29,11 +28,7 @@ import random
 import re
 import secrets
 import shlex
-import signal
 import socket
-import sys
-import threading
-import webbrowser
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +39,6 @@ if __name__ == "__main__":  # before imports that take seconds, in which a signa
     report_input_errors()
 
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from scripts.images.loading import load_mask
@@ -52,6 +46,7 @@ from scripts.images.pictures import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, write_dataset
 from scripts.labelling.images import find_images, find_slides, groups_of, holds_slides, read_names
 from scripts.labelling.journal import Journal, read_answers, written
+from scripts.labelling.local_page import listening, run_program, serve
 from scripts.labelling.merge import merge_answers, merge_masks
 from scripts.labelling.server import make_app
 from scripts.labelling.subjects import Pictures, SlideFields
@@ -69,19 +64,6 @@ def journal_path(folder: Path, annotator: str | None) -> Path:
     if annotator and not re.fullmatch(r"[\w-]+", annotator):
         raise InputError(f"--annotator must consist of letters, digits, - and _; got '{annotator}'.")
     return folder / (f"labels-{annotator}.jsonl" if annotator else "labels.jsonl")
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that is open already: whoever asks while the server starts waits, and is not refused."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except socket.gaierror as error:
-        raise InputError(f"--host '{host}' is no address of this computer; give 0.0.0.0 for all it has.") from error
-    except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"--host '{host}' is no address of this computer; give 0.0.0.0 for all it has.") from error
-        reason = getattr(error, "strerror", error)
-        raise InputError(f"Port {port} can't be used ({reason}); give another with --port.") from error
 
 
 def names_of(host: str) -> list[str]:
@@ -153,11 +135,7 @@ def run_page(arguments: argparse.Namespace) -> None:
         if not is_local:
             print("Whoever has the address can label. It is not encrypted: use a network that you trust.")
         print("Stop with Ctrl+C.", flush=True)
-        if not arguments.no_browser:
-            threading.Timer(1, webbrowser.open, addresses[:1]).start()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # of Ctrl+C, which is how one ends this
-        with suppress(KeyboardInterrupt):  # after which the server has ended what it was at
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
+        serve(app, local, addresses[0], arguments.no_browser)
     print(save())
 
 
@@ -286,14 +264,7 @@ def main() -> None:
         parser.error("--fields must be 1 or more, --field_size 16 or more")
     if not 0 <= getattr(arguments, "mpp", 1.0) < 1e6:
         parser.error("--mpp must be micrometres per pixel, or 0")
-    logging.basicConfig(format="%(message)s")
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
-    try:
-        arguments.run(arguments)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: '{error.filename or 'A file'}' can't be read or written ({error.strerror or error}).")
+    run_program(arguments.run, arguments)
 
 
 if __name__ == "__main__":

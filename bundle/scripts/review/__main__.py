@@ -20,12 +20,6 @@ from __future__ import annotations
 import argparse
 import logging
 import secrets
-import signal
-import socket
-import sys
-import threading
-import webbrowser
-from contextlib import suppress
 from pathlib import Path
 
 from scripts.runtime.command_line import Parser
@@ -34,12 +28,12 @@ from scripts.runtime.errors import InputError, report_input_errors
 if __name__ == "__main__":  # before imports that take seconds, in which a signal would be a traceback
     report_input_errors()
 
-import uvicorn
 
 from scripts.data.datalist import data_error, first_names, read_splits
 from scripts.data.targets import WeakTarget
 from scripts.images.slide_parts import source_of
 from scripts.labelling.dataset import check_replaceable
+from scripts.labelling.local_page import listening, run_program, serve
 from scripts.review.corrections import WRITER, Corrections, reviewed_path, write_reviewed
 from scripts.review.doubt import doubt_of
 from scripts.review.findings import Findings, read_findings, reviewed_name
@@ -99,19 +93,10 @@ def run_page(arguments: argparse.Namespace) -> None:
 
     token = secrets.token_urlsafe(16)
     app = make_review_app(entries, folder, findings.made, journal, save, token)
-    try:
-        local = socket.create_server(("127.0.0.1", arguments.port))  # open already: whoever asks early waits
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", error)
-        raise InputError(f"Port {arguments.port} can't be used ({reason}); give another with --port.") from error
-    with local:
+    with listening("127.0.0.1", arguments.port) as local:
         address = f"http://127.0.0.1:{local.getsockname()[1]}/{token}/"
         print(f"{len(entries)} images, those in doubt first.\nOpen {address}\nStop with Ctrl+C.", flush=True)
-        if not arguments.no_browser:
-            threading.Timer(1, webbrowser.open, [address]).start()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # of Ctrl+C, which is how one ends this
-        with suppress(KeyboardInterrupt):  # after which the server has ended what it was at
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
+        serve(app, local, address, arguments.no_browser)
     if journal.answers:
         print(f"{save()}\nTrain from it: cdws train {reviewed} --output_dir {arguments.run}-reviewed")
     else:
@@ -126,14 +111,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="(any free one)")
     parser.add_argument("--no_browser", action="store_true", help="don't open the browser")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
-    try:
-        run_page(arguments)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: '{error.filename or 'A file'}' can't be read or written ({error.strerror or error}).")
+    run_program(run_page, arguments)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from scripts.labelling.server import KEPT, displayed, local_app
+from scripts.labelling.local_page import STATIC as SHARED
+from scripts.labelling.local_page import add_files, add_tiles, displayed, local_app
 from scripts.labelling.tiles import PictureTiles, TilesCache
 from scripts.review.corrections import Correction, Corrections
 from scripts.review.doubt import Doubt, Finding
@@ -35,7 +36,6 @@ __all__ = ["Entry", "make_review_app"]
 
 LARGEST_BODY = 2**20  # bytes; many long strokes have a tenth of that
 STATIC = Path(__file__).parent / "static"
-LABELLING = Path(__file__).parents[1] / "labelling" / "static"
 logger = logging.getLogger(__name__)
 
 
@@ -82,8 +82,6 @@ def make_review_app(
         token: part of every address.
     """
     app = local_app(token, journal.path.name, largest_body=LARGEST_BODY)
-    tiles = TilesCache(PictureTiles)
-    assets = {path.name: path for folder in (LABELLING, STATIC) for path in folder.iterdir() if path.suffix != ".html"}
     positions = {entry.name: k for k, entry in enumerate(entries)}
     images = [
         {
@@ -113,41 +111,16 @@ def make_review_app(
             logger.warning(message)
         return {"corrections": corrections(), "message": displayed(message)}
 
-    @app.get(f"/{token}/")
-    def page() -> FileResponse:
-        return FileResponse(STATIC / "review.html", headers={"Cache-Control": "no-store"})
+    def source(position: int) -> tuple[str | PathLike, str]:
+        entry = entry_at(position)
+        return entry.path, entry.name
+
+    add_files(app, token, STATIC / "review.html", SHARED, STATIC)
+    add_tiles(app, token, TilesCache(PictureTiles), source)
 
     @app.get(f"/{token}/state")
     def current() -> dict:
         return {"images": images, "corrections": corrections()}
-
-    @app.get(f"/{token}/static/{{name}}")
-    def asset(name: str) -> FileResponse:
-        if name not in assets:
-            raise HTTPException(404, "There is no such file.")
-        return FileResponse(assets[name], headers=KEPT)
-
-    @app.get(f"/{token}/image/{{position}}")
-    def image(position: int) -> Response:
-        return shown(position, lambda path: JSONResponse(tiles.get(path).layout(), headers=KEPT))
-
-    @app.get(f"/{token}/image/{{position}}/{{level}}/{{column}}/{{row}}")
-    def tile(position: int, level: int, column: int, row: int) -> Response:
-        def read(path: str | PathLike) -> Response:
-            content, kind = tiles.get(path).tile(level, column, row)
-            return Response(content, media_type=kind, headers=KEPT)
-
-        return shown(position, read)
-
-    def shown(position: int, read: Callable[[str | PathLike], Response]) -> Response:
-        entry = entry_at(position)
-        try:
-            return read(entry.path)
-        except IndexError as error:
-            raise HTTPException(404, "There is no such tile.") from error
-        except Exception as error:  # a decoder may raise anything on a damaged file
-            logger.warning(f"'{entry.name}' can't be read ({first_line(error)}).")
-            return JSONResponse({"detail": f"can't be read: {displayed(first_line(error))}"}, status_code=422)
 
     @app.get(f"/{token}/view/{{position}}")
     def view(position: int) -> Response:

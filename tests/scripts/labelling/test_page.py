@@ -15,18 +15,15 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from scripts.data.datalist import load_datalist
 from scripts.demo.dataset import make_demo_dataset
@@ -78,28 +75,26 @@ class Program:
         assert self.process.wait(timeout=60) == 0
 
 
-@contextmanager
-def serving(shown: Pictures | SlideFields, journal: Journal) -> Iterator[str]:
-    """The address of a server in this process."""
-    server = uvicorn.Server(uvicorn.Config(make_app(shown, journal, lambda: "Saved.", "secret"), log_level="warning"))
-    with socket.create_server(("127.0.0.1", 0)) as local:
-        thread = threading.Thread(target=partial(server.run, sockets=[local]))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{local.getsockname()[1]}/secret/"
-        finally:
-            server.should_exit = True
-            thread.join()
+@pytest.fixture
+def served(serving) -> Callable[[Pictures | SlideFields, Journal], AbstractContextManager[str]]:
+    """The address of a page in this process."""
+
+    @contextmanager
+    def page_of(shown: Pictures | SlideFields, journal: Journal) -> Iterator[str]:
+        with serving(make_app(shown, journal, lambda: "Saved.", "secret")) as address:
+            yield f"{address}/secret/"
+
+    return page_of
 
 
 @pytest.fixture
-def page(browser, tmp_path) -> Iterator[Page]:
+def page(browser, served, tmp_path) -> Iterator[Page]:
     """The page of six pictures in ``data``."""
     folder = tmp_path / "data"
     folder.mkdir()
     for number in range(6):
         Image.effect_noise((48, 48), 60).save(folder / f"{number}.png")
-    with serving(Pictures(folder, find_images(folder)), Journal(folder / "labels.jsonl")) as address:
+    with served(Pictures(folder, find_images(folder)), Journal(folder / "labels.jsonl")) as address:
         yield Page(browser, address)
 
 
@@ -271,11 +266,11 @@ def test_dark_and_light_are_chosen_and_kept(page, browser):
     assert browser.execute_script(ground) == second
 
 
-def test_fields_of_a_slide_are_labelled_drawn_and_moved(browser, tmp_path, write_slide):
+def test_fields_of_a_slide_are_labelled_drawn_and_moved(browser, served, tmp_path, write_slide):
     picture = np.full((600, 900, 3), (150, 60, 160), np.uint8)
     write_slide(tmp_path / "a.svs", picture, 0.5, (1, 4))
     journal = Journal(tmp_path / "labels.jsonl")
-    with serving(SlideFields(tmp_path, ["a.svs"], journal, number=2, size=64), journal) as address:
+    with served(SlideFields(tmp_path, ["a.svs"], journal, number=2, size=64), journal) as address:
         page = Page(browser, address)
         wait_for_image(page)
         assert len(browser.find_elements("css selector", ".field")) == 2

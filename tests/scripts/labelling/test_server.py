@@ -19,7 +19,6 @@ import os
 import resource
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -29,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 from scripts.labelling.dataset import write_dataset
@@ -268,23 +266,7 @@ def test_names_that_are_no_text_are_shown_nevertheless(tmp_path):
     assert client.post(f"/{TOKEN}/undo", json={}).json()["undone"] == 2
 
 
-@contextmanager
-def serving(app: object) -> Iterator[str]:
-    """The address of the application behind a real socket."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    with socket.create_server(("127.0.0.1", 0)) as local:
-        thread = threading.Thread(target=partial(server.run, sockets=[local]))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{local.getsockname()[1]}/{TOKEN}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def test_answers_and_undos_of_several_tabs_at_once(tmp_path):
+def test_answers_and_undos_of_several_tabs_at_once(serving, tmp_path):
     """Whatever order they come in, journal and data set agree, and nothing is taken back twice."""
     images = [f"{k}.png" for k in range(12)]
     journal, dataset = Journal(tmp_path / "labels.jsonl"), tmp_path / "dataset.json"
@@ -320,7 +302,7 @@ def test_answers_and_undos_of_several_tabs_at_once(tmp_path):
     "request_line",
     [b"OPTIONS * HTTP/1.1", b"GET //etc/passwd HTTP/1.1", b"GET http://evil.example/ HTTP/1.1", b"GET ? HTTP/1.1"],
 )
-def test_odd_requests_are_refused(client, request_line):
+def test_odd_requests_are_refused(client, serving, request_line):
     with serving(client.app) as address:
         host, port = address.split("/")[2].split(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:

@@ -13,15 +13,11 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from scripts.review.corrections import Corrections, paint
 from scripts.review.doubt import Finding, doubt_of
@@ -32,7 +28,7 @@ SIZE = 64
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+def address(serving, tmp_path: Path) -> Iterator[str]:
     """Of the page of two pictures."""
     entries = []
     for name, area in (("a.png", 0.9), ("b.png", 0.3)):
@@ -43,15 +39,8 @@ def address(tmp_path: Path) -> Iterator[str]:
         )
     (tmp_path / "views").mkdir()
     app = make_review_app(entries, tmp_path, "now", Corrections(tmp_path / "review.jsonl"), lambda: "Saved.", "secret")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    with socket.create_server(("127.0.0.1", 0)) as local:
-        thread = threading.Thread(target=partial(server.run, sockets=[local]))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{local.getsockname()[1]}/secret/"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serving(app) as served:
+        yield f"{served}/secret/"
 
 
 def test_a_stroke_is_where_it_was_drawn_and_the_next_image_follows_an_answer(browser, address, tmp_path) -> None:
