@@ -25,6 +25,7 @@ from monai.transforms import (
 )
 
 from scripts.data.artefacts import RandArtefactd, RandWindowd
+from scripts.data.stains import RandStaind
 from scripts.runtime.values import fraction, number, positive_fraction
 
 __all__ = ["random_changes"]
@@ -35,6 +36,7 @@ def random_changes(
     spatial_size: Sequence[int],
     colour_shift: float = 0.0,
     artefacts: float = 0.0,
+    stain_shift: float = 0.0,
     window: float = 1.0,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
@@ -49,6 +51,7 @@ def random_changes(
         spatial_size: of the images.
         colour_shift: by how much contrast and brightness of each channel change at most, in standard deviations.
         artefacts: probability that a negative image becomes one of glass, blur, ink or a fold, see `RandArtefactd`.
+        stain_shift: by which factor and offset the density of each stain changes at most, see `RandStain`.
         window: part of height and width in which the network is trained, see `RandWindowd`; 1 for the whole image.
         mean, std: by which the images have been normalised.
 
@@ -60,6 +63,7 @@ def random_changes(
     """
     number("colour_shift", colour_shift)
     fraction("artefacts", artefacts)
+    fraction("stain_shift", stain_shift)
     positive_fraction("train_window", window)
     options = {"keys": keys, "prob": 0.5, "allow_missing_keys": True}
     changes: list[Transform] = [RandFlipd(spatial_axis=axis, **options) for axis in (0, 1)]
@@ -67,6 +71,8 @@ def random_changes(
         changes.append(RandRotate90d(max_k=1, **options))
     if artefacts:
         changes.append(RandArtefactd(keys[0], artefacts, mean, std))
+    if stain_shift:
+        changes.append(RandStaind(keys[0], stain_shift, mean, std))
     if window < 1:
         changes.append(RandWindowd(keys[0], window))
     if colour_shift:

@@ -47,6 +47,7 @@ OTHERS = {
     "max_norm": 1.0,
     "colour_shift": 0.5,
     "artefacts": 0.5,
+    "stain_shift": 0.5,
     "train_window": 0.5,
     "area_constraint": False,
     "constraint": "two_sided",
