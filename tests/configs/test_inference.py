@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -95,7 +96,12 @@ def test_the_page_says_what_the_table_says(configs, red_detector, tmp_path):
     """Yes and no are by what evaluation has chosen: of an image a quarter of which is 1 the mean of p^4 is 1/4."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "metrics.json").write_text('{"image_threshold": 0.6}')
+    found = {
+        "image_threshold": 0.6,
+        "spatial_size": [40, 40],
+        "model_checksum": f"{crc32(red_detector.read_bytes()):08x}",
+    }
+    (tmp_path / "out" / "metrics.json").write_text(json.dumps(found))
     Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a <i>.png")
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "in" / "b.png")
     out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
@@ -109,6 +115,38 @@ def test_the_page_says_what_the_table_says(configs, red_detector, tmp_path):
     assert said == [(key, row[key]) for row in table for key in ("probability", "positive", "area_fraction")]
     assert re.findall(r"<h2>(.*)</h2>", page) == ["a &lt;i&gt;.png", "b.png"]
     assert "0.6 or more (chosen by the evaluation in" in page
+    assert f"Model: {red_detector} of 20" in page
+
+
+def test_a_model_is_used_at_the_size_it_was_trained_at_unless_one_is_typed(
+    configs, red_detector, tmp_path, monkeypatch
+):
+    """Whatever the overlays say; and a threshold is not used at a size that it was not found at."""
+    network = CDWSNet().for_size([32, 32])
+    network.load_state_dict(torch.load(red_detector, weights_only=True) | {"_extra_state": network.get_extra_state()})
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "mine.json").write_text('{"spatial_size": [16, 16]}')
+    for name, picture in (("a", red_corner(40, 40)), ("b", np.zeros((40, 40, 3), np.uint8))):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    items = [{"image": f"{name}.png", "label": label} for name, label in (("a", 1), ("b", 0))]
+    (tmp_path / "dataset.json").write_text(json.dumps({"validation": items}))
+
+    def start(name, chain, *typed, **overrides):
+        monkeypatch.setattr("sys.argv", ["monai/bundle/__main__.py", "run", name, *typed])
+        files = [str(tmp_path / file if file == "mine.json" else configs / file) for file in chain]
+        paths = {"dataset_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt"), "output_dir": str(tmp_path)}
+        run(name, config_file=files, logging_file=False, **paths, **overrides)
+        metrics, page = tmp_path / "metrics.json", tmp_path / "predictions" / "index.html"
+        return json.loads(metrics.read_text()) if name == "evaluating" else page.read_text()
+
+    evaluate, infer = ("train.json", "mine.json", "evaluate.json"), ("inference.json", "mine.json")
+    typed, options = ("--spatial_size", "[24,24]"), {"spatial_size": [24, 24]}
+    assert start("evaluating", evaluate)["spatial_size"] == [32, 32]
+    page = start("inferring", infer)
+    assert "chosen by the evaluation in" in page
+    assert "trained at 32 x 32 pixels" in page
+    assert "resized to [32, 32], not [24, 24]: evaluate again" in start("inferring", infer, *typed, **options)
+    assert start("evaluating", evaluate, *typed, **options)["spatial_size"] == [24, 24]
 
 
 def test_overlay_is_the_picture_with_the_outline(configs, red_detector, tmp_path):

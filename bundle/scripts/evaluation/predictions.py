@@ -16,8 +16,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,17 +46,31 @@ class ImageThreshold:
     Args:
         value: itself; or ``"auto"``: what evaluation has chosen, else 0.5.
         metrics: file that an evaluation may have written.
+        spatial_size: height and width of the network's images; what was chosen at another size is not used.
+        model: see `used_model`; what was chosen for another model is not used.
 
     Raises:
         InputError: when the value is neither a fraction nor ``"auto"``.
     """
 
-    def __init__(self, value: float | str = "auto", metrics: str | None = None) -> None:
+    def __init__(
+        self,
+        value: float | str = "auto",
+        metrics: str | None = None,
+        spatial_size: Sequence[int] | None = None,
+        model: Mapping[str, str] | None = None,
+    ) -> None:
         self.value, self.origin = 0.5, "no evaluation has chosen another"
+        self.model = (model or {}).get("model", "")
         if value == "auto":
-            chosen = _chosen_threshold(metrics)
-            if chosen is not None:
-                self.value, self.origin = chosen, f"chosen by the evaluation in {metrics}"
+            found = _read_metrics(metrics)
+            chosen = found.get("image_threshold")
+            if is_number(chosen) and 0 <= chosen <= 1:
+                other = _other(found, spatial_size, model)
+                if other:
+                    self.origin = f"the evaluation in {metrics} {other}: evaluate again"
+                else:
+                    self.value, self.origin = float(chosen), f"chosen by the evaluation in {metrics}"
         else:
             fraction("image_threshold", value)
             self.value, self.origin = value, "as given"
@@ -65,16 +80,29 @@ class ImageThreshold:
         return "yes" if probability >= self.value else "no"
 
     def __str__(self) -> str:
-        return f"yes: probability {self.value:.3g} or more ({self.origin})"
+        return f"Yes: probability {self.value:.3g} or more ({self.origin})."
+
+    def note(self, drawn: str) -> str:
+        """What a page says of how its results came about; `drawn` is how their outlines did."""
+        return f"{self} {drawn}" + (f" Model: {self.model}." if self.model else "")
 
 
-def _chosen_threshold(metrics: str | None) -> float | None:
-    """What a file of `EvaluationReport` says; None where there is none, or it says nothing."""
+def _read_metrics(metrics: str | None) -> dict[str, Any]:
+    """A file of `EvaluationReport`; nothing where there is none."""
     try:
-        value = json.loads(Path(metrics or "").read_text(encoding="utf-8")).get("image_threshold")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
-    return float(value) if is_number(value) and 0 <= value <= 1 else None
+        found = json.loads(Path(metrics or "").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _other(found: Mapping[str, Any], spatial_size: Sequence[int] | None, model: Mapping[str, str] | None) -> str:
+    """In what an evaluation is of something else; nothing where it isn't."""
+    if model and found.get("model_checksum") != model["model_checksum"]:
+        return "is of another model" if "model_checksum" in found else "does not say of which model it is"
+    if spatial_size is not None and found.get("spatial_size") != list(spatial_size):
+        return f"is of images resized to {found.get('spatial_size')}, not {list(spatial_size)}"
+    return ""
 
 
 class PredictionTable:
@@ -91,7 +119,7 @@ class PredictionTable:
         output_dir: folder of the table.
         pool: gives the image-level probability; the paper's generalized mean by default.
         threshold: probability from which on a pixel counts as positive, for the outlines of the page.
-        image_threshold, metrics: see `ImageThreshold`.
+        is_positive: probability from which on an image is a yes; 0.5 by default.
     """
 
     columns: tuple[str, ...] = (*COLUMNS, "positive")
@@ -106,15 +134,14 @@ class PredictionTable:
         output_dir: str,
         pool: Pooling | None = None,
         threshold: float = 0.5,
-        image_threshold: float | str = "auto",
-        metrics: str | None = None,
+        is_positive: ImageThreshold | None = None,
     ) -> None:
         self.path = Path(output_dir) / TABLE
         self.partial = self.path.with_name(f"{self.path.name}.part")
         self.pool = pool or Pooling()
         self.threshold = threshold
-        self.is_positive = ImageThreshold(image_threshold, metrics)
-        note = f"{str(self.is_positive).capitalize()}. The outline is where the map reaches {threshold:g}."
+        self.is_positive = is_positive or ImageThreshold()
+        note = self.is_positive.note(f"The outline is where the map reaches {threshold:g}.")
         self.page = ResultsPage(self.path.with_name("index.html"), self.shown, note)
         self.earlier: set[str] = set()
         self.names: set[str] = set()
@@ -128,7 +155,7 @@ class PredictionTable:
         self.page.write()
         self.partial.replace(self.path)
         self._remove(self.earlier - self.names)
-        logger.info(f"Written: {self.path.parent}; look at {self.page.path}. {str(self.is_positive).capitalize()}.")
+        logger.info(f"Written: {self.path.parent}; look at {self.page.path}. {self.is_positive}")
 
     def start(self, engine: Engine) -> None:
         """Raises InputError when files called as results, or the table, lie there and no table says they are some."""

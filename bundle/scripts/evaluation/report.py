@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import mean
@@ -120,6 +121,7 @@ class EvaluationReport(ScoreCollector):
         calibration: collector that has seen the validation images, on which thresholds are chosen.
         summary_writer: of TensorBoard.
         threshold, pool: see `ScoreCollector`.
+        spatial_size, model: noted in ``metrics.json``: height and width of the network's images, see `used_model`.
     """
 
     def __init__(
@@ -130,10 +132,14 @@ class EvaluationReport(ScoreCollector):
         summary_writer: SummaryWriter,
         threshold: float = 0.5,
         pool: Pooling | None = None,
+        spatial_size: Sequence[int] | None = None,
+        model: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(threshold, pool)
         self.output_dir = Path(output_dir)
         self.split = split
+        self.model = dict(model or {})
+        self.spatial_size = None if spatial_size is None else list(spatial_size)
         self.calibration = calibration
         self.summary_writer = summary_writer
         self.boundary = BoundaryFMeasure("all")
@@ -165,7 +171,8 @@ class EvaluationReport(ScoreCollector):
         scores = [s for s in gathered if s is not None]
         if {s.label for s in scores} != {0, 1}:
             raise InputError(f"The split '{self.split}' can't be scored: no image of one of the classes could be used.")
-        metrics = {"split": self.split, "images": len(scores)}
+        metrics = {"split": self.split, "images": len(scores), **self.model}
+        metrics |= {} if self.spatial_size is None else {"spatial_size": self.spatial_size}
         metrics |= summarise(scores, self._thresholds())
         written: list[Path] = []
         volumes = volume_dice(scores)
@@ -197,7 +204,8 @@ class EvaluationReport(ScoreCollector):
             "dice_per_volume",
         )
         rest = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
-        logger.info(f"{self.split}, {len(scores)} images\n{baseline_table(metrics)}\n{rest}")
+        of = f", by {self.model['model']}" if self.model else ""
+        logger.info(f"{self.split}, {len(scores)} images{of}\n{baseline_table(metrics)}\n{rest}")
         logger.info("Written: " + ", ".join(map(str, written)))
 
     def _write_tables(

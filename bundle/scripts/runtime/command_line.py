@@ -46,6 +46,7 @@ __all__ = [
     "remember",
     "typed_options",
     "typed_words",
+    "was_left_out",
 ]
 
 PATHS = ("dataset_dir", "images", "output_dir", "prediction_dir", "ckpt_dir", "ckpt_path", "superpixel_cache")
@@ -54,6 +55,7 @@ NAMES = ("class_name", "segment_label", "split")
 OPTION = re.compile(r"--|-[a-zA-Z]")  # as Fire has it
 logger = logging.getLogger(__name__)
 _given: dict[str, Any] = {}
+_typed: set[str] | None = None  # names of the settings, where they are known
 _exact: set[str] = set()
 
 
@@ -73,12 +75,15 @@ def keep_typed(resolved: MutableMapping[str, Any]) -> None:
     Raises:
         InputError: when one of them has no value, or what was typed is no setting of the configs.
     """
+    global _typed
     options: Mapping[str, Any] = _given
+    _typed = set(_given) if _given else None
     if not _given and _is_monai_bundle(sys.argv[0]):
         options = typed_options(sys.argv[1:])
         defaults = _read_arguments(options.get("args_file"))
         refuse_unknown(defaults | options)
         # a file has references and Python, as configs have
+        _typed = {name.removeprefix("+") for name in defaults | options}
         options = {k: v for k, v in defaults.items() if not str(v).startswith(("@", "$", "%"))} | options
     _exact.clear()
     for name in (*PATHS, *NAMES):
@@ -86,6 +91,11 @@ def keep_typed(resolved: MutableMapping[str, Any]) -> None:
             value = _value(name, options[name])
             _exact.update(value if isinstance(value, list) else [value])
             resolved[name] = value
+
+
+def was_left_out(name: str) -> bool:
+    """Whether a setting is known not to have been typed; False for programs that say nothing of theirs."""
+    return _typed is not None and name not in _typed
 
 
 def is_rewritten(path: str | PathLike) -> bool:

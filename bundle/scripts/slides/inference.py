@@ -150,7 +150,7 @@ class SlideInference:
         class_name, class_colour: of the polygons, for QuPath.
         min_region_um2, min_hole_um2: smaller regions have no polygon, smaller holes are filled in it.
         ome_zarr: whether both maps are written as OME-Zarr as well.
-        image_threshold, metrics: see `ImageThreshold`.
+        is_positive: probability from which on a slide is a yes; 0.5 by default.
         device, amp: for the network.
 
     Raises:
@@ -180,8 +180,7 @@ class SlideInference:
         min_region_um2: float = 0,
         min_hole_um2: float = 0,
         ome_zarr: bool = False,
-        image_threshold: float | str = "auto",
-        metrics: str | None = None,
+        is_positive: ImageThreshold | None = None,
         device: str | torch.device = "cpu",
         amp: bool = False,
     ) -> None:
@@ -207,7 +206,7 @@ class SlideInference:
         number("min_hole_um2", min_hole_um2)
         self.min_region_um2, self.min_hole_um2 = min_region_um2, min_hole_um2
         self.ome_zarr = ome_zarr
-        self.is_positive = ImageThreshold(image_threshold, metrics)
+        self.is_positive = is_positive or ImageThreshold()
         self.device, self.amp = torch.device(device), amp
         self.tile_size = tile_size
         margin, self.stride, exact = exact_margin(network)
@@ -522,10 +521,8 @@ class SlideInference:
             write_rows(file, [columns, *([row[column] for column in columns] for row in self._rows())])
 
     def _write_page(self) -> None:
-        said = str(self.is_positive).capitalize()
-        page = ResultsPage(
-            self.output_dir / PAGE, SHOWN, f"{said}. The green line is where the map reaches {self.threshold:g}."
-        )
+        note = self.is_positive.note(f"The green line is where the map reaches {self.threshold:g}.")
+        page = ResultsPage(self.output_dir / PAGE, SHOWN, note)
         for row in self._rows():
             name = row["slide"]
             values = {key: "" if value is None else str(value) for key, value in row.items()}

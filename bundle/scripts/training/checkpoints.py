@@ -17,7 +17,9 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, MutableMapping, Sequence
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,11 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
+from scripts import bundle_version
 from scripts.metrics.area import THRESHOLDS, area_errors, threshold_by_areas
 from scripts.networks.map_network import trained_as, trained_originals
 from scripts.networks.weights import load_tensors, not_finite
+from scripts.runtime.command_line import was_left_out
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 from scripts.runtime.processes import sum_over_processes
@@ -42,6 +46,7 @@ __all__ = [
     "model_of",
     "original_size",
     "trained_size",
+    "used_model",
     "write_checkpoint",
 ]
 
@@ -94,6 +99,39 @@ def original_size(path: str | PathLike) -> list[float] | None:
     """
     found = _read_state(path, trained_originals)
     return None if found is None else list(found)
+
+
+def used_model(path: str | PathLike, shipped: str | PathLike, settings: MutableMapping[str, Any]) -> dict[str, str]:
+    """
+    Say which model a run uses, and take ``spatial_size`` from it unless that has been typed.
+
+    Args:
+        path: of the checkpoint.
+        shipped: folder of the models that come with the bundle.
+        settings: what MONAI's parser has resolved so far, and doesn't resolve again; ``$__local_refs`` in a config.
+
+    Returns:
+        ``model``: the file and what it is, for people; ``model_checksum``, by which it is known again. Nothing where
+        the file can't be read, which `NetworkLoader` reports.
+    """
+    size = trained_size(path, ())
+    if size and was_left_out("spatial_size"):
+        settings["spatial_size"] = size
+    file = Path(path)
+    try:
+        if not file.is_file():  # one would wait for what is written into a pipe
+            return {}
+        checksum = zlib.crc32(file.read_bytes())
+        changed = datetime.fromtimestamp(file.stat().st_mtime)
+    except OSError:
+        return {}
+    if file.resolve().parent == Path(shipped).resolve():
+        described = f"{file.name}, which comes with version {bundle_version()} of the bundle"
+    else:
+        described = f"{file} of {changed:%Y-%m-%d %H:%M}"
+    described += f", trained at {size[0]} x {size[1]} pixels" if size else ""
+    logger.info(f"Model: {described}.")
+    return {"model": described, "model_checksum": f"{checksum:08x}"}
 
 
 def _read_state(path: str | PathLike, read: Callable[[Any], Any]) -> Any:

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,24 @@ def test_yes_is_from_what_evaluation_has_chosen(tmp_path: Path, content: str | N
     assert [is_positive(p) for p in (value, value - 1e-6)] == ["yes", "no"]
     assert ("evaluation in" in str(is_positive)) == (value == 0.3)
     assert ImageThreshold(0.7, str(path)).value == 0.7
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"model_checksum": "1a", "spatial_size": [8, 6]}, "chosen by the evaluation in"),
+        ({"model_checksum": "2b", "spatial_size": [8, 6]}, "is of another model: evaluate again"),
+        ({"spatial_size": [8, 6]}, "does not say of which model it is: evaluate again"),
+        ({"model_checksum": "1a", "spatial_size": [6, 8]}, r"is of images resized to \[6, 8\], not \[8, 6\]: evaluate"),
+    ],
+)
+def test_a_threshold_is_of_one_model_at_one_size(tmp_path: Path, said: dict, why: str) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps({"image_threshold": 0.3, **said}))
+    model = {"model": "m.pt", "model_checksum": "1a"}
+    is_positive = ImageThreshold("auto", str(tmp_path / "metrics.json"), [8, 6], model)
+    assert is_positive.value == (0.3 if "chosen" in why else 0.5)
+    assert re.search(why, str(is_positive))
+    assert is_positive.note("Drawn.").endswith(" Drawn. Model: m.pt.")
 
 
 @pytest.mark.parametrize("value", [1.5, "high", True, None])
