@@ -21,12 +21,11 @@ from typing import Any
 
 from scripts import bundle_version
 from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, described_settings, top_of
-from scripts.console.runs import RUNS, curve, demo, export, export_folder, labelling, review, run, run_help, study
+from scripts.console.runs import HELP, RUNS, curve, demo, export, export_folder, labelling, review, run, run_help, study
 from scripts.runtime.command_line import Parser, did_you_mean
 
 __all__ = ["main"]
 
-HELP = ("-h", "--help")
 SUMMARIES = {
     "demo": "train, evaluate and infer on embedded data",
     "data": "write dataset.json from folders, a table, masks, or outlines on slides",
@@ -78,7 +77,7 @@ def _help() -> str:
 
 def _run(command: str) -> Callable[[list[str]], int]:
     def start(arguments: list[str]) -> int:
-        if set(HELP) & set(arguments):
+        if HELP & set(arguments):
             print(run_help(command))
             return 0
         return run(command, arguments)
@@ -87,19 +86,21 @@ def _run(command: str) -> Callable[[list[str]], int]:
 
 
 def _review(arguments: list[str]) -> int:
-    if set(HELP) & set(arguments):
+    if HELP & set(arguments):
         print(
-            "usage: cdws review RUN DATA [--method NAME] [--overlay NAME] [--area_step S] [--port N] [--no_browser]\n\n"
+            "usage: cdws review RUN DATA [--method NAME] [--overlay NAME] [--area_step S] [--port N] [--no_browser] "
+            "[--SETTING VALUE]\n\n"
             "Opens a page of the images of DATA, the folder of dataset.json or that file, those first whose labels\n"
             "the model of RUN, the folder of a training, doubts. Corrections, exclusions and strokes are kept in\n"
-            "review.jsonl beside dataset.json, and written as reviewed.json, to train from."
+            "review.jsonl beside dataset.json, and written as reviewed.json, to train from. Settings are those of\n"
+            "cdws infer, such as --device; --spatial_size is that of the training unless it is given."
         )
         return 0
     return review(arguments)
 
 
 def _demo(arguments: list[str]) -> int:
-    if set(HELP) & set(arguments):
+    if HELP & set(arguments):
         print(
             "usage: cdws demo [--method NAME] [--seed N] [--SETTING VALUE]\n\nTrains, evaluates and infers on phantoms "
             "that it draws, by the recommended method unless another is named, in runs/demo."

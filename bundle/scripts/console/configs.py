@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _described(names: Iterable[str]) -> dict[str, str]:
     texts = {name: _read(_folder() / f"{name}.json")["_desc_"] for name in sorted(names)}
-    return {name: re.sub(r"^Overlay(, after [\w.]+| of [\w.]+)?: ", "", text) for name, text in texts.items()}
+    return {name: re.sub(r"^Overlay(, after [^:]+| of [\w.]+)?: ", "", text) for name, text in texts.items()}
 
 
 def _stems() -> set[str]:

@@ -17,6 +17,7 @@ A run has the process for itself, as under ``python -m``: it fails, and is stopp
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import runpy
@@ -30,12 +31,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts import bundle_root
-from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, methods, overlays, top_of
+from scripts.console.configs import (
+    DEFAULT_METHOD,
+    UsageError,
+    config_files,
+    described_settings,
+    methods,
+    overlays,
+    top_of,
+)
 from scripts.runtime.command_line import PATHS, did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 
-__all__ = ["RUNS", "curve", "demo", "export", "export_folder", "labelling", "review", "run", "run_help", "study"]
+__all__ = [
+    "HELP",
+    "RUNS",
+    "curve",
+    "demo",
+    "export",
+    "export_folder",
+    "labelling",
+    "review",
+    "run",
+    "run_help",
+    "study",
+]
 
+HELP = {"-h", "--help"}
 OWN = ("method", "overlay")  # options that aren't settings
 # what MONAI's own `run` takes
 MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
@@ -74,9 +96,12 @@ RUNS = {
 def run_help(command: str) -> str:
     """What ``cdws train -h`` prints."""
     run = RUNS[command]
-    settings = [name for name in top_of(config_files(run.base, DEFAULT_METHOD, last=run.last)) if name != "_desc_"]
-    settings = [name for name in settings[: settings.index("device") + 1] if name not in ("dataset_dir", "method")]
-    names = ", ".join(settings)
+    files = config_files(run.base, DEFAULT_METHOD, last=run.last)
+    top = top_of(files if run.base == "train" else files[:1])  # the method brings those of its training
+    own = ("dataset_dir", "method")
+    names = ", ".join(
+        setting.name for setting in described_settings() if setting.name in top and setting.name not in own
+    )
     rows = {"methods (--method NAME)": methods(), "overlays (--overlay NAME, again for each)": overlays()}
     lists = [f"\n{title}:\n" + "\n".join(f"  {k:24}{v}" for k, v in texts.items()) for title, texts in rows.items()]
     what = {"DATA": "the folder of dataset.json", "FOLDER": "a folder of images, or files"}[run.data]
@@ -110,14 +135,16 @@ def run(command: str, arguments: Sequence[str]) -> int:
     rounds = _take_rounds(options) if command == "train" else None
     _refuse(command, options, files)
     data = _data(command, words, options, added)
-    has_two = command == "train" and top_of(files)["method"] == AREA_RANKED and "ranked_by" not in top_of(files)
+    top = top_of(files)
+    has_two = command == "train" and top["method"] == AREA_RANKED and "ranked_by" not in top
     if rounds is not None and (rounds not in ("1", "2") or not has_two):
         raise UsageError(f"--rounds is 1 or 2, of cdws train by the method '{DEFAULT_METHOD}' alone; got '{rounds}'.")
-    if has_two and rounds is None and _has_no_area(data):
+    typed = words[0] if words else dict(options).get("dataset_dir")
+    if has_two and rounds is None and typed and _has_no_area(Path(typed)):
         print("One round: no training image has an area, by which a second could rank pixels.")
         rounds = "1"
     if has_two and rounds != "1":
-        output = dict(options).get("output_dir") or top_of(files)["output_dir"]
+        output = dict(options).get("output_dir") or top["output_dir"]
         first = f"{output}/first_round"
         own = [option for option in options if option[0] not in ("output_dir", "ckpt_dir")]
         run_monai(["run", chosen.name, *_config_file(files), *data, *_typed([*own, ("output_dir", first)])])
@@ -166,12 +193,17 @@ def _report_demo(folder: Path) -> None:
 
 def labelling(command: str, arguments: Sequence[str]) -> int:
     """The labelling page, or the merging of what annotators have given: a command of ``scripts.labelling``."""
+    if not HELP & set(arguments):
+        _require_images(typed_words(arguments)[0][: 2 if command == "merge_masks" else 1], "FOLDER, that of the images")
     run_module("scripts.labelling", [command, *arguments])
     return 0
 
 
 def curve(arguments: Sequence[str]) -> int:
     """Quality against labels given, see ``scripts.experiments.curve``."""
+    words = typed_words(arguments)[0]
+    if words and not HELP & set(arguments):
+        _require_dataset(words[0])
     run_module("scripts.experiments.curve", arguments)
     return 0
 
@@ -195,8 +227,8 @@ def review(arguments: Sequence[str]) -> int:
     model, found = folder / "models" / "model.pt", folder / "review" / "findings.json"
     if not model.is_file():
         raise UsageError(f"There is no trained model '{model}'; give the --output_dir of a training.")
-    dataset = data / "dataset.json" if data.is_dir() else data
-    newest = max(path.stat().st_mtime for path in (model, dataset) if path.is_file())
+    _require_dataset(words[1])
+    newest = max(path.stat().st_mtime for path in (model, _dataset_file(data)) if path.is_file())
     if settings or not found.is_file() or found.stat().st_mtime < newest:
         given = ["--dataset_dir", str(data), "--output_dir", str(folder)]
         run_monai(["run", "inferring", *_config_file(files), *given, *_typed(settings)])
@@ -208,12 +240,14 @@ def study(arguments: Sequence[str]) -> int:
     """The experiments of the paper, see ``scripts.experiments``."""
     data, rest = (arguments[:1], arguments[1:]) if arguments and arguments[0][:1] != "-" else ([], arguments)
     given = typed_options(rest)
+    if data and not HELP & set(arguments):
+        _require_dataset(data[0])
     experiment = given.get("experiment") or "all"
     if "experiment" in given:
         at = next(i for i, word in enumerate(rest) if word.startswith("--experiment"))
         rest = [*rest[:at], *rest[at + (1 if "=" in rest[at] else 2) :]]
     words = [experiment, *(["--dataset_dir", *data] if data else []), *rest]
-    if "output_dir" not in given and not {"h", "help"} & set(given):
+    if "output_dir" not in given and not HELP & set(arguments):
         words += ["--output_dir", "runs/study"]
     run_module("scripts.experiments", words)
     return 0
@@ -283,6 +317,8 @@ def run_monai(words: Sequence[str]) -> None:
     """``python -m monai.bundle`` with these words, printed first."""
     # configs that come from anywhere may run any code, and MONAI says so each time; these are the bundle's, or named
     warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+    # it says which logging config it takes before it takes that
+    logging.getLogger("monai.bundle.workflows").addFilter(lambda record: record.levelno > logging.INFO)
     run_module("monai.bundle", words)
 
 
@@ -318,13 +354,44 @@ def _config_file(files: Sequence[Path]) -> list[str]:
     return ["--config_file", names[0] if len(names) == 1 else "[" + ",".join(map(repr, names)) + "]"]
 
 
-def _has_no_area(data: Sequence[str]) -> bool:
+def _has_no_area(data: Path) -> bool:
     """Whether a dataset.json states no area; what is wrong with one, the training says."""
-    path = Path(data[-1]) if data else Path()
     try:
-        content = json.loads((path / "dataset.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+        content = json.loads(_dataset_file(data).read_text(encoding="utf-8"))
         return not any(item.get("area") or isinstance(item["label"], str) for item in content["training"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _dataset_file(data: Path) -> Path:
+    return data / "dataset.json" if data.is_dir() else data
+
+
+def _require_dataset(data: str) -> None:
+    """
+    Refuse what is no data set, before imports that take seconds.
+
+    Raises:
+        InputError: when it is neither the folder of a dataset.json nor a file.
+    """
+    if not _is_there(_dataset_file(Path(data))):
+        raise InputError(
+            f"There is no data set at '{data}'; give DATA, the folder of dataset.json or that file. `cdws data -h` "
+            "says how one is written."
+        )
+
+
+def _require_images(paths: Sequence[str], what: str) -> None:
+    """The same of images. Raises InputError for the first path at which there is nothing."""
+    for path in paths:
+        if not _is_there(Path(path)):
+            raise InputError(f"There is no folder or file '{path}'; give {what}.")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name of a file
         return False
 
 
@@ -353,12 +420,18 @@ def _data(command: str, words: list[str], options: list[tuple[str, str | None]],
     if words and given:
         raise UsageError(f"'{words[0]}' and --{given.pop()} are both given; cdws {command} takes one of them.")
     if len(words) > 1 and command == "infer":
+        _require_images(words, "files")
         return ["--images", repr([_path(word) for word in words])]
     if len(words) > 1:
         raise UsageError(f"'{words[1]}' is one word too many; cdws {command} takes one {name}, and --SETTING VALUE.")
     if not words and not given and not (RUNS[command].base == "train" and "demo" in added):
         what = "images" if command == "infer" else "dataset.json"
         raise UsageError(f"cdws {command} needs the folder of {what}: cdws {command} {name}.")
+    typed = words or [value for option, value in options if option == "dataset_dir" and value]
+    if command == "infer":
+        _require_images(typed, "FOLDER, the folder of the images, or files")
+    elif typed and "demo" not in added:  # which draws what isn't there
+        _require_dataset(typed[-1])
     return ["--dataset_dir", _path(words[0])] if words else []
 
 

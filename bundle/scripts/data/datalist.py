@@ -208,7 +208,9 @@ def _is_positive_without_mask(item: object) -> bool:
 def _read_json(path: Path) -> dict:
     problem = file_problem(path)
     if problem and problem.startswith(("there is no", "is a folder")):
-        raise InputError(f"There is no data set at '{path}'; give the folder of a dataset.json with --dataset_dir.")
+        raise InputError(
+            f"There is no data set at '{path}'; give the folder of a dataset.json (DATA of cdws, or --dataset_dir)."
+        )
     if problem:
         raise InputError(f"The data set '{path}' {problem}.")
 

@@ -142,9 +142,9 @@ def check_given(path: str | PathLike, what: str) -> bool:
         return True
     problem = file_problem(path)
     if problem and problem.startswith("there is no"):
-        raise InputError(f"There is no folder or {what} '{path}'; name one with --dataset_dir.")
+        raise InputError(f"There is no folder or {what} '{path}'; name one (cdws infer FOLDER, or --dataset_dir).")
     if problem:
-        raise InputError(f"'{path}' {problem}; name another with --dataset_dir.")
+        raise InputError(f"'{path}' {problem}; name another (cdws infer FOLDER, or --dataset_dir).")
     return False
 
 

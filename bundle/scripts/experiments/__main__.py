@@ -133,7 +133,9 @@ def _study(options: argparse.Namespace, settings: dict[str, Any]) -> Study:
             options.output_dir / "data" / "phantoms", counts=DEMO_COUNTS, size=settings["spatial_size"]
         ).parent
     if dataset_dir is None:
-        raise InputError("Name the folder of a dataset.json with --dataset_dir, or use phantoms with --demo.")
+        raise InputError(
+            "Name the folder of a dataset.json (cdws study DATA, or --dataset_dir), or use phantoms with --demo."
+        )
     base = load_base(dataset_dir, options.training, options.validation)
     masked = has_masks(base["training"]) and has_masks(base["validation"])
     methods = options.methods or defaults.get("methods") or [m for m in METHODS if masked or m not in SUPERVISED]

@@ -157,7 +157,7 @@ def run_merge(arguments: argparse.Namespace) -> None:
     print(f"{len(merged)} images agreed on, {len(undecided)} undecided: {folder / UNDECIDED}")
     if undecided and not arguments.third:
         where, only = shlex.quote(str(folder)), shlex.quote(str(folder / UNDECIDED))
-        print(f"A third decides: python -m scripts.labelling label {where} --annotator NAME --only {only}")
+        print(f"A third decides: cdws label {where} --annotator NAME --only {only}")
     counts = write_dataset(folder / "dataset.json", merged, groups, arguments.validation, arguments.seed)
     print(f"dataset.json: {counts['training']} for training, {counts['validation']} for validation")
 

@@ -24,6 +24,7 @@ from openslide import AbstractSlide, OpenSlide
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 from skimage.transform import integral_image, integrate
+from tqdm import tqdm
 
 from scripts.images.slide import Slide
 from scripts.images.tissue import OVERVIEW, find_tissue
@@ -151,7 +152,7 @@ class SlideFields:
         if missing:
             raise InputError(f"There is no slide of {written(missing[0])} in '{folder}' ({len(missing)} in all).")
         known = dict.fromkeys((*journal.answers, *journal.placed))
-        for slide in slides:
+        for slide in tqdm(slides, desc="looking at slides", unit="slide", leave=False):
             opened = open_slide(folder / slide, mpp)
             self.sizes.append((opened.width, opened.height))
             mine = [subject for subject in known if isinstance(subject, Field) and subject.image == slide]

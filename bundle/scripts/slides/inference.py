@@ -214,7 +214,7 @@ class SlideInference:
         if not exact or (isinstance(self.margin, int) and self.margin < margin):
             logger.warning(
                 f"With a margin of {self.margin} pixels the map of this network depends on the tiles a little, and "
-                "may have seams; only the networks of CDWS-MIL and its variants are exact, with --tile_margin auto."
+                "may have seams; those of the recommended method and of the paper have none with --tile_margin auto."
             )
         TileGrid(1, 1, self.tile_size, self.margin, self.stride)  # checks both
 

@@ -82,7 +82,8 @@ def list_slides(slides: str | PathLike | Sequence[str]) -> SlideList:
     if not found:
         known = ", ".join(TAKEN)
         raise InputError(
-            f"There is no slide ({known}, or a folder of .dcm) in '{slides}'; name one with --dataset_dir."
+            f"There is no slide ({known}, or a folder of .dcm) in '{slides}'; name one (cdws infer FOLDER, or "
+            "--dataset_dir)."
         )
     for problem in found.left_out:
         logger.error(f"Left out: {problem}")

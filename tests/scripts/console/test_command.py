@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -25,13 +26,27 @@ from monai.bundle import run as run_bundle
 from scripts.console import runs
 from scripts.console.command import main
 from scripts.demo.dataset import make_demo_dataset
+from scripts.runtime.errors import InputError
 
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 
 
 @pytest.fixture
-def started(monkeypatch) -> list[list[str]]:
-    """What would be run, instead of running it."""
+def started(monkeypatch, tmp_path_factory) -> list[list[str]]:
+    """What would be run, instead of running it, in a folder that has some data."""
+    here = tmp_path_factory.mktemp("here")
+    for name in (
+        "DATA/dataset.json",
+        "set #2/dataset.json",
+        "%set/dataset.json",
+        "a.png",
+        "it's.png",
+        "%a.png",
+        "b.png",
+    ):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).touch()
+    monkeypatch.chdir(here)
     found: list[list[str]] = []
     monkeypatch.setattr(runs, "run_module", lambda module, words: found.append([module, *words]))
     return found
@@ -75,6 +90,35 @@ REFUSED = {
     "data from-folders a": "NEGATIVE",
     "data from-masks a b --without_mask negativ": "'negativ' is no without_mask (did you mean negative?)",
 }
+
+
+ABSENT = {
+    "train NONE": "no data set at 'NONE'; give DATA, the folder of dataset.json or that file",
+    "check --dataset_dir NONE": "no data set at 'NONE'",
+    "evaluate EMPTY": "no data set at 'EMPTY'",
+    "infer NONE": "no folder or file 'NONE'; give FOLDER",
+    "infer a.png NONE": "no folder or file 'NONE'",
+    "review RUN NONE": "no data set at 'NONE'",
+    "label NONE --shuffle": "no folder or file 'NONE'",
+    "merge_masks DATA NONE OUT": "no folder or file 'NONE'",
+    "curve NONE": "no data set at 'NONE'",
+    "study NONE": "no data set at 'NONE'",
+}
+
+
+@pytest.mark.parametrize("line", ABSENT)
+def test_data_that_is_not_there_is_refused_at_once(line: str, started) -> None:
+    for name in ("EMPTY", "RUN/models"):
+        Path(name).mkdir(parents=True)
+    Path("RUN/models/model.pt").touch()
+    with pytest.raises(InputError, match=re.escape(ABSENT[line])):
+        main(line.split())
+    assert started == []
+
+
+def test_what_the_demo_draws_need_not_be_there(started) -> None:
+    assert main(["evaluate", "NONE", "--overlay", "demo"]) == 0
+    assert main(["label", "NONE", "-h"]) == 0
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -136,6 +180,25 @@ def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_pa
     (tmp_path / "dataset.json").write_text(json.dumps({"training": items, "validation": items}))
     assert main(["train", str(tmp_path)]) == 0
     assert len(started) == rounds
+
+
+def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(started, tmp_path: Path, capsys) -> None:
+    without = [{"image": "a.png", "label": 1}, {"image": "b.png", "label": 0}]
+    for folder, items in ((tmp_path, without), (Path(), [without[0] | {"area": 0.3}, without[1]])):
+        (folder / "dataset.json").write_text(json.dumps({"training": items}))
+    assert main(["train", "--dataset_dir", str(tmp_path)]) == 0
+    assert len(started) == 1
+    assert "One round" in capsys.readouterr().out
+    (Path() / "dataset.json").write_text(json.dumps({"training": without}))
+    (tmp_path / "args.json").write_text(json.dumps({"dataset_dir": "DATA"}))
+    assert main(["train", "--args_file", str(tmp_path / "args.json")]) == 0
+    assert len(started) == 3
+
+
+@pytest.mark.parametrize("name", ["steps", "warm_up", "encoder", "artefacts", "tta", "learning_rate", "spatial_size"])
+def test_help_has_the_settings_of_the_method(name: str, capsys) -> None:
+    main(["train", "-h"])
+    assert name in re.split(r"[,\s]+", capsys.readouterr().out.partition("settings, which")[2])
 
 
 def test_a_second_round_is_not_repeated(started) -> None:

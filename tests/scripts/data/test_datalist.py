@@ -489,7 +489,7 @@ def test_a_file_that_is_no_datalist(content: bytes, message: str, tmp_path: Path
 
 
 def test_a_missing_data_set_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no data set at '{tmp_path / 'dataset.json'}'; .* with --dataset_dir"):
+    with pytest.raises(InputError, match=f"no data set at '{tmp_path / 'dataset.json'}'; .* or --dataset_dir"):
         load_datalist(tmp_path)
 
 

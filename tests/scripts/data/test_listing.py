@@ -61,7 +61,7 @@ def test_a_folder_without_pictures_and_an_empty_list_are_refused(tmp_path: Path)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no folder or image '{tmp_path / 'none'}'; name one with --dataset_dir"):
+    with pytest.raises(InputError, match=f"no folder or image '{tmp_path / 'none'}'; name one .cdws infer FOLDER"):
         list_images(tmp_path / "none")
 
 

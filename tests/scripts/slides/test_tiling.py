@@ -112,9 +112,18 @@ def test_tiles_of_the_recommended_network_have_its_masks(write_slide, tmp_path):
     assert differing["auto"] <= 0.001 < differing[32]
 
 
-def test_other_networks_warn(caplog):
-    inference(UNet())
-    assert "seams" in caplog.text
+@pytest.mark.parametrize(
+    ("network", "margin", "warns"),
+    [
+        (UNet(), "auto", True),
+        (PyramidNet(), "auto", False),
+        (PyramidNet(), 64, True),
+        (PyramidNet("resnet18"), "auto", True),
+    ],
+)
+def test_networks_whose_map_depends_on_the_tiles_warn(network, margin, warns, caplog):
+    inference(network, tile_margin=margin)
+    assert ("seams" in caplog.text) == warns
 
 
 def test_exact_networks_do_not_warn(lively_network, caplog):

@@ -274,5 +274,5 @@ def test_results_are_called_after_a_link_not_after_what_it_leads_to(tmp_path):
     ("name", "reason"), [("n" * 300, "File name too long"), ("a\0b", "null byte"), ("none", "no folder or volume")]
 )
 def test_what_is_no_name_of_a_volume_is_named(tmp_path, name, reason):
-    with pytest.raises(InputError, match=rf"{reason}.*name (one|another) with --dataset_dir"):
+    with pytest.raises(InputError, match=rf"{reason}.*name (one|another) .*--dataset_dir"):
         find_volumes(f"{tmp_path}/{name}")
