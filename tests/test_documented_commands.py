@@ -65,12 +65,6 @@ case "$*" in
             "{python}" "$@" --training 4 --validation 2 --folds 2 --list
         fi
         [[ "$3" == all ]] || exec "{python}" "$@" "${{tiny[@]}}" "${{learn[@]}}" "${{study[@]}}" --methods cdws ;;
-    "-m scripts.labelling label "*)
-        log=$(mktemp)
-        "{python}" "$@" --no_browser --port 0 > "$log" 2>&1 &
-        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log"; exit 1; }}; sleep 0.2; done
-        kill -INT $!
-        wait $! ;;
     *) exec "{python}" "$@" ;;
 esac
 """
@@ -84,6 +78,12 @@ case "$1" in
         tiny+=(--max_epochs 1 --datalist#counts "{{'training':6,'validation':4,'test':4}}")
         exec "{python}" "$bundle" "$@" "${{tiny[@]}}" ;;
     curve) exec "{python}" "$bundle" "$@" "${{tiny[@]}}" --fractions 0.5 1 --steps 2 --pretrained random ;;
+    label)
+        log=$(mktemp)
+        "{python}" "$bundle" "$@" --no_browser --port 0 > "$log" 2>&1 &
+        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log"; exit 1; }}; sleep 0.2; done
+        kill -INT $!
+        wait $! ;;
     review)  # the image in most doubt gets another area and a stroke
         log=$(mktemp)
         "{python}" "$bundle" "$@" --no_browser --port 0 > "$log" 2>&1 &
