@@ -13,15 +13,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
+from scipy.ndimage import gaussian_filter
 
 __all__ = ["ARTEFACTS", "RandArtefact", "RandArtefactd", "RandWindowd"]
+
+Change = Callable[[torch.Tensor, np.random.RandomState], torch.Tensor]  # of (3, H, W) RGB in 0..1
 
 
 def blank(image: torch.Tensor, rng: np.random.RandomState) -> torch.Tensor:
@@ -30,9 +33,14 @@ def blank(image: torch.Tensor, rng: np.random.RandomState) -> torch.Tensor:
     return _colour(colour, image) + torch.as_tensor(rng.normal(0, 0.01, image.shape), dtype=image.dtype)
 
 
+def defocused(image: torch.Tensor, rng: np.random.RandomState) -> torch.Tensor:
+    """Slightly out of focus: a Gaussian of up to 1.2 % of the image's width, in which cancer can still be seen."""
+    return _smoothed(image, rng.uniform(0.0005, 0.012) * image.shape[-1])
+
+
 def blurred(image: torch.Tensor, rng: np.random.RandomState) -> torch.Tensor:
-    """Far out of focus: a Gaussian of 1.5 to 6 % of the image's width. A little blur is another scanner's cancer."""
-    return GaussianSmooth(sigma=rng.uniform(0.015, 0.06) * image.shape[-1])(image)
+    """Far out of focus: a Gaussian of 1.5 to 6 % of the image's width."""
+    return _smoothed(image, rng.uniform(0.015, 0.06) * image.shape[-1])
 
 
 def pen(image: torch.Tensor, rng: np.random.RandomState) -> torch.Tensor:
@@ -46,7 +54,12 @@ def fold(image: torch.Tensor, rng: np.random.RandomState) -> torch.Tensor:
     return torch.where(_band(image, rng), image**2, image)
 
 
-ARTEFACTS = (blank, blurred, pen, fold)
+ARTEFACTS = (blank, blurred, pen, fold)  # after which cancer is not seen, or not as much of it
+
+
+def _smoothed(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    """By a Gaussian; what lies beyond the frame mirrors the image, so that the frame is no darker."""
+    return torch.from_numpy(gaussian_filter(image.numpy(), (0, sigma, sigma), mode="mirror"))
 
 
 def _colour(colour: np.ndarray, image: torch.Tensor) -> torch.Tensor:
@@ -63,14 +76,16 @@ def _band(image: torch.Tensor, rng: np.random.RandomState) -> torch.Tensor:
 
 class RandArtefact(RandomizableTransform):
     """
-    Make an image one of blank glass, of an image out of focus, or one with a pen's stroke or a fold.
+    Make an image one that is slightly out of focus, or one of the `ARTEFACTS`.
 
     Args:
         prob: of a change.
+        kinds: changes of which each is as likely as another, of an image and a generator of random numbers.
     """
 
-    def __init__(self, prob: float = 0.2) -> None:
+    def __init__(self, prob: float = 0.2, kinds: Sequence[Change] = (defocused, *ARTEFACTS)) -> None:
         RandomizableTransform.__init__(self, prob)
+        self.kinds = kinds
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         """(3, H, W) RGB in 0..1, to the same."""
@@ -79,20 +94,21 @@ class RandArtefact(RandomizableTransform):
         if not self._do_transform:
             return img
         image = convert_to_tensor(img, track_meta=False)
-        changed = ARTEFACTS[self.R.randint(len(ARTEFACTS))](image, self.R)
+        changed = self.kinds[self.R.randint(len(self.kinds))](image, self.R)
         return convert_to_dst_type(changed, img)[0]
 
 
 class RandArtefactd(MapTransform, RandomizableTransform):
     """
-    Dictionary version of `RandArtefact`, for negative images alone.
+    Dictionary version of `RandArtefact`; a positive image is made slightly out of focus, and nothing else.
 
-    Without them nothing tells a network that glass, blur, ink and folds are not cancer, and what it says of them is
-    chance. The area of a positive image would no longer be true.
+    Without artefacts nothing tells a network that glass, blur, ink and folds are not cancer, and what it says of them
+    is chance. After them the area of a positive image would no longer be true. And if negative images alone were out of
+    focus, it would learn that cancer never is.
 
     Args:
         keys: keys of images that have been normalised, (image - mean) / std.
-        prob: of a change of a negative image.
+        prob: of a change.
         mean, std: of the normalisation, one for each channel.
         label_key: key of the weak target.
     """
@@ -107,20 +123,21 @@ class RandArtefactd(MapTransform, RandomizableTransform):
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.artefact = RandArtefact(prob)
+        self.changes = [RandArtefact(prob), RandArtefact(prob, kinds=[defocused])]  # of negatives, of positives
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
         self.label_key = label_key
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandArtefactd:
         super().set_random_state(seed, state)
-        self.artefact.set_random_state(seed, state)
+        for change in self.changes:
+            change.set_random_state(seed, state)
         return self
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
+        change = self.changes[int(d[self.label_key][0] > 0)]
         for key in self.key_iterator(d):
-            if d[self.label_key][0] == 0:
-                d[key] = (self.artefact(d[key] * self.std + self.mean) - self.mean) / self.std
+            d[key] = (change(d[key] * self.std + self.mean) - self.mean) / self.std
         return d
 
 

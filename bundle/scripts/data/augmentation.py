@@ -50,7 +50,7 @@ def random_changes(
         keys: of what is changed with the image, the first, where it is there. Only these, and the label, are kept.
         spatial_size: of the images.
         colour_shift: by how much contrast and brightness of each channel change at most, in standard deviations.
-        artefacts: probability that a negative image becomes one of glass, blur, ink or a fold, see `RandArtefactd`.
+        artefacts: probability that an image is blurred, a negative one inked, folded or blank, see `RandArtefactd`.
         stain_shift: by which factor and offset the density of each stain changes at most, see `RandStain`.
         window: part of height and width in which the network is trained, see `RandWindowd`; 1 for the whole image.
         mean, std: by which the images have been normalised.

@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Artefacts: what each does to an image whose answer is known, and that positives are left as they are."""
+"""Artefacts: what each does to an image whose answer is known, and what is not done to positives."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose
-from scripts.data.artefacts import RandArtefactd, RandWindowd, blank, blurred, fold, pen
+from scipy.ndimage import gaussian_filter
+from scripts.data.artefacts import RandArtefactd, RandWindowd, blank, blurred, defocused, fold, pen
 
 RNG = np.random.RandomState
 NOISE = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def smoothed(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    return torch.from_numpy(gaussian_filter(image.numpy(), sigma, axes=(1, 2)))
 
 
 def test_blank_is_of_one_colour_that_is_nearly_grey() -> None:
@@ -37,6 +42,24 @@ def test_blur_keeps_the_mean_and_takes_the_detail() -> None:
     image = blurred(NOISE, RNG(0))
     assert image[:, 16:48, 16:48].mean() == pytest.approx(float(NOISE[:, 16:48, 16:48].mean()), abs=0.03)
     assert image.std() < 0.5 * NOISE.std()
+
+
+def test_slight_blur_is_a_gaussian_of_at_most_1_2_percent_of_the_width() -> None:
+    """Of a single bright pixel, whose variance along an axis is sigma squared: 0.77 at most of 64 pixels."""
+    image = torch.zeros(3, 64, 64)
+    image[:, 32, 32] = 1
+    variances = []
+    for seed in range(20):
+        profile = defocused(image, RNG(seed))[0].sum(dim=0)
+        variances.append(float((profile * (torch.arange(64) - 32.0) ** 2).sum()))
+        assert profile.sum() == pytest.approx(1, abs=1e-4)
+    assert 0.3 < max(variances) <= 0.77**2 + 0.02
+    assert min(variances) < 0.1
+
+
+def test_blur_leaves_glass_as_bright_at_the_frame_as_inside() -> None:
+    for change in (blurred, defocused):
+        torch.testing.assert_close(change(torch.full((3, 64, 64), 0.9), RNG(0)), torch.full((3, 64, 64), 0.9))
 
 
 def test_a_pen_draws_a_band_of_one_colour_and_leaves_the_rest() -> None:
@@ -54,12 +77,16 @@ def test_a_fold_takes_twice_the_light_away() -> None:
     assert values == pytest.approx([0.36, 0.6])
 
 
-def test_only_negatives_are_changed_each_seed_alike() -> None:
+def test_positives_are_slightly_blurred_alone_each_seed_alike() -> None:
     transform = Compose([RandArtefactd("image", prob=1.0, mean=[0.5] * 3, std=[0.25] * 3)])
     normalised = (NOISE - 0.5) / 0.25
     positive = {"image": normalised, "label": torch.tensor([1.0, 0.5])}
     negative = {"image": normalised, "label": torch.tensor([0.0, math.nan])}
-    assert torch.equal(transform(positive)["image"], normalised)
+    for seed in range(20):
+        transform.set_random_state(seed)
+        blurred_by = transform(positive)["image"] - normalised
+        # nothing far out of focus, which is above 0.96 pixels, nor blank, inked or folded
+        assert blurred_by[:, 8:-8, 8:-8].std() < (smoothed(normalised, 0.8) - normalised)[:, 8:-8, 8:-8].std()
     results = []
     for seed in (1, 1, 2):
         transform.set_random_state(seed)
