@@ -14,16 +14,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from scripts.images.heat import HEAT
 from scripts.images.outline import OutlineOverlay
 from scripts.metrics import BoundaryScores, PixelCurve
 
-__all__ = ["Example", "draw_curves", "draw_examples", "draw_maps"]
+__all__ = ["Example", "draw_curves", "draw_examples", "draw_maps", "render"]
 
 INK = "#1f4e79"
 
@@ -36,6 +41,14 @@ class Example(NamedTuple):
     truth: np.ndarray | None
     probability: np.ndarray
     prediction: np.ndarray
+
+
+def render(figure: Figure, dpi: int) -> np.ndarray:
+    """The figure's pixels, (H, W, 3) of 8 bits; `savefig` would draw it twice, once to lay it out."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def draw_curves(boundary: BoundaryScores, pixels: PixelCurve, pixel_ap: float) -> Figure:
@@ -65,23 +78,29 @@ def _prepare(axes, title: str) -> None:
         axes.plot(recall[inside], precision[inside], color="#dddddd", linewidth=0.7, zorder=0)
 
 
+class _Picture(NamedTuple):
+    """(H, W, 3), or (H, W) in 0..1 that is shown in a colour map, with a note over it."""
+
+    values: np.ndarray
+    colours: str | None = None
+    note: str = ""
+
+
 def draw_examples(examples: Sequence[Example]) -> Figure:
     """A row an example: input, truth, outline of the prediction, and probability with its colour bar."""
-    figure = Figure(figsize=(9.2, 2.05 * len(examples) + 0.3), layout="constrained")
-    grid = figure.subplots(len(examples), 4, squeeze=False)
-    heat = None
-    for row, example in zip(grid, examples, strict=True):
-        row[0].imshow(example.image)
-        _show_truth(row[1], example.truth, example.image.shape[:2])
-        row[2].imshow(_outlined(example))
-        heat = row[3].imshow(example.probability, cmap=HEAT, vmin=0, vmax=1)
-        row[0].set_ylabel(example.title, fontsize=9, parse_math=False)  # a file's name may have a '$'
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
-    for axes, title in zip(grid[0], ("input", "truth", "predicted outline", "probability"), strict=True):
-        axes.set_title(title, fontsize=10)
-    figure.colorbar(heat, ax=grid.ravel().tolist(), fraction=0.03, aspect=40)
-    return figure
+    rows = [
+        (
+            one.title,
+            [
+                _Picture(one.image),
+                _truth(one.truth, one.image.shape[:2]),
+                _Picture(_outlined(one)),
+                _Picture(one.probability, HEAT),
+            ],
+        )
+        for one in examples
+    ]
+    return _draw_grid(rows, ("input", "truth", "predicted outline", "probability"), side=2.0, font=9)
 
 
 def draw_maps(rows: Mapping[str, Mapping[str, np.ndarray]], fields: Mapping[str, tuple[int, int]]) -> Figure:
@@ -93,33 +112,57 @@ def draw_maps(rows: Mapping[str, Mapping[str, np.ndarray]], fields: Mapping[str,
         fields: receptive field and stride of maps, under their names, to be told in the titles.
     """
     names = list(dict.fromkeys(name for panels in rows.values() for name in panels))
-    figure = Figure(figsize=(1.6 * len(names) + 0.8, 1.62 * len(rows) + 0.6), layout="constrained")
-    grid = figure.subplots(len(rows), len(names), squeeze=False)
-    heat = None
-    for row, (title, panels) in zip(grid, rows.items(), strict=True):
-        row[0].set_ylabel(title, fontsize=6, parse_math=False)
-        for axes, name in zip(row, names, strict=True):
-            axes.set(xticks=[], yticks=[])
-            if name == "truth":
-                _show_truth(axes, panels[name][0] if name in panels else None, panels["input"].shape[1:])
-            elif name == "input":
-                axes.imshow(panels[name].transpose(1, 2, 0))
-            elif name in panels:
-                heat = axes.imshow(panels[name][0], cmap=HEAT, vmin=0, vmax=1)
-    for axes, name in zip(grid[0], names, strict=True):
-        told = "\nfield {} px, stride {}".format(*fields[name]) if name in fields else ""
-        axes.set_title(name + told, fontsize=8)
-    figure.colorbar(heat, ax=grid.ravel().tolist(), fraction=0.02, aspect=50)
+
+    def picture(panels: Mapping[str, np.ndarray], name: str) -> _Picture | None:
+        if name == "truth":
+            return _truth(panels[name][0] if name in panels else None, panels["input"].shape[1:])
+        if name == "input":
+            return _Picture(panels[name].transpose(1, 2, 0))
+        return _Picture(panels[name][0], HEAT) if name in panels else None
+
+    told = [name + ("\nfield {} px, stride {}".format(*fields[name]) if name in fields else "") for name in names]
+    lines = [(title, [picture(panels, name) for name in names]) for title, panels in rows.items()]
+    return _draw_grid(lines, told, side=1.57, font=7)
+
+
+def _draw_grid(
+    rows: Sequence[tuple[str, Sequence[_Picture | None]]], titles: Sequence[str], side: float, font: float
+) -> Figure:
+    """Squares of this side, in inches, in a single axes: an axes for each picture would take seconds to lay out."""
+    label, title, bar, gap = font / 24, font / 20, 0.6, 0.06
+    width, height = label + len(titles) * (side + gap) + bar, title + len(rows) * (side + gap)
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    lefts = [label + k * (side + gap) for k in range(len(titles))]
+    for left, text in zip(lefts, titles, strict=True):
+        axes.text(left + side / 2, title - gap, text, fontsize=font, ha="center", va="bottom")
+    for k, (name, pictures) in enumerate(rows):
+        top = title + k * (side + gap)
+        place = {"ha": "center", "va": "center", "fontsize": font}
+        # a file's name may have a '$'
+        axes.text(label / 2, top + side / 2, name, rotation=90, parse_math=False, **place)
+        for left, picture in zip(lefts, pictures, strict=True):
+            if picture is not None:
+                _show(axes, picture, left, top, side, place)
+    colours = ScalarMappable(Normalize(0, 1), HEAT)
+    figure.colorbar(colours, cax=figure.add_axes((1 - 0.92 * bar / width, 0.05, 0.16 / width, 0.9)))
     return figure
 
 
-def _show_truth(axes, truth: np.ndarray | None, shape: Sequence[int]) -> None:
+def _show(axes: Axes, picture: _Picture, left: float, top: float, side: float, text: Mapping[str, Any]) -> None:
+    """As large as it fits into the square, with a frame."""
+    height, width = (n * side / max(picture.values.shape[:2]) for n in picture.values.shape[:2])
+    left, top = left + (side - width) / 2, top + (side - height) / 2
+    extent = (left, left + width, top + height, top)
+    axes.imshow(picture.values, cmap=picture.colours, vmin=0, vmax=1, extent=extent, aspect="auto")
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, linewidth=0.8))
+    axes.text(left + width / 2, top + height / 2, picture.note, **text)
+
+
+def _truth(truth: np.ndarray | None, shape: Sequence[int]) -> _Picture:
     """A mask, (H, W); where there is none a grey panel that says so: white would be a mask of everything."""
-    if truth is None:
-        axes.imshow(np.full(shape, 0.6), cmap="gray", vmin=0, vmax=1)
-        axes.text(0.5, 0.5, "no mask", transform=axes.transAxes, ha="center", va="center", fontsize=8)
-    else:
-        axes.imshow(truth, cmap="gray", vmin=0, vmax=1)
+    return _Picture(np.full(shape, 0.6), "gray", "no mask") if truth is None else _Picture(truth, "gray")
 
 
 def _outlined(example: Example) -> np.ndarray:

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.evaluation.figures import draw_maps
+from scripts.evaluation.figures import draw_maps, render
 from scripts.networks import MapNetwork
 from scripts.runtime.files import replacing
 from scripts.runtime.processes import gather, process_rank, share, union
@@ -145,7 +146,7 @@ class SideOutputs(MapPanels):
     def draw(self) -> None:
         if not self.rows:
             return
-        figure = draw_maps(self.rows, self.network.receptive_fields())
+        picture = render(draw_maps(self.rows, self.network.receptive_fields()), dpi=110)
         with replacing(self.path, binary=True) as file:
-            figure.savefig(file, dpi=110, format="png")
+            Image.fromarray(picture).save(file, "PNG")
         logger.info(f"Written: {self.path}")

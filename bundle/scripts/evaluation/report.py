@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.evaluation.figures import Example, draw_curves, draw_examples
+from scripts.evaluation.figures import Example, draw_curves, draw_examples, render
 from scripts.evaluation.predictions import image_probability
 from scripts.evaluation.scores import (
     ImageScores,
@@ -245,11 +245,10 @@ class EvaluationReport(ScoreCollector):
             figures["examples"] = draw_examples(examples)
         paths = []
         for name, figure in figures.items():
+            picture = render(figure, dpi=130)
             paths.append(self.output_dir / f"{name}.png")
             with replacing(paths[-1], binary=True) as file:
-                figure.savefig(file, dpi=130, format="png")
-            FigureCanvasAgg(figure).draw()
-            picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+                Image.fromarray(picture).save(file, "PNG")
             self.summary_writer.add_image(f"{self.split}/{name}", picture, dataformats="HWC")
         self.summary_writer.flush()
         return paths

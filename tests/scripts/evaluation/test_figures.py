@@ -9,12 +9,49 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the pictures of an evaluation show, read back from the figure's own axes."""
+"""What the pictures of an evaluation show, read back from the figure's own images and texts."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from scripts.evaluation.figures import Example, draw_examples, draw_maps
+import pytest
+from matplotlib.figure import Figure
+from scripts.evaluation.figures import Example, draw_examples, draw_maps, render
+
+
+class Shown(NamedTuple):
+    """A picture of a figure, where its middle lies, and what is written on it."""
+
+    x: float
+    y: float
+    values: np.ndarray
+    limits: tuple[float, float]
+    shape: tuple[float, float]
+    notes: list[str]
+
+
+def grid_of(figure: Figure) -> tuple[list[str], list[str], list[list[Shown]]]:
+    """Titles from left to right, labels from top to bottom, and the rows of pictures below and beside them."""
+    axes = figure.axes[0]
+    shown = []
+    for image in axes.images:
+        left, right, bottom, top = image.get_extent()
+        notes = [
+            t.get_text()
+            for t in axes.texts
+            if left < t.get_position()[0] < right and top < t.get_position()[1] < bottom
+        ]
+        middle = round((left + right) / 2, 3), round((top + bottom) / 2, 3)
+        values = np.asarray(image.get_array())
+        shown.append(Shown(*middle, values, image.get_clim(), (bottom - top, right - left), [n for n in notes if n]))
+    columns, lines = (sorted({getattr(one, way) for one in shown}) for way in "xy")
+    texts = [(t.get_text(), *(round(float(v), 3) for v in t.get_position())) for t in axes.texts]
+    titles = {x: text for text, x, y in texts if y < lines[0] and x in columns}
+    labels = {y: text for text, x, y in texts if x < columns[0] and y in lines}
+    rows = [sorted((one for one in shown if one.y == y), key=lambda one: one.x) for y in lines]
+    return [titles[x] for x in columns], [labels[y] for y in lines], rows
 
 
 def test_maps_are_drawn_a_row_an_image_with_their_fields() -> None:
@@ -22,19 +59,18 @@ def test_maps_are_drawn_a_row_an_image_with_their_fields() -> None:
     names = ("input", "truth", "fusion", "side 1")
     rows = {
         "a.png": {name: rng.random((3 if name == "input" else 1, 5, 7)) for name in names},
-        "b.png": {name: rng.random((3 if name == "input" else 1, 5, 7)) for name in names if name != "truth"},
+        "b $x.png": {name: rng.random((3 if name == "input" else 1, 7, 5)) for name in names if name != "truth"},
     }
-    figure = draw_maps(rows, {"side 1": (5, 1)})
-    grid = np.array(figure.axes[:8], dtype=object).reshape(2, 4)  # the last one is the colour bar
-    assert [axes.get_title() for axes in grid[0]] == ["input", "truth", "fusion", "side 1\nfield 5 px, stride 1"]
-    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["a.png", "b.png"]
-    for row, panels in zip(grid, rows.values(), strict=True):
-        for axes, name in zip(row, names, strict=True):
-            shown = [np.asarray(image.get_array()) for image in axes.images]
-            expected = panels[name].transpose(1, 2, 0).squeeze() if name in panels else np.full((5, 7), 0.6)
-            assert len(shown) == 1, name
-            np.testing.assert_array_equal(shown[0], expected)
-            assert [text.get_text() for text in axes.texts] == ([] if name in panels else ["no mask"])
+    titles, labels, grid = grid_of(draw_maps(rows, {"side 1": (5, 1)}))
+    assert titles == ["input", "truth", "fusion", "side 1\nfield 5 px, stride 1"]
+    assert labels == ["a.png", "b $x.png"]
+    for line, panels in zip(grid, rows.values(), strict=True):
+        for one, name in zip(line, names, strict=True):
+            height, width = panels["input"].shape[1:]
+            expected = panels[name].transpose(1, 2, 0).squeeze() if name in panels else np.full((height, width), 0.6)
+            np.testing.assert_array_equal(one.values, expected)
+            assert one.shape[0] / one.shape[1] == pytest.approx(height / width)
+            assert one.notes == ([] if name in panels else ["no mask"])
 
 
 def test_an_example_without_a_mask_says_so_and_is_no_white_truth() -> None:
@@ -43,9 +79,25 @@ def test_an_example_without_a_mask_says_so_and_is_no_white_truth() -> None:
         Example("a", image, map_ > 1, map_, map_ > 1),
         Example("b", image, None, map_, map_ > 1),
     ]
-    known, unknown = (draw_examples(examples).axes[place] for place in (1, 5))
-    assert not known.texts
-    assert np.asarray(known.images[0].get_array()).max() == 0
-    assert [text.get_text() for text in unknown.texts] == ["no mask"]
-    assert set(np.asarray(unknown.images[0].get_array()).ravel()) == {0.6}
-    assert unknown.images[0].get_clim() == (0, 1)
+    titles, labels, grid = grid_of(draw_examples(examples))
+    assert titles == ["input", "truth", "predicted outline", "probability"]
+    assert labels == ["a", "b"]
+    known, unknown = (line[1] for line in grid)
+    assert not known.notes
+    assert known.values.max() == 0
+    assert unknown.notes == ["no mask"]
+    assert set(unknown.values.ravel()) == {0.6}
+    assert unknown.limits == (0, 1)
+
+
+def test_what_is_rendered_is_what_a_file_would_show() -> None:
+    """A white figure of 2 x 1 inches, whose left half is red."""
+    figure = Figure(figsize=(2, 1))
+    figure.add_axes((0, 0, 0.5, 1), facecolor="red").set(xticks=[], yticks=[], frame_on=True)
+    for spine in figure.axes[0].spines.values():
+        spine.set_visible(False)
+    picture = render(figure, dpi=50)
+    assert picture.shape == (50, 100, 3)
+    assert picture.dtype == np.uint8
+    assert (picture[:, :50] == (255, 0, 0)).all()
+    assert (picture[:, 51:] == 255).all()
