@@ -115,6 +115,7 @@ def serving() -> Callable[[Any], AbstractContextManager[str]]:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [local]})
             thread.start()
             while not server.started:
+                assert thread.is_alive()
                 time.sleep(0.01)
             try:
                 yield f"http://127.0.0.1:{local.getsockname()[1]}"
@@ -125,21 +126,32 @@ def serving() -> Callable[[Any], AbstractContextManager[str]]:
     return behind_a_socket
 
 
-@pytest.fixture
-def browser(tmp_path):
-    """Chromium, of 1280 x 800 pixels, without network."""
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
     if not (CHROMIUM and DRIVER):
         pytest.skip("Chromium and its driver are not installed")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for option in (*CHROMIUM_OPTIONS, f"user-data-dir={tmp_path / 'profile'}"):
+    for option in (*CHROMIUM_OPTIONS, f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(f"--{option}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def browser(chromium):
+    """Chromium, of 1280 x 800 pixels, without network: a new tab of one that knows nothing of earlier tests."""
+    (first,) = chromium.window_handles
+    chromium.switch_to.new_window("tab")
+    chromium.get_log("browser")
+    yield chromium
+    chromium.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
+    chromium.close()
+    chromium.switch_to.window(first)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,6 @@ from scripts.runtime.errors import InputError
 SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1", "--val_interval", "1"]
 SETTINGS += ["--side_learning_rate", "0.05"]  # at a hundredth of the trunk's, the maps of two steps are constant
 PYTHON = sys.executable  # that of a process whose group is killed
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 def arguments(data: Path, folder: Path, *more: str) -> list[str]:
@@ -156,27 +155,15 @@ def test_a_failed_run_is_named_with_its_reason(demo_run, tmp_path) -> None:
         run(arguments(demo_run / "data", tmp_path, "--methods", "dws", "--batch_size", "0"))
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
-def test_the_report_fits_a_phone_and_shows_its_pictures(study, tmp_path) -> None:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={tmp_path}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        driver.get((study / "comparison.html").as_uri())
-        assert driver.execute_script("return document.documentElement.scrollWidth") == 390
-        widths = driver.execute_script("return [...document.images].map(i => i.naturalWidth)")
-        assert len(widths) >= 4
-        assert min(widths) > 0
-        assert driver.get_log("browser") == []
-    finally:
-        driver.quit()
+def test_the_report_fits_a_phone_and_shows_its_pictures(study, browser) -> None:
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get((study / "comparison.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
+    assert len(widths) >= 4
+    assert min(widths) > 0
+    assert browser.get_log("browser") == []
 
 
 def results(name: str, *metrics: dict) -> RowResults:

@@ -154,7 +154,7 @@ def size(browser, width: int, height: int, touch: bool = False) -> None:
     browser.refresh()
 
 
-ZOOM = "return viewer.isOpen() && viewer.world.getItemAt(0).getFullyLoaded() ? viewer.viewport.getZoom(true) : 0"
+ZOOM = "return viewer?.isOpen() && viewer.world.getItemAt(0).getFullyLoaded() ? viewer.viewport.getZoom(true) : 0"
 # the point of the picture, in parts of its width, that is shown at a point of the page
 BELOW = """const box = document.getElementById('viewer').getBoundingClientRect();
 const found = viewer.viewport.pointFromPixel(new OpenSeadragon.Point(arguments[0] - box.x, arguments[1] - box.y), true);
