@@ -281,6 +281,11 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
         model = model_of(folders["ckpt_dir"] or f"{output}/models", output, shipped, name)
     if not Path(model).is_file():
         raise InputError(f"There is no checkpoint '{model}'; train first, or name one with --ckpt_path PATH.")
+    if not Path(file).parent.is_dir():
+        raise InputError(f"There is no folder '{Path(file).parent}' to write '{Path(file).name}' into; make it first.")
+    from scripts.training.checkpoints import read_checkpoint
+
+    read_checkpoint(model, "cpu")  # MONAI's exports end in a traceback where it is damaged
     words = [kinds[Path(file).suffix], "network_def", "--filepath", file, "--ckpt_file", _shown(Path(model))]
     words += ["--meta_file", _shown(Path(bundle_root()) / "configs" / "metadata.json"), *_config_file(files)]
     if Path(file).suffix == ".onnx":
@@ -456,6 +461,8 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     given = dict(options)
     if "config_file" in given:
         raise UsageError(f"cdws {command} chooses --config_file itself; add yours by --overlay FILE.")
+    if not re.fullmatch(r"[-+]?\d+|None|[$@%].*", given.get("seed") or "0"):  # MONAI takes it before the run starts
+        raise UsageError(f"--seed is a whole number; got '{given['seed']}'.")
     known = {*top_of(files), *OWN, *MONAI_OPTIONS}
     if "tracking" in given or any(file.suffix != ".json" for file in files):
         return

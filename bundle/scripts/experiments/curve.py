@@ -12,7 +12,7 @@
 """
 Do more labels help? Trains on growing parts of the training images, and says what each does on the validation images.
 
-    python -m scripts.experiments.curve DATA [--fractions 0.25 0.5 0.75 1] [--output_dir runs/curve] [--SETTING VALUE]
+    cdws curve DATA [--fractions 0.25 0.5 0.75 1] [--output_dir runs/curve] [--SETTING VALUE]
 
 No masks are needed: what counts is how far image-level probabilities are off the labels, and areas outside of what is
 stated. A part that has been trained is not trained again.
@@ -120,7 +120,7 @@ def point_of(folder: Path, data: dict[str, list], area_step: float) -> Point:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m scripts.experiments.curve", description=__doc__)
+    parser = Parser(prog="cdws curve", description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of dataset.json, or that file")
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS, help="(0.25 0.5 0.75 1)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/curve"), help="(runs/curve)")

@@ -11,11 +11,11 @@
 """
 Label images on a local page, or merge what two annotators have given.
 
-    python -m scripts.labelling label FOLDER [--annotator NAME] [--group PATTERN] [--validation 0.2] [--only FILE]
+    cdws label FOLDER [--annotator NAME] [--group PATTERN] [--validation 0.2] [--only FILE]
         [--shuffle] [--hide_names] [--host 0.0.0.0]
-    python -m scripts.labelling label SLIDES [--fields 10] [--field_size 256] [--mpp 1.0] [--whole]
-    python -m scripts.labelling merge FOLDER NAME NAME [--third NAME]
-    python -m scripts.labelling merge_masks FOLDER FOLDER OUTPUT [--third FOLDER]
+    cdws label SLIDES [--fields 10] [--field_size 256] [--mpp 1.0] [--whole]
+    cdws merge FOLDER NAME NAME [--third NAME]
+    cdws merge_masks FOLDER FOLDER OUTPUT [--third FOLDER]
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _mask_names(arguments: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m scripts.labelling", description=__doc__)
+    parser = Parser(prog="cdws", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     split = argparse.ArgumentParser(add_help=False)
     split.add_argument("folder", type=Path, help="of the images")

@@ -104,7 +104,8 @@ def from_csv(
             opened.seek(0)
             rows = list(csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True))
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"The table '{file}' can't be read ({first_line(error)}).") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"The table '{file}' can't be read ({reason}).") from error
     headings = [heading for heading in (rows[0] if rows else {}) if heading]
     if not rows:
         raise InputError(f"The table '{file}' has no row below its headings.")

@@ -12,7 +12,7 @@
 """
 Review on a local page the labels that a trained model doubts, after inference with the overlay review.json.
 
-    python -m scripts.review RUN DATA [--area_step 0.1] [--port 8765] [--no_browser]
+    cdws review RUN DATA [--area_step 0.1] [--port 8765] [--no_browser]
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def run_page(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m scripts.review", description=__doc__)
+    parser = Parser(prog="cdws review", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the training")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of dataset.json, or that file")
     parser.add_argument("--area_step", type=float, default=0.1, help="to which areas are rounded up (0.1)")

@@ -45,6 +45,7 @@ __all__ = [
     "refuse_unknown",
     "remember",
     "typed_options",
+    "typed_setting",
     "typed_words",
     "was_left_out",
 ]
@@ -55,7 +56,7 @@ NAMES = ("class_name", "segment_label", "split")
 OPTION = re.compile(r"--|-[a-zA-Z]")  # as Fire has it
 logger = logging.getLogger(__name__)
 _given: dict[str, Any] = {}
-_typed: set[str] | None = None  # names of the settings, where they are known
+_typed: dict[str, Any] | None = None  # settings, where they are known
 _exact: set[str] = set()
 
 
@@ -77,13 +78,13 @@ def keep_typed(resolved: MutableMapping[str, Any]) -> None:
     """
     global _typed
     options: Mapping[str, Any] = _given
-    _typed = set(_given) if _given else None
+    _typed = dict(_given) if _given else None
     if not _given and _is_monai_bundle(sys.argv[0]):
         options = typed_options(sys.argv[1:])
         defaults = _read_arguments(options.get("args_file"))
         refuse_unknown(defaults | options)
         # a file has references and Python, as configs have
-        _typed = {name.removeprefix("+") for name in defaults | options}
+        _typed = {name.removeprefix("+"): value for name, value in (defaults | options).items()}
         options = {k: v for k, v in defaults.items() if not str(v).startswith(("@", "$", "%"))} | options
     _exact.clear()
     for name in (*PATHS, *NAMES):
@@ -91,6 +92,12 @@ def keep_typed(resolved: MutableMapping[str, Any]) -> None:
             value = _value(name, options[name])
             _exact.update(value if isinstance(value, list) else [value])
             resolved[name] = value
+
+
+def typed_setting(name: str) -> Any:
+    """The value of a setting as it was typed; None where it was not, or was a reference or Python."""
+    value = (_typed or {}).get(name)
+    return None if str(value).startswith(("@", "$", "%")) else value
 
 
 def was_left_out(name: str) -> bool:

@@ -35,8 +35,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from scripts.runtime.command_line import keep_typed
-from scripts.runtime.errors import InputError, input_error_of, report_input_errors
+from scripts.runtime.command_line import keep_typed, typed_setting
+from scripts.runtime.errors import InputError, first_line, input_error_of, report_input_errors
 
 __all__ = [
     "add_gradients_up",
@@ -91,11 +91,13 @@ def start_alone(settings: MutableMapping[str, Any] | None = None, dealt: bool = 
         dealt: whether processes that a launcher has started deal the work out by themselves, as those of slides do.
 
     Raises:
-        InputError: when a launcher has started many processes, each of which would do all of it, in one folder.
+        InputError: when a launcher has started many processes, each of which would do all of it, in one folder; or for
+            a typed ``device`` that there is not.
     """
     report_input_errors()
     if settings is not None:
         keep_typed(settings)
+        _check_device(typed_setting("device"))
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and not dealt:
         raise InputError(
@@ -103,6 +105,17 @@ def start_alone(settings: MutableMapping[str, Any] | None = None, dealt: bool = 
             "multi_gpu_train.json at the end of --config_file, for evaluation multi_gpu_evaluate.json; start inference "
             "of pictures and volumes without torchrun."
         )
+
+
+def _check_device(typed: Any) -> None:
+    if typed is None:
+        return
+    try:
+        torch.empty(0, device=typed)
+    except Exception as error:  # RuntimeError, AssertionError, TypeError, by what is wrong
+        raise InputError(
+            f"There is no device '{typed}' here ({first_line(error)}); give cpu, cuda or cuda:1."
+        ) from error
 
 
 def start_processes(

@@ -45,6 +45,7 @@ __all__ = [
     "is_finite",
     "model_of",
     "original_size",
+    "read_checkpoint",
     "trained_size",
     "used_model",
     "write_checkpoint",
@@ -149,6 +150,31 @@ def _weights(content: Any) -> Any:
     return content["model"] if isinstance(content, dict) and "model" in content else content
 
 
+def read_checkpoint(
+    path: str | PathLike, map_location: str | torch.device | None = None, setting: str = "ckpt_path"
+) -> Any:
+    """
+    What is in a file of a state dict, or of a checkpoint.
+
+    Args:
+        path: of the file.
+        map_location: see `torch.load`.
+        setting: which names the file, for what is said of it.
+
+    Raises:
+        InputError: when the file is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"There is no checkpoint '{path}'; train first, or name one by --{setting}.")
+    try:
+        return load_tensors(path, map_location)
+    except Exception as error:  # it raises nearly anything on a damaged file
+        raise InputError(
+            f"'{path}' is damaged, or not a checkpoint that PyTorch reads ({first_line(error)}); name another by "
+            f"--{setting}."
+        ) from error
+
+
 class NetworkLoader:
     """
     Loads a trained network when an engine starts.
@@ -158,8 +184,7 @@ class NetworkLoader:
     Args:
         network: takes the weights.
         path: file of a state dict, or of a checkpoint that has one under ``"model"``.
-        map_location: see `torch.load`.
-        setting: which names the file, for what is said of it.
+        map_location, setting: see `read_checkpoint`.
 
     Raises:
         InputError: when the file is missing, damaged, of another method, of another network, or has weights that are
@@ -182,15 +207,7 @@ class NetworkLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if not Path(self.path).is_file():
-            raise InputError(f"There is no checkpoint '{self.path}'; train first, or name one by --{self.setting}.")
-        try:
-            content = load_tensors(self.path, self.map_location)
-        except Exception as error:  # it raises nearly anything on a damaged file
-            raise InputError(
-                f"'{self.path}' is damaged, or not a checkpoint that PyTorch reads ({first_line(error)}); name another "
-                f"by --{self.setting}."
-            ) from error
+        content = read_checkpoint(self.path, self.map_location, self.setting)
         try:
             self.network.load_state_dict(_weights(content))
         except InputError as error:

@@ -69,6 +69,7 @@ REFUSED = {
     "train DATA --overlay mine.json": "no overlay 'mine.json': no such file",
     "train DATA --overlay slides": "of inference alone: cdws infer FOLDER --overlay slides",
     "train DATA --config_file x.json": "--overlay FILE",
+    "train DATA --seed x": "--seed is a whole number; got 'x'",
     "review DATA": "cdws review RUN DATA",
     "review RUN DATA": "no trained model 'RUN/models/model.pt'",
     "review RUN DATA --prot 9": "--prot",
@@ -103,6 +104,9 @@ ABSENT = {
     "merge_masks DATA NONE OUT": "no folder or file 'NONE'",
     "curve NONE": "no data set at 'NONE'",
     "study NONE": "no data set at 'NONE'",
+    "export a.ts --ckpt_path NONE": "no checkpoint 'NONE'",
+    "export a.ts --ckpt_path a.png": "'a.png' is damaged, or not a checkpoint",
+    "export NONE/a.onnx --ckpt_path a.png": "no folder 'NONE' to write 'a.onnx' into",
 }
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import fire
@@ -102,6 +103,14 @@ def test_options_are_told_apart_as_by_fire(words: list[str], capsys) -> None:
     capsys.readouterr()
     found = {k: True if v is None else DefaultParseValue(v) for k, v in typed_options(words).items()}
     assert found == expected
+
+
+@pytest.mark.parametrize(("device", "refused"), [("cpu", False), ("$torch.device('x')", False), ("gpu", True)])
+def test_a_device_that_is_none_is_refused(monkeypatch, device: str, refused: bool) -> None:
+    monkeypatch.setattr("scripts.runtime.processes.report_input_errors", lambda: None)
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "inferring", "--device", device])
+    with pytest.raises(InputError, match=r"no device 'gpu' here .*; give cpu") if refused else nullcontext():
+        start_alone({})
 
 
 def test_the_options_of_another_program_are_not_taken(monkeypatch) -> None:
