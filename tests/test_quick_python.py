@@ -59,7 +59,7 @@ def test_a_signal_reaches_the_program(quick_python, tmp_path: Path, number) -> N
     program = int(process.stdout.readline())
     process.send_signal(number)
     assert process.wait(timeout=30) != 0
-    for _ in range(100):
+    for _ in range(1200):
         try:
             os.kill(program, 0)
         except ProcessLookupError:

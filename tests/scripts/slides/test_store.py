@@ -185,7 +185,7 @@ def test_a_row_is_waited_for_until_its_last_tile():
         rows.arrived(3)
         assert wait([waiting], timeout=0.2).not_done
         rows.arrived(5)
-        waiting.result(timeout=10)
+        waiting.result(timeout=60)
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -200,5 +200,5 @@ def test_nobody_waits_for_rows_that_never_come(error):
         except (ValueError, KeyboardInterrupt):
             pass
         with pytest.raises(CancelledError):
-            waiting.result(timeout=10)
+            waiting.result(timeout=60)
         rows.wait(0)

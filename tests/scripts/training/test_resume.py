@@ -281,13 +281,13 @@ def test_a_full_disk_leaves_the_older_files_and_the_same_command_goes_on(tmp_pat
 
 def slow(engine) -> None:
     print("iteration", engine.state.iteration, flush=True)
-    time.sleep(0.02)
+    time.sleep(600 if sys.argv[2:] == [str(engine.state.iteration)] else 0.02)
 
 
-def start(python: str, folder: Path) -> subprocess.Popen:
+def start(python: str, folder: Path, *stays_at: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3] / "bundle")}
     return subprocess.Popen(
-        [python, __file__, str(folder)],
+        [python, __file__, str(folder), *stays_at],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
@@ -300,7 +300,7 @@ def start(python: str, folder: Path) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_killed_by_a_signal(quick_python: str, tmp_path: Path, whole: Path, number: signal.Signals) -> None:
-    process = start(quick_python, tmp_path)
+    process = start(quick_python, tmp_path, "10")
     for line in process.stdout:
         if line.strip() == "iteration 10":
             process.send_signal(number)
