@@ -1,4 +1,4 @@
-# Every target makes the environment it needs. PYTHON is any Python from 3.10 on.
+# Every target makes the environment it needs. PYTHON is any Python from 3.11 on.
 PYTHON ?= python3
 VENV := .venv
 SEED ?= 0

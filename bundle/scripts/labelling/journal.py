@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ class Journal:
             self._processes.release()
 
     def _append(self, record: dict) -> None:
-        line = json.dumps(record | {"time": datetime.now(timezone.utc).isoformat(timespec="seconds")}) + "\n"
+        line = json.dumps(record | {"time": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n"
         with self.path.open("ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size and not _ends_line(file):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from hashlib import sha1
 from os import PathLike
 from pathlib import Path
@@ -131,7 +131,7 @@ class FindingsWriter:
                 )
 
     def complete(self, engine: Engine) -> None:
-        made = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        made = datetime.now(UTC).isoformat(timespec="seconds")
         with replacing(self.folder / FINDINGS) as file:
             json.dump({"made": made, "images": self._images}, file, indent=1)
 
