@@ -242,12 +242,30 @@ def test_finished_slides_are_not_redone_unless_something_changed(configs, red_de
     assert stamp(threshold=0.7, fusion_weights=[0.9, 0.1, 0.0]) > changed
 
 
+STAYS = """
+import runpy, time
+from scripts.networks import CDWSNet
+original, tiles = CDWSNet.maps, iter(range(40))
+def maps(self, image):
+    if next(tiles, None) is None:
+        time.sleep(600)  # until it is killed
+    return original(self, image)
+CDWSNet.maps = maps
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_killed_run_goes_on(configs, quick_python, write_slide, tissue_picture, lively_network, tmp_path):
     torch.save(lively_network.state_dict(), tmp_path / "model.pt")
     write_slide(tmp_path / "a.tif", tissue_picture(500, 500), 1.0)
     whole = infer(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "whole")
     arguments = command(configs, tmp_path / "model.pt", tmp_path / "a.tif", tmp_path / "out")
-    process = subprocess.Popen([quick_python, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [quick_python, "-c", STAYS, *arguments[2:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(configs.parent)},
+    )
     journal = tmp_path / "out" / "predictions" / ".unfinished" / "a" / "tiles.jsonl"
     while process.poll() is None and not (journal.is_file() and journal.read_text().count("\n") >= 5):
         time.sleep(0.01)
