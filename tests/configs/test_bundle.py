@@ -201,8 +201,8 @@ def test_runs_from_another_folder(configs, demo_run, tmp_path):
     assert Image.open(mask).size == Image.open(image).size
 
 
-def test_bad_input_ends_in_one_sentence_and_a_failure(configs, tmp_path):
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(configs / "train.json")]
+def test_bad_input_ends_in_one_sentence_and_a_failure(configs, quick_python, tmp_path):
+    command = [quick_python, "-m", "monai.bundle", "run", "training", "--config_file", str(configs / "train.json")]
     arguments = ["--dataset_dir", "nowhere", "--output_dir", "out"]
     done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=clean_environment())
     assert done.returncode != 0

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+import tomllib
 from pathlib import Path
 
 import huggingface_hub
@@ -59,7 +59,6 @@ def test_all_that_is_under_version_control_is_there_and_nothing_else(assembled) 
 
 
 def test_a_wheel_has_all_of_it_too(assembled) -> None:
-    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     tool = tomllib.loads((BUNDLE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert tool["package-dir"] == {"cdws": "bundle"}
     packed = {p.relative_to(BUNDLE) for pattern in tool["package-data"]["cdws"] for p in BUNDLE.glob(pattern)}
@@ -67,9 +66,9 @@ def test_a_wheel_has_all_of_it_too(assembled) -> None:
     assert {p.relative_to(assembled) for p in assembled.rglob("*") if p.is_file()} <= packed
 
 
-def test_it_runs_alone(assembled, tmp_path) -> None:
+def test_it_runs_alone(assembled, quick_python, tmp_path) -> None:
     Image.fromarray(np.full((40, 60, 3), 180, np.uint8)).save(tmp_path / "a.png")
-    command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", "configs/inference.json"]
+    command = [quick_python, "-m", "monai.bundle", "run", "inferring", "--config_file", "configs/inference.json"]
     command += ["--dataset_dir", str(tmp_path / "a.png"), "--output_dir", str(tmp_path / "out")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, cwd=assembled, capture_output=True, text=True, env=environment, check=False)

@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -63,8 +62,8 @@ class Page:
 class Program:
     """The program, running, at an address."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "scripts.labelling", "label", str(folder), "--no_browser", *options]
+    def __init__(self, python: str, folder: Path, *options: str) -> None:
+        command = [python, "-m", "scripts.labelling", "label", str(folder), "--no_browser", *options]
         heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         self.process = subprocess.Popen(command, cwd=BUNDLE, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
         lines = iter(self.process.stdout.readline, "")
@@ -107,22 +106,22 @@ def pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_keys_become_a_data_set_although_the_program_is_killed(browser, tmp_path):
+def test_keys_become_a_data_set_although_the_program_is_killed(browser, quick_python, tmp_path):
     folder = pictures(tmp_path / "data", 8)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
     assert len(names) == 8
 
-    program = Program(folder)
+    program = Program(quick_python, folder)
     page = Page(browser, program.address)
     for count, key in enumerate("30n9", start=1):
         page.press(key, count)
     page.press("u", 3)  # the 9 was a slip
     program.process.kill()
-    program.process.wait(timeout=60)
+    program.process.communicate(timeout=60)  # until nobody answers
     page.key("1")
     page.wait(lambda: "Not saved" in page.text("message"))
 
-    program = Program(folder)
+    program = Program(quick_python, folder)
     page = Page(browser, program.address)
     assert names[3] in page.text("count")  # where it stopped
     for count, key in enumerate("nsa5n", start=4):

@@ -296,10 +296,10 @@ for k in range(100000):
 """
 
 
-def test_two_reviewers_at_once_who_are_killed_lose_nothing(tmp_path: Path) -> None:
+def test_two_reviewers_at_once_who_are_killed_lose_nothing(tmp_path: Path, quick_python: str) -> None:
     path = tmp_path / "review.jsonl"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", WRITER, str(path)]
+    command = [quick_python, "-c", WRITER, str(path)]
     running = [
         subprocess.Popen([*command, name], env=environment, stdout=subprocess.PIPE, text=True) for name in ("a", "b")
     ]

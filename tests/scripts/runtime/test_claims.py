@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,56 +22,57 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import claim
 
 HOLDER = """
-import sys
+import os, sys
 from scripts.runtime.files import claim
 claim(sys.argv[1:], "training")
-print("held", flush=True)
+print(os.getpid(), flush=True)
 input()
 """
 
 
+class Holder:
+    """A process that has claimed a folder."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        bundle, pipes = Path(__file__).resolve().parents[3] / "bundle", {"stdin": -1, "stdout": -1}
+        self.process = subprocess.Popen([python, "-c", HOLDER, folder], cwd=bundle, text=True, **pipes)
+        self.pid = int(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()  # until nobody can write
+
+
 @pytest.fixture
-def holder(tmp_path: Path):
-    """A process that has claimed the folder."""
-    bundle = Path(__file__).resolve().parents[3] / "bundle"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=bundle,
-        text=True,
-    )
-    assert process.stdout.readline().strip() == "held"
-    yield process
-    process.kill()
-    process.communicate()
+def holder(tmp_path: Path, quick_python: str) -> Iterator[Holder]:
+    holder = Holder(quick_python, tmp_path)
+    yield holder
+    holder.kill()
 
 
-def test_a_second_run_is_refused_and_one_of_another_kind_is_not(tmp_path: Path, holder: subprocess.Popen) -> None:
+def test_a_second_run_is_refused_and_one_of_another_kind_is_not(tmp_path: Path, holder: Holder) -> None:
     with pytest.raises(InputError, match=f"Another training .process {holder.pid} on .* is writing into '{tmp_path}'"):
         claim([tmp_path], "training")
     claim([tmp_path], "evaluating")
 
 
-def test_a_killed_run_blocks_nothing_and_its_half_files_go(tmp_path: Path, holder: subprocess.Popen) -> None:
+def test_a_killed_run_blocks_nothing_and_its_half_files_go(tmp_path: Path, holder: Holder) -> None:
     half = tmp_path / f".{'0f' * 16}.part"
     half.write_text("half")
     mine = tmp_path / ".mine.part"
     mine.write_text("not the bundle's")
     holder.kill()
-    holder.wait()
     claim([tmp_path], "training")
     assert not half.exists()
     assert mine.exists()
 
 
-def test_half_files_of_a_run_of_another_kind_that_is_alive_stay(tmp_path: Path, holder: subprocess.Popen) -> None:
+def test_half_files_of_a_run_of_another_kind_that_is_alive_stay(tmp_path: Path, holder: Holder) -> None:
     half = tmp_path / f".{'0f' * 16}.part"
     half.write_text("half")
     claim([tmp_path], "inferring")
     assert half.exists()
     holder.kill()
-    holder.wait()
     claim([tmp_path], "evaluating")
     assert not half.exists()
 
