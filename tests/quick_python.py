@@ -102,6 +102,7 @@ def become(command: list[str], cwd: str, environment: dict[str, str]) -> None:
     import threading
 
     status = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests that run in the background ignore
     try:
         execute(command, cwd, environment)
     except SystemExit as end:
