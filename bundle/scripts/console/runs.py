@@ -461,8 +461,13 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     given = dict(options)
     if "config_file" in given:
         raise UsageError(f"cdws {command} chooses --config_file itself; add yours by --overlay FILE.")
-    if not re.fullmatch(r"[-+]?\d+|None|[$@%].*", given.get("seed") or "0"):  # MONAI takes it before the run starts
-        raise UsageError(f"--seed is a whole number; got '{given['seed']}'.")
+    # what MONAI takes itself, and ends in a traceback
+    for name in ("seed", "num_workers"):
+        if not re.fullmatch(r"[-+]?\d+|None|[$@%].*", given.get(name, "0") or ""):
+            raise UsageError(f"--{name} is a whole number; got '{given[name] or 'nothing'}'.")
+    for name in ("args_file", "logging_file"):
+        if name in given and given[name] not in ("False", "None") and not Path(given[name] or "").is_file():
+            raise UsageError(f"There is no file '{given[name] or ''}'; name one with --{name}, or leave it out.")
     known = {*top_of(files), *OWN, *MONAI_OPTIONS}
     if "tracking" in given or any(file.suffix != ".json" for file in files):
         return

@@ -28,6 +28,7 @@ __all__ = [
     "numbers",
     "positive_fraction",
     "positive_number",
+    "rgb",
     "truth_value",
     "whole_number",
 ]
@@ -62,6 +63,13 @@ def positive_fraction(name: str, value: Any) -> None:
     """Raises InputError unless the value is a number above 0 and up to 1."""
     positive_number(name, value)
     fraction(name, value)
+
+
+def rgb(name: str, value: Any) -> None:
+    """Raises InputError unless the value is a list of three integers from 0 to 255."""
+    known = isinstance(value, (list, tuple)) and len(value) == 3
+    if not known or not all(is_whole(part) and 0 <= part <= 255 for part in value):
+        raise InputError(f"{name} must be red, green and blue from 0 to 255, as [200,0,0]; got {value!r}.")
 
 
 def truth_value(name: str, value: Any) -> None:

@@ -42,7 +42,7 @@ from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.errors import InputError, first_line, lack_of
 from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
 from scripts.runtime.processes import launched_processes
-from scripts.runtime.values import fraction, number, truth_value
+from scripts.runtime.values import fraction, number, rgb, truth_value
 from scripts.slides.listing import dicom_files
 from scripts.slides.ome_zarr import require_zarr, write_ome_zarr
 from scripts.slides.polygons import trace, write_geojson
@@ -201,6 +201,7 @@ class SlideInference:
         self.mpp, self.slide_mpp, self.tissue = float(mpp), slide_mpp, str(tissue)
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
         self.pool, self.threshold = pool or Pooling(), threshold
+        rgb("class_colour", class_colour)
         self.class_name, self.class_colour = class_name, list(class_colour)
         number("min_region_um2", min_region_um2)
         number("min_hole_um2", min_hole_um2)

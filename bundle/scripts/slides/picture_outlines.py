@@ -25,7 +25,7 @@ from scripts.data.listing import OUTLINES
 from scripts.images.resolution import picture_mpp
 from scripts.images.slide_parts import source_of
 from scripts.runtime.files import result_name
-from scripts.runtime.values import number, positive_number, truth_value
+from scripts.runtime.values import number, positive_number, rgb, truth_value
 from scripts.slides.polygons import trace, write_geojson
 
 __all__ = ["PictureOutlines"]
@@ -61,6 +61,7 @@ class PictureOutlines:
         mpp: float | None = None,
     ) -> None:
         truth_value("geojson", enabled)
+        rgb("class_colour", colour)
         number("min_region_um2", min_region)
         number("min_hole_um2", min_hole)
         if mpp is not None:

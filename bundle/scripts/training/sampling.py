@@ -27,7 +27,7 @@ from monai.data import CacheDataset
 from torch.utils.data import Sampler
 
 from scripts.runtime.processes import agreed_seed, process_count, process_rank
-from scripts.runtime.values import whole_number
+from scripts.runtime.values import fraction, whole_number
 
 __all__ = ["Batch", "SeededDataset", "StepSampler"]
 
@@ -138,6 +138,7 @@ class SeededDataset(CacheDataset):
     def __init__(self, *, seed: int | None = None, **kwargs: Any) -> None:
         self.seed = seed
         self.epoch = 0
+        fraction("cache_rate", kwargs.get("cache_rate", 1.0))
         super().__init__(**kwargs)
 
     def set_epoch(self, epoch: int) -> None:

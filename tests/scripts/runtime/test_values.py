@@ -27,8 +27,10 @@ from scripts.losses.pooling import Pooling
 from scripts.networks import DCAN, CDWSNet, UNet
 from scripts.networks.map_network import trained_as_name
 from scripts.runtime.errors import InputError
-from scripts.runtime.values import fraction, number, numbers, positive_number, truth_value, whole_number
+from scripts.runtime.values import fraction, number, numbers, positive_number, rgb, truth_value, whole_number
+from scripts.slides.picture_outlines import PictureOutlines
 from scripts.training.optimizer import hundredth, parameter_groups, sgd
+from scripts.training.sampling import SeededDataset
 from scripts.training.trainer import AccumulatingTrainer
 from scripts.training.validation import Validation
 
@@ -79,6 +81,13 @@ def test_lists_that_are_none_of_numbers(value) -> None:
         numbers("side_area_weights", value)
 
 
+@pytest.mark.parametrize("value", ["red", [1, 2], [0, 0, 256], [-1, 0, 0], [0.5, 0, 0], None])
+def test_colours_that_are_none(value) -> None:
+    rgb("class_colour", [0, 128, 255])
+    with pytest.raises(InputError, match="class_colour must be red, green and blue from 0 to 255"):
+        rgb("class_colour", value)
+
+
 LINEAR = torch.nn.Linear(1, 1)
 USED = {
     "learning_rate": lambda: parameter_groups(LINEAR, "fast"),
@@ -92,6 +101,8 @@ USED = {
     "amp ": lambda: MapEvaluator(device="cpu", amp=1),
     "val_interval": lambda: Validation(None, 0),
     "threshold": lambda: ScoreCollector(50),
+    "cache_rate": lambda: SeededDataset(data=[], cache_rate="x"),
+    "class_colour": lambda: PictureOutlines(".", colour="red"),
     "r": lambda: Pooling(r="abc"),
     "top_fraction": lambda: Pooling(top_fraction=0),
     "area_step": lambda: WeakTarget(0),
