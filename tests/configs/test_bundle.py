@@ -163,7 +163,7 @@ NEW_KEYS = {
     "multi_gpu_train": {"finalize"},
     "multi_gpu_evaluate": {"finalize", "calibrate"},
     "slides": {"mpp", "slide_mpp", "tissue", "tile_size", "tile_margin", "class_name", "class_colour", "slides"}
-    | {"loader", "min_region_um2", "min_hole_um2", "ome_zarr"},
+    | {"leave_out", "loader", "min_region_um2", "min_hole_um2", "ome_zarr"},
     "slices": {"neighbours", "positive_labels", "intensity", "slice_axis", "segment_label"},
     "mri": {"percentiles", "intensity"},
     "ct": {"window", "intensity"},

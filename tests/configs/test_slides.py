@@ -43,6 +43,8 @@ from scripts.runtime.errors import input_error_of
 from scripts.slides import segmentation as segmentation_module
 
 RED, DARK = (230, 60, 120), (70, 20, 120)
+# A wave of 40 pixels has no fine detail: its Laplacian's variance is (2 pi / 40)^2 = 0.025 of its gradient's square.
+WAVES = (150 + 60 * np.sin(np.arange(600) * 2 * np.pi / 40))[None, :, None] * [1.0, 0.4, 0.9]
 SETTINGS = {"mpp": 1.0, "fusion_weights": [1.0, 0.0, 0.0], "tile_size": 64, "logging_file": False}
 
 
@@ -108,7 +110,8 @@ def test_all_results_of_a_slide(configs, red_detector, write_slide, tmp_path):
     page = (out / "index.html").read_text()
     said = dict(re.findall(r'<data class="(\w+)[^"]*" value="([^"]*)"', page))
     assert said == {key: row[key] for key in said}
-    assert list(said) == ["probability", "positive", "area_mm2", "fraction_of_tissue", "regions"]
+    assert list(said) == ["probability", "positive", "area_mm2", "fraction_of_tissue", "regions", "pen", "blur"]
+    assert (row["pen"], row["blur"]) == ("0", "0")
     assert page.count('class="view"') == 1
 
 
@@ -196,6 +199,43 @@ def test_resolution_missing(configs, red_detector, write_slide, tmp_path):
     assert "--slide_mpp" in str(input_error_of(caught.value))
     out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", slide_mpp=2.0, mpp=2.0)
     assert rows(out)["a"]["width"] == "200"
+
+
+def test_pen_is_left_out_and_told_of(configs, red_detector, write_slide, tmp_path, caplog):
+    """A green line of 60 micrometres; 16 on either side of it go with it. The table, the page and the log say so."""
+    picture = np.full((600, 800, 3), 240, np.uint8)
+    picture[100:500, 100:700] = RED
+    picture[:, 300:420] = (20, 110, 40)
+    write_slide(tmp_path / "a.tif", picture, 0.5)
+    with caplog.at_level("INFO"):
+        out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", mpp=0.5, tile_size=512)
+    mask = tifffile.imread(out / "a_mask.ome.tif")
+    assert (mask[110:490, 110:250] == 255).all()
+    assert (mask[110:490, 470:690] == 255).all()
+    assert not mask[:, 280:440].any()
+    tissue = 400 * 600 + 200 * 120  # the line has a colour beyond the section too
+    row = rows(out)["a"]
+    assert float(row["pen"]) == pytest.approx((400 * 184 + 200 * 120) / tissue, rel=0.05)
+    assert row["blur"] == "0"
+    assert re.search(r"a: 4\d% of the slide is glass; left out of the tissue: 3\d\.\d% as pen", caplog.text)
+    assert f'<data class="pen" value="{row["pen"]}"' in (out / "index.html").read_text()
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "all", mpp=0.5, tile_size=512, leave_out=[])
+    assert (rows(out)["a"]["pen"], rows(out)["a"]["blur"]) == ("", "")
+    assert (tifffile.imread(out / "a_mask.ome.tif")[110:490, 110:290] == 255).all()
+
+
+def test_a_slide_out_of_focus_has_no_probability(configs, red_detector, write_slide, tmp_path, caplog):
+    write_slide(tmp_path / "a.tif", np.broadcast_to(WAVES[:, :300], (300, 300, 3)).astype(np.uint8), 1.0)
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", tile_size=512)
+    assert (rows(out)["a"]["probability"], rows(out)["a"]["blur"]) == ("", "1")
+    assert f"All tissue of '{tmp_path / 'a.tif'}' is left out as blur: nothing is marked" in caplog.text
+
+
+def test_what_can_be_left_out_is_said(configs, red_detector, write_slide, tmp_path):
+    write_slide(tmp_path / "a.tif", stained(64, 64), 1.0)
+    with pytest.raises(RuntimeError) as caught:
+        infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", leave_out=["dust"])
+    assert "leave_out must be a list of pen and blur, or []; got ['dust']." in str(input_error_of(caught.value))
 
 
 def test_tissue_may_be_given(configs, red_detector, write_slide, tmp_path):

@@ -14,6 +14,7 @@ Label images on a local page, or merge what two annotators have given.
     cdws label FOLDER [--annotator NAME] [--group PATTERN] [--validation 0.2] [--only FILE]
         [--shuffle] [--hide_names] [--host 0.0.0.0]
     cdws label SLIDES [--fields 10] [--field_size 256] [--mpp 1.0] [--whole]
+        [--leave_out pen blur]
     cdws merge FOLDER NAME NAME [--third NAME]
     cdws merge_masks FOLDER FOLDER OUTPUT [--third FOLDER]
 """
@@ -43,6 +44,7 @@ from PIL import Image
 
 from scripts.images.loading import load_mask
 from scripts.images.pictures import SUFFIXES
+from scripts.images.quality import KINDS
 from scripts.labelling.dataset import check_replaceable, write_dataset
 from scripts.labelling.images import find_images, find_slides, groups_of, holds_slides, read_names
 from scripts.labelling.journal import Journal, read_answers, written
@@ -116,6 +118,7 @@ def run_page(arguments: argparse.Namespace) -> None:
             arguments.seed,
             None if only is None else read_names(only),
             order,
+            arguments.leave_out,
         )
     else:
         if order is not None:
@@ -241,6 +244,13 @@ def main() -> None:
     label.add_argument("--fields", type=int, default=10, help="proposed for each slide (10)")
     label.add_argument("--field_size", type=int, default=256, help="sides of fields in pixels as they are read (256)")
     label.add_argument("--mpp", type=float, default=1.0, help="micrometres per pixel as read (1.0; 0: as in the file)")
+    label.add_argument(
+        "--leave_out",
+        nargs="*",
+        choices=KINDS,
+        default=KINDS,
+        help="where no field is proposed (pen blur)",
+    )
     label.add_argument("--whole", action="store_true", help="label whole slides, and the share of their tissue")
     label.add_argument("--shuffle", action="store_true", help="show the images in an order drawn by --seed")
     label.add_argument("--hide_names", action="store_true", help="show numbers in the place of names")

@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,16 +27,20 @@ from PIL import Image
 from skimage.transform import integral_image, integrate
 from tqdm import tqdm
 
+from scripts.images.quality import KINDS, Focus, leave_out
 from scripts.images.slide import Slide
 from scripts.images.tissue import OVERVIEW, find_tissue
 from scripts.labelling.journal import Field, Journal, Subject, written
 from scripts.labelling.tiles import OVERLAP, THUMBNAIL, TILE, PictureTiles, Tiles, thumbnail
 from scripts.runtime.errors import InputError
 
+logger = logging.getLogger(__name__)
 __all__ = ["Pictures", "SlideFields", "SlideTiles", "propose_fields"]
 
 LEAST_TISSUE = 0.5  # of a proposed field
 SMALLEST = 16  # pixels of level 0, of a field's sides
+COMPARED = 8  # places on a slide, by which is known how sharp it is
+MOST_BLURRED = 50  # fields of a slide that are looked at and found out of focus; then there are fewer
 SAME = 0.5  # of a proposed field, beyond which another that overlaps it takes its place
 
 
@@ -125,6 +130,7 @@ class SlideFields:
         seed: of the proposals.
         only: the fields to show, beside those that the journal has been given; proposed ones where None.
         order: a generator, by which the order is drawn; by slides where None.
+        without: what proposed fields are kept clear of, see `propose_fields`.
 
     Raises:
         InputError: when a slide can't be opened, or doesn't say its resolution.
@@ -143,6 +149,7 @@ class SlideFields:
         seed: int = 0,
         only: Collection[Field] | None = None,
         order: random.Random | None = None,
+        without: Collection[str] = KINDS,
     ) -> None:
         self.folder, self.sources, self.journal, self.mpp = folder, list(slides), journal, mpp
         self.sizes: list[tuple[int, int]] = []
@@ -163,7 +170,7 @@ class SlideFields:
             elif number is None:
                 fields = [Field(slide, None, mpp)]
             else:
-                proposed = propose_fields(opened, slide, number, size, mpp, seed)
+                proposed = propose_fields(opened, slide, number, size, mpp, seed, without)
                 others = [field for field in earlier if field not in proposed]
                 new = [field for field in proposed if field in earlier or not any(_overlap(field, o) for o in others)]
                 fields = [*new, *others]
@@ -249,7 +256,15 @@ def open_slide(path: Path, mpp: float | None) -> Slide:
     return Slide(path, None if mpp else 1.0, "in its file, or give --mpp 0, so that level 0 is read as it is")
 
 
-def propose_fields(slide: Slide, name: str, number: int, size: int, mpp: float | None, seed: int = 0) -> list[Field]:
+def propose_fields(
+    slide: Slide,
+    name: str,
+    number: int,
+    size: int,
+    mpp: float | None,
+    seed: int = 0,
+    without: Collection[str] = KINDS,
+) -> list[Field]:
     """
     Fields of tissue, as far from each other as they can be; the first of them are those of a smaller number.
 
@@ -262,6 +277,7 @@ def propose_fields(slide: Slide, name: str, number: int, size: int, mpp: float |
         size: of the sides in pixels, as they are read.
         mpp: micrometres per pixel, as they are read; level 0 where None.
         seed: of what is drawn.
+        without: kinds of tissue, see `leave_out`, that don't count as such, unless there is no other.
     """
     scale = (1.0, 1.0) if mpp is None else (mpp / slide.mpp_x, mpp / slide.mpp_y)
     wide, high = (max(1, min(round(size * s), n)) for s, n in zip(scale, (slide.width, slide.height), strict=True))
@@ -269,7 +285,10 @@ def propose_fields(slide: Slide, name: str, number: int, size: int, mpp: float |
     columns, rows = slide.width // wide, slide.height // high
     x0, y0 = drawn.randint(0, slide.width - columns * wide), drawn.randint(0, slide.height - rows * high)
     overview = slide.at(1.0 if mpp is None else mpp).fitting(OVERVIEW)
-    tissue = integral_image(find_tissue(overview.read(0, overview.height, 0, overview.width)).astype(float))
+    picture = overview.read(0, overview.height, 0, overview.width)
+    found = find_tissue(picture)
+    usable, parts = leave_out(found, picture, overview, [kind for kind in without if kind == "pen"])
+    tissue = integral_image((usable if usable.any() else found).astype(float))
     to_x, to_y = overview.width / slide.width, overview.height / slide.height
     cells, tissues = [], []
     for left, top in ((x0 + c * wide, y0 + r * high) for r in range(rows) for c in range(columns)):
@@ -282,12 +301,35 @@ def propose_fields(slide: Slide, name: str, number: int, size: int, mpp: float |
     drawn.shuffle(cells)  # of cells that are as far, the first
     places = np.array(cells, float).reshape(-1, 2)
     distance = np.full(len(cells), np.inf)
+    is_blurred = _blurred(slide, places + np.array([wide, high]) / 2, "blur" in without and mpp is not None)
     chosen: list[int] = []
-    while len(chosen) < min(number, len(cells)):
-        chosen.append(int(np.argmax(distance)))
-        distance = np.minimum(distance, np.hypot(*(places - places[chosen[-1]]).T))
-        distance[chosen] = -1
+    blurred: list[int] = []
+    while len(chosen) < min(number, len(cells) - len(blurred)) and len(blurred) < MOST_BLURRED:
+        farthest = int(np.argmax(distance))
+        if is_blurred(farthest):
+            blurred.append(farthest)
+        else:
+            chosen.append(farthest)
+            distance = np.minimum(distance, np.hypot(*(places - places[farthest]).T))
+        distance[chosen + blurred] = -1
+    if parts.get("pen") or blurred:
+        logger.warning(
+            f"{name}: {parts.get('pen', 0):.1%} of the tissue is left out as pen, {len(blurred)} of "
+            f"{len(blurred) + len(chosen)} fields as blur"
+            + (", but there are no others." if not chosen or not usable.any() else "; --leave_out keeps them.")
+        )
+    chosen = chosen or blurred[:number]
     return [Field(name, (cells[k][0], cells[k][1], wide, high), mpp) for k in chosen]
+
+
+def _blurred(slide: Slide, centres: np.ndarray, is_asked: bool) -> Callable[[int], bool]:
+    """Whether the slide is out of focus around one of these places (N, 2), in pixels of level 0."""
+    if not is_asked or not len(centres):
+        return lambda k: False
+    focus = Focus(slide)
+    measured = lru_cache(None)(lambda k: focus.at(*(centres[k] / (slide.width, slide.height))))
+    least = focus.least([measured(k) for k in range(min(COMPARED, len(centres)))])
+    return lambda k: measured(k) < least
 
 
 def _overlap(field: Field, other: Field) -> bool:

@@ -35,6 +35,8 @@ from tqdm import tqdm
 from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
 from scripts.evaluation.predictions import ImageThreshold
 from scripts.images.outline import OutlineOverlay
+from scripts.images.quality import KINDS as QUALITIES
+from scripts.images.quality import check_kinds, leave_out
 from scripts.images.slide import Slide, SlideView
 from scripts.images.tissue import OVERVIEW
 from scripts.losses.pooling import Pooling
@@ -67,6 +69,8 @@ SHOWN = (
     Column("area_mm2", "mm\N{SUPERSCRIPT TWO}", "number"),
     Column("fraction_of_tissue", "of the tissue", "percent"),
     Column("regions", "regions", "number"),
+    Column("pen", "left out: pen", "percent"),
+    Column("blur", "left out: blur", "percent"),
 )
 KINDS = ("probability", "mask")
 MAPS, ZARRS = ([f"_{kind}.ome.{suffix}" for kind in KINDS] for suffix in ("tif", "zarr"))
@@ -106,6 +110,8 @@ class SlideResult:
     height: int
     mpp_x: float  # of the map
     mpp_y: float
+    pen: float | None = None  # of what looked like tissue, the part that was left out
+    blur: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ class _Job:
     view: SlideView
     grid: TileGrid
     tissue: TissueMask
+    left_out: Mapping[str, float]  # parts of the tissue, by their kinds
     overview: np.ndarray
     store: TileStore
     rows: AwaitedRows
@@ -143,6 +150,7 @@ class SlideInference:
         pool: gives the probability of the whole slide, see `ValueCounts.pooled`.
         threshold: probability from which on a pixel counts as cancer.
         tissue: see `tissue_of`.
+        leave_out: of the tissue that was found, not of one that is given: see `leave_out`.
         slide_mpp: micrometres per pixel at level 0, instead of what the slides say.
         tile_size: side of the tiles in pixels of the map, a multiple of 16.
         tile_margin: of what the network sees around a tile; ``"auto"``: see `exact_margin`.
@@ -171,6 +179,7 @@ class SlideInference:
         pool: Pooling | None = None,
         threshold: float = 0.5,
         tissue: str = "auto",
+        leave_out: Sequence[str] = QUALITIES,
         slide_mpp: float | None = None,
         tile_size: int = 512,
         tile_margin: int | str = "auto",
@@ -199,6 +208,7 @@ class SlideInference:
         self.slides, self.left_out, self.output_dir = dict(slides), list(left_out), Path(output_dir)
         self.network, self.loader = network, loader
         self.mpp, self.slide_mpp, self.tissue = float(mpp), slide_mpp, str(tissue)
+        self.leave_out = check_kinds(leave_out) if self.tissue == "auto" else []
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
         self.pool, self.threshold = pool or Pooling(), threshold
         rgb("class_colour", class_colour)
@@ -289,7 +299,8 @@ class SlideInference:
             view = slide.at(self.mpp)
             overview_view = view.fitting(OVERVIEW)
             overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
-            tissue = TissueMask(tissue_of(self.tissue, overview, overview_view, name), view.width, view.height)
+            found, left_out = self._usable(name, overview, overview_view)
+            tissue = TissueMask(found, view.width, view.height)
             key = self._key(path, view, tissue)
             unfinished = self.output_dir / ".unfinished" / name
             if (done := self._read_record(name)) is not None and done["key"] == key:
@@ -315,13 +326,31 @@ class SlideInference:
                     logger.info(f"{name}: goes on after {len(wanted) - len(missing)} of {len(wanted)} tiles")
                 # the thread first: it ends when the rows say that no more will come
                 with ThreadPoolExecutor(1) as writer, AwaitedRows(tile.row for tile in missing) as rows:
-                    job = _Job(name, view, grid, tissue, overview, store, rows)
+                    job = _Job(name, view, grid, tissue, left_out, overview, store, rows)
                     written = writer.submit(self._write, job)
                     self._fill(job, missing, len(wanted))
                 result = written.result()
                 with replacing(self._path(name, ".json")) as file:
                     json.dump({"result": asdict(result), "key": key}, file, indent=4)
                 store.remove()
+
+    def _usable(self, name: str, overview: np.ndarray, view: SlideView) -> tuple[np.ndarray, dict[str, float]]:
+        """Tissue in the overview, and which parts of it have been left out, as a word in the log says."""
+        tissue = tissue_of(self.tissue, overview, view, name)
+        usable, parts = leave_out(tissue, overview, view, self.leave_out)
+        if tissue.any():
+            said = f"{name}: {1 - tissue.mean():.0%} of the slide is glass"
+            if any(parts.values()):
+                named = ", ".join(f"{part:.1%} as {kind}" for kind, part in parts.items() if part)
+                said += f"; left out of the tissue: {named} (--leave_out [] keeps it)"
+            logger.info(f"{said}.")
+            if not usable.any():
+                kinds = " and ".join(kind for kind, part in parts.items() if part)
+                logger.warning(
+                    f"All tissue of '{view.slide.path}' is left out as {kinds}: nothing is marked, and its "
+                    "probability is left empty. Give --leave_out [] to map it nevertheless."
+                )
+        return usable, parts
 
     def _fill(self, job: _Job, missing: Sequence[Tile], total: int) -> None:
         """Map the tiles, of all that have tissue, that are not in the store yet."""
@@ -424,6 +453,7 @@ class SlideInference:
             height=view.height,
             mpp_x=view.mpp[0],
             mpp_y=view.mpp[1],
+            **job.left_out,
         )
 
     def _write_zarr(self, name: str, mpp: tuple[float, float]) -> None:

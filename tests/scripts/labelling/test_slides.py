@@ -80,6 +80,34 @@ def test_fields_are_proposed_in_tissue_far_from_each_other(folder):
     assert apart > 300  # four of some twenty cells of 128
 
 
+def test_fields_are_kept_clear_of_pen_and_blur(tmp_path, write_slide, caplog):
+    """Sharp above, waves without detail below, a black line in the middle of what is sharp."""
+    rng = np.random.default_rng(0)
+    picture = (150 + 60 * np.sin(np.arange(800) * 2 * np.pi / 80))[:, None, None] * np.ones((1, 1600, 1))
+    picture[:400] = rng.integers(90, 210, (200, 800, 1)).repeat(2, 0).repeat(2, 1)
+    picture = picture * [1.0, 0.4, 0.9]
+    picture[:300, 700:900] = 15
+    picture[:400, 1500:] = 245
+    write_slide(tmp_path / "a.svs", picture.astype(np.uint8), 0.5)
+    slide = Slide(tmp_path / "a.svs")
+    found = [field.region for field in propose_fields(slide, "a.svs", 30, 64, 1.0)]
+    assert len(found) >= 8
+    for left, top, width, height in found:
+        assert top + height / 2 <= 400 + 128  # something is sharp within 64 micrometres of its middle
+        assert top > 300 - height / 2 or left + width / 2 <= 700 or left + width / 2 >= 900  # half of it is no ink
+    assert "a.svs: " in caplog.text
+    assert "of the tissue is left out as pen" in caplog.text
+    everywhere = [field.region for field in propose_fields(slide, "a.svs", 60, 64, 1.0, without=())]
+    assert max(top for _, top, _, _ in everywhere) > 500
+
+
+def test_a_slide_out_of_focus_has_fields_nevertheless(tmp_path, write_slide, caplog):
+    waves = (150 + 60 * np.sin(np.arange(400) * 2 * np.pi / 40))[None, :, None] * [1.0, 0.4, 0.9]
+    write_slide(tmp_path / "a.svs", np.broadcast_to(waves, (400, 400, 3)).astype(np.uint8), 1.0)
+    assert len(propose_fields(Slide(tmp_path / "a.svs"), "a.svs", 2, 64, 1.0)) == 2
+    assert "as blur, but there are no others." in caplog.text
+
+
 def test_a_slide_of_glass_has_a_field_nevertheless(tmp_path, write_slide):
     write_slide(tmp_path / "a.svs", np.full((400, 400, 3), 245, np.uint8), 0.5)
     slide = Slide(tmp_path / "a.svs")
