@@ -38,7 +38,7 @@ def test_training_writes_best_and_last_checkpoint(demo_run):
     last = torch.load(demo_run / "models" / "last.pt", weights_only=True)
     assert set(best) == set(last["model"])
     assert last["optimizer"]["state"]
-    assert trained_originals(best) == (32, 32, 1.0)  # pixels of the training images in their files
+    assert trained_originals(best) == (32, 32, 1.0, None)  # pixels of the training images in their files
 
 
 def test_a_healthy_run_warns_of_nothing(demo_run):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import signal
@@ -38,6 +39,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, generate_uid
+from scripts.images.originals import Originals
 from scripts.networks import CDWSNet
 from scripts.runtime.errors import input_error_of
 from scripts.slides import segmentation as segmentation_module
@@ -258,6 +260,21 @@ def test_default_resolution_is_the_model_s(configs, red_detector, write_slide, t
     assert rows(tmp_path / "out" / "predictions")["a"]["width"] == "100"
 
 
+@pytest.mark.parametrize(("originals", "mpp", "warnings"), [((256, 256, 1.0, 0.5), 1.0, 0), ((448, 448), 2.8, 1)])
+def test_a_model_of_ones_own_sees_slides_as_its_training_images(configs, tmp_path, caplog, originals, mpp, warnings):
+    """256 pixels of 0.5 are 128 of 1.0; of images that say nothing, 448 of the included models' 1.4 are 224 of 2.8."""
+    size = 128 if len(originals) > 2 else 224
+    network = CDWSNet(method="cdws").for_size([size, size])
+    network.learns_from(Originals(*originals))
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    parser = ConfigParser()
+    parser.read_config([str(configs / f"{name}.json") for name in ("inference", "slides")])
+    parser.update({"ckpt_path": str(tmp_path / "mine.pt")})
+    with caplog.at_level(logging.WARNING):
+        assert parser.get_parsed_content("mpp") == pytest.approx(mpp)
+    assert caplog.text.count("--mpp") == warnings
+
+
 @pytest.mark.parametrize(("model", "overlay", "mpp"), [("model", [], 2.8), ("area_ranked", ["recommended"], 1.4)])
 def test_included_models_see_slides_as_they_saw_their_images(configs, model, overlay, mpp):
     """Images of 224 pixels at 1.4 um: one was trained at half of their size, the other at all of it."""
@@ -284,6 +301,7 @@ def test_finished_slides_are_not_redone_unless_something_changed(configs, red_de
 
 STAYS = """
 import runpy, time
+from scripts.images.originals import Originals
 from scripts.networks import CDWSNet
 original, tiles = CDWSNet.maps, iter(range(40))
 def maps(self, image):

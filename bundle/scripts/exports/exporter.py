@@ -29,7 +29,7 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import new_folder
 from scripts.runtime.values import positive_number
 from scripts.slides import model_mpp
-from scripts.training.checkpoints import original_size
+from scripts.training.checkpoints import original_mpp, original_size
 
 __all__ = ["Exporter"]
 
@@ -90,12 +90,12 @@ class Exporter:
             raise InputError(f"class_name must be the name of what the network finds; got {class_name!r}.")
         self.shipped = Path(ckpt_path).resolve().parent == Path(bundle_root()).resolve() / "models"
         if mpp is None:
-            if not self.shipped:
+            if not self.shipped and original_mpp(ckpt_path) is None:
                 raise InputError(
                     "Nothing says at which resolution the network was trained; give micrometres per pixel of the "
                     "images, as the network saw them after the resizing, by --mpp."
                 )
-            mpp = model_mpp(bundle_root(), original_size(ckpt_path), spatial_size)
+            mpp = model_mpp(bundle_root(), original_size(ckpt_path), spatial_size, ckpt_path)
         positive_number("mpp", mpp)
         self.folder, self.write, self.loader, self.network = Path(folder), WRITERS[export_as], loader, network
         self.model = TrainedModel(

@@ -10,7 +10,7 @@
 # limitations under the License.
 
 
-"""How large the images that a network learns from were in their files, which fixes the scale that it knows."""
+"""How large the images that a network learns from were as they were read, which fixes the scale that it knows."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ USUAL = 0.95  # part of the images that are within the spread
 
 
 class Originals(NamedTuple):
-    """Median height and width in pixels, and what nearly all images deviate from them by at most, see `deviation`."""
+    """
+    Median height and width in pixels, what nearly all images deviate from them by at most, see `deviation`, and
+    micrometres per pixel, None where not all images say so.
+    """
 
     height: int
     width: int
     spread: float = 1.0
+    mpp: float | None = None
 
 
 def deviation(height: float, width: float, usual: Originals) -> float:
@@ -45,16 +49,16 @@ def deviation(height: float, width: float, usual: Originals) -> float:
     return max(1.0, tall, wide, tall / wide, wide / tall)
 
 
-def originals_of(sizes: Sequence[tuple[int, int]]) -> Originals | None:
+def originals_of(sizes: Sequence[tuple[int, int]], mpps: Sequence[float | None] = ()) -> Originals | None:
     """
-    What is usual among images of these heights and widths; None without any.
+    What is usual among images of these heights and widths, and of these resolutions; None without any sizes.
 
     Examples:
         >>> originals_of([(200, 300)] * 99 + [(4000, 300)])
-        Originals(height=200, width=300, spread=1.0)
+        Originals(height=200, width=300, spread=1.0, mpp=None)
     """
     if not len(sizes):
         return None
     height, width = (round(median) for median in np.median(sizes, axis=0).tolist())
-    usual = Originals(height, width)
+    usual = Originals(height, width, mpp=float(np.median(mpps)) if len(mpps) and all(mpps) else None)
     return usual._replace(spread=float(np.quantile([deviation(*size, usual) for size in sizes], USUAL)))

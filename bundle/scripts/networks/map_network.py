@@ -32,7 +32,7 @@ __all__ = ["MapNetwork", "check_finite", "trained_as", "trained_as_name", "train
 Network = TypeVar("Network", bound="MapNetwork")
 METHOD_BYTES = 64
 SIZE_BYTES = 16
-ORIGINALS_BYTES = 32
+ORIGINALS_BYTES = 40
 logger = logging.getLogger(__name__)
 
 
@@ -74,8 +74,8 @@ def trained_originals(state_dict: Mapping[str, torch.Tensor]) -> Originals | Non
     text, _, checksum = _extra_bytes(state_dict)[METHOD_BYTES + SIZE_BYTES :].strip().rpartition(b" ")
     if not text or checksum != _checksum(text):  # as of an average over sites whose images are of different sizes
         return None
-    height, width, spread = text.split()
-    return Originals(int(height), int(width), float(spread))
+    height, width, spread, *mpp = text.split()
+    return Originals(int(height), int(width), float(spread), float(mpp[0]) if mpp else None)
 
 
 def _extra_bytes(state_dict: Mapping[str, torch.Tensor]) -> bytes:
@@ -176,7 +176,8 @@ class MapNetwork(nn.Module):
         size = " ".join(map(str, self.spatial_size or ())).encode()
         originals = b""
         if self._originals is not None:
-            originals = b"%d %d %.3f" % self._originals
+            originals = b"%d %d %.3f" % self._originals[:3]
+            originals += b" %.4g" % self._originals.mpp if self._originals.mpp else b""
             originals += b" " + _checksum(originals)
         content = self.method.encode().ljust(METHOD_BYTES) + size.ljust(SIZE_BYTES) + originals.ljust(ORIGINALS_BYTES)
         return torch.tensor(list(content), dtype=torch.uint8)

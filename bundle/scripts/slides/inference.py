@@ -54,6 +54,7 @@ from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
 from scripts.slides.value_counts import ValueCounts
+from scripts.training.checkpoints import original_mpp
 
 __all__ = ["SlideInference", "SlideResult", "model_mpp"]
 
@@ -79,21 +80,35 @@ AHEAD = 3  # tiles read before the network takes them, and mapped before they ar
 
 
 def model_mpp(
-    bundle_root: str, original_size: Sequence[float] | None = None, spatial_size: Sequence[int] | None = None
+    bundle_root: str,
+    original_size: Sequence[float] | None = None,
+    spatial_size: Sequence[int] | None = None,
+    ckpt_path: str | None = None,
 ) -> float:
     """
-    Micrometres per pixel of what an included model sees, by the resolution of its images that ``metadata.json`` states.
+    Micrometres per pixel of what a model sees: of its training images, where they were parts of slides; else as
+    ``metadata.json`` states it of the included models' images, and for any other model with a warning.
 
     Args:
         bundle_root: folder of the bundle.
         original_size: height and width of the training images in their files, if the checkpoint knows them.
         spatial_size: to which they were resized.
+        ckpt_path: checkpoint of the model.
     """
+    known = None if ckpt_path is None else original_mpp(ckpt_path)
+    if known is not None and original_size is not None and spatial_size is not None:
+        return known * original_size[0] / spatial_size[0]
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     image = metadata["network_data_format"]["inputs"]["image"]
-    if original_size is None or spatial_size is None:
-        return image["mpp"]
-    return image["mpp_of_files"] * original_size[0] / spatial_size[0]
+    mpp = image["mpp"]
+    if original_size is not None and spatial_size is not None:
+        mpp = image["mpp_of_files"] * original_size[0] / spatial_size[0]
+    if ckpt_path is not None and Path(ckpt_path).resolve().parent != Path(bundle_root).resolve() / "models":
+        logger.warning(
+            f"'{ckpt_path}' doesn't say at which resolution it was trained: slides are read at {mpp:.3g} micrometres "
+            "per pixel, as if its images were those of the included models; give --mpp if they weren't."
+        )
+    return mpp
 
 
 @dataclass(frozen=True)

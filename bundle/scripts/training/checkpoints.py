@@ -44,6 +44,7 @@ __all__ = [
     "NetworkLoader",
     "is_finite",
     "model_of",
+    "original_mpp",
     "original_size",
     "read_checkpoint",
     "trained_size",
@@ -99,7 +100,13 @@ def original_size(path: str | PathLike) -> list[float] | None:
         Height, width and spread, see `Originals`; None where the file doesn't say, or can't be read.
     """
     found = _read_state(path, trained_originals)
-    return None if found is None else list(found)
+    return None if found is None else list(found[:3])
+
+
+def original_mpp(path: str | PathLike) -> float | None:
+    """Micrometres per pixel, before the resizing, of the images that the network of a checkpoint was trained on."""
+    found = _read_state(path, trained_originals)
+    return None if found is None else found.mpp
 
 
 def used_model(path: str | PathLike, shipped: str | PathLike, settings: MutableMapping[str, Any]) -> dict[str, str]:

@@ -152,7 +152,8 @@ class AccumulatingTrainer(SupervisedTrainer):
         if hasattr(self.network, "calibrate"):
             self.network.calibrate(self._samples())
         if hasattr(self.network, "learns_from"):
-            self.network.learns_from(originals_of(original_sizes(getattr(self.data_loader.dataset, "data", ()))))
+            items = getattr(self.data_loader.dataset, "data", ())
+            self.network.learns_from(originals_of(original_sizes(items), [item.get("mpp") for item in items]))
         send_weights(self.network)
         if self.teacher is not None and self.teacher.n_averaged == 0:
             self.teacher.update_parameters(self.network)

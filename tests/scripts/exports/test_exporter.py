@@ -24,6 +24,7 @@ from PIL import Image
 from scripts import bundle_root
 from scripts.boosting.ensemble import MILBoostNet
 from scripts.exports import Exporter
+from scripts.images.originals import Originals
 from scripts.losses.pooling import Pooling
 from scripts.networks import CDWSNet
 from scripts.runtime.errors import InputError
@@ -143,6 +144,15 @@ def test_a_folder_that_is_there_stays_as_it_is(red_detector, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         export(tmp_path / "model", red_detector)
     assert (tmp_path / "model" / "config.json").read_text() == "mine"
+
+
+def test_a_model_that_was_trained_on_parts_of_slides_knows_its_resolution(red_detector, tmp_path):
+    """256 pixels of 1 micrometre are 128 of 2."""
+    network = CDWSNet()
+    network.learns_from(Originals(256, 256, mpp=1.0))
+    torch.save(network.state_dict(), tmp_path / "fields.pt")
+    folder = export(tmp_path / "model", tmp_path / "fields.pt", mpp=None, spatial_size=[128, 128])
+    assert json.loads((folder / "config.json").read_text())["spacing_um_px"] == 2.0
 
 
 def test_the_resolution_of_a_model_that_comes_with_the_bundle_is_known(red_detector, tmp_path):

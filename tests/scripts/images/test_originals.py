@@ -26,7 +26,13 @@ def test_deviation_is_of_size_or_of_shape(height: int, width: int, factor: float
 
 
 def test_the_usual_image_is_the_median_and_one_outlier_in_many_no_spread() -> None:
-    assert originals_of([(200, 300)] * 99 + [(4000, 300)]) == (200, 300, 1.0)
-    assert originals_of([(100, 100)] * 50 + [(200, 200)] * 51) == (200, 200, 1.0)  # smaller ones are no deviation
-    assert originals_of([(100, 100)] * 51 + [(200, 200)] * 50) == (100, 100, 2.0)
+    assert originals_of([(200, 300)] * 99 + [(4000, 300)]) == (200, 300, 1.0, None)
+    assert originals_of([(100, 100)] * 50 + [(200, 200)] * 51) == (200, 200, 1.0, None)  # smaller ones are no deviation
+    assert originals_of([(100, 100)] * 51 + [(200, 200)] * 50) == (100, 100, 2.0, None)
     assert originals_of([]) is None
+
+
+def test_the_usual_resolution_is_known_where_all_images_say_theirs() -> None:
+    sizes = [(256, 256)] * 3
+    assert originals_of(sizes, [0.5, 1.0, 1.0]).mpp == 1.0
+    assert originals_of(sizes, [0.5, None, 1.0]).mpp is None

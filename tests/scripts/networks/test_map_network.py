@@ -45,11 +45,12 @@ def state_of(originals: Originals | None) -> dict[str, torch.Tensor]:
 
 def test_a_checkpoint_says_how_large_its_images_were() -> None:
     state = state_of(Originals(522, 775, 1.25))
-    assert trained_originals(state) == (522, 775, 1.25)
+    assert trained_originals(state) == (522, 775, 1.25, None)
     assert trained_as(state) == ("cdws", (224, 112))
     again = MapNetwork()
     again.load_state_dict(state)
-    assert trained_originals(again.state_dict()) == (522, 775, 1.25)
+    assert trained_originals(again.state_dict()) == (522, 775, 1.25, None)
+    assert trained_originals(state_of(Originals(522, 775, 1.25, 0.2521))) == (522, 775, 1.25, 0.2521)
 
 
 def test_a_checkpoint_of_before_says_nothing_of_it() -> None:
@@ -66,5 +67,5 @@ def test_an_average_over_sites_says_it_where_they_agree() -> None:
         states = [state_of(one)["_extra_state"].float() for one in originals]
         return trained_originals({"_extra_state": sum(states) / len(states)})
 
-    assert average(Originals(500, 500), Originals(500, 500), Originals(500, 500)) == (500, 500, 1.0)
+    assert average(Originals(500, 500), Originals(500, 500), Originals(500, 500)) == (500, 500, 1.0, None)
     assert average(Originals(400, 500), Originals(600, 500)) is None  # the mean would look like 500 x 500
