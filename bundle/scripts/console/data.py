@@ -188,7 +188,7 @@ def _notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:
             if unknown == len(positive)
             else f"{unknown} of {len(positive)} positive images don't have"
         )
-        known = {"from-folders": "--area, from-csv, or cdws label", "from-geojson": "a polygon"}
+        known = {"from-folders": "--area, from-csv or, in place of this, cdws label", "from-geojson": "a polygon"}
         how = known.get(kind, "a column of areas")
         notes.append(
             f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."

@@ -88,7 +88,9 @@ RUNS = {
         "checking", "train", ("check",), "DATA", "check a data set, and name everything that is wrong with it"
     ),
     "train": Run("training", "train", (), "DATA", "train; the same command goes on with a training that was stopped"),
-    "evaluate": Run("evaluating", "train", ("evaluate",), "DATA", "score what has been trained, on images with masks"),
+    "evaluate": Run(
+        "evaluating", "train", ("evaluate",), "DATA", "score what has been trained; regions where there are masks"
+    ),
     "infer": Run("inferring", "inference", (), "FOLDER", "masks and maps of new images, a folder or files"),
 }
 
