@@ -40,7 +40,7 @@ from scripts.networks import CDWSNet
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "bundle/docs/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-IN_BUNDLE = ("bundle/docs/README.md", "docs/labelling.md", "docs/export.md", "docs/experiments.md")  # run from bundle/
+IN_BUNDLE = ("bundle/docs/README.md", "docs/labelling.md", "docs/experiments.md")  # run from bundle/
 # Not run here; what stands behind each is run elsewhere.
 ELSEWHERE = {
     r"make [\w-]+": "every target has a run of its own; that it exists is checked below",
