@@ -29,7 +29,7 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import new_folder
 from scripts.runtime.values import positive_number
 from scripts.slides import model_mpp
-from scripts.training.checkpoints import original_mpp, original_size
+from scripts.training.checkpoints import is_included, original_mpp, original_size
 
 __all__ = ["Exporter"]
 
@@ -88,7 +88,7 @@ class Exporter:
             raise InputError(f"Networks of RGB pictures alone are exported; this one takes {len(mean)} channels.")
         if not isinstance(class_name, str) or not class_name.strip():
             raise InputError(f"class_name must be the name of what the network finds; got {class_name!r}.")
-        self.shipped = Path(ckpt_path).resolve().parent == Path(bundle_root()).resolve() / "models"
+        self.shipped = is_included(ckpt_path, Path(bundle_root()) / "models")
         if mpp is None:
             if not self.shipped and original_mpp(ckpt_path) is None:
                 raise InputError(

@@ -54,7 +54,7 @@ from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
 from scripts.slides.value_counts import ValueCounts
-from scripts.training.checkpoints import original_mpp
+from scripts.training.checkpoints import is_included, original_mpp
 
 __all__ = ["SlideInference", "SlideResult", "model_mpp"]
 
@@ -103,7 +103,7 @@ def model_mpp(
     mpp = image["mpp"]
     if original_size is not None and spatial_size is not None:
         mpp = image["mpp_of_files"] * original_size[0] / spatial_size[0]
-    if ckpt_path is not None and Path(ckpt_path).resolve().parent != Path(bundle_root).resolve() / "models":
+    if ckpt_path is not None and not is_included(ckpt_path, Path(bundle_root) / "models"):
         logger.warning(
             f"'{ckpt_path}' doesn't say at which resolution it was trained: slides are read at {mpp:.3g} micrometres "
             "per pixel, as if its images were those of the included models; give --mpp if they weren't."

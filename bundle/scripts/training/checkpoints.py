@@ -43,6 +43,7 @@ __all__ = [
     "LastCheckpoint",
     "NetworkLoader",
     "is_finite",
+    "is_included",
     "model_of",
     "original_mpp",
     "original_size",
@@ -109,6 +110,11 @@ def original_mpp(path: str | PathLike) -> float | None:
     return None if found is None else found.mpp
 
 
+def is_included(path: str | PathLike, shipped: str | PathLike) -> bool:
+    """Whether a checkpoint is in the folder of the models that come with the bundle."""
+    return Path(path).resolve().parent == Path(shipped).resolve()
+
+
 def used_model(path: str | PathLike, shipped: str | PathLike, settings: MutableMapping[str, Any]) -> dict[str, str]:
     """
     Say which model a run uses, and take ``spatial_size`` from it unless that has been typed.
@@ -133,7 +139,7 @@ def used_model(path: str | PathLike, shipped: str | PathLike, settings: MutableM
         changed = datetime.fromtimestamp(file.stat().st_mtime)
     except OSError:
         return {}
-    if file.resolve().parent == Path(shipped).resolve():
+    if is_included(file, shipped):
         described = f"{file.name}, which comes with version {bundle_version()} of the bundle"
     else:
         described = f"{file} of {changed:%Y-%m-%d %H:%M}"
