@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="folder of dataset.json")
     parser.add_argument("--wheels", type=Path, default=ROOT / ".wheels")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/gpu_check"))
+    parser.add_argument("--skip", nargs="+", default=[], metavar="STEP", help="as --skip training")
     parser.add_argument("--dry", action="store_true")
     arguments = parser.parse_args()
     end = monotonic() + 60 * arguments.minutes
@@ -208,6 +209,9 @@ def main() -> None:
     record = {"date": str(date.today()), **machine, "dry": arguments.dry, "steps": kept.get("steps", {})}
     data = str(Path(arguments.data).resolve()) if arguments.data else ""
     planned = steps(arguments.dry, data, folder)
+    if unknown := [name for name in arguments.skip if name not in planned]:
+        sys.exit(f"error: --skip takes {', '.join(planned)}; not {', '.join(unknown)}.")
+    planned = {name: step for name, step in planned.items() if name not in arguments.skip}
     for name, step in planned.items():
         if not record["steps"].get(name, {"error": "missing"})["error"]:
             continue
