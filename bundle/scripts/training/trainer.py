@@ -186,7 +186,8 @@ class AccumulatingTrainer(SupervisedTrainer):
         batch = self._batches[index]
         image, label, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         names = getattr(self.loss_function, "inputs", ())
-        extra = {name: _plain(batchdata[name]) for name in names if name in batchdata}
+        given = {name: _plain(batchdata[name]) for name in names if name in batchdata}
+        extra = {name: value.to(self.state.device, non_blocking=self.non_blocking) for name, value in given.items()}
 
         self.network.train()
         if index == 0 or self._batches[index - 1].ends_step:

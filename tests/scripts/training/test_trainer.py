@@ -17,6 +17,7 @@ import copy
 import math
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,10 +60,9 @@ def points(count: int) -> list[dict[str, torch.Tensor]]:
 def trainer_of(
     items: Sequence[dict], micro: int, batch: int | str, network: nn.Module, lr: float = 0.1, **options: Any
 ) -> AccumulatingTrainer:
-    options = {"loss_function": squares, "max_epochs": 1, "decollate": False} | options
+    options = {"device": "cpu", "loss_function": squares, "max_epochs": 1, "decollate": False} | options
     dataset = Dataset(items)
     return AccumulatingTrainer(
-        device="cpu",
         train_data_loader=DataLoader(dataset, batch_sampler=StepSampler(dataset, batch, micro, seed=0)),
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), lr=lr, momentum=options.pop("momentum", 0.0)),
@@ -347,6 +347,24 @@ def test_a_ranking_that_comes_with_the_images_takes_the_teachers_place() -> None
     loss.set_epoch = lambda _: setattr(loss, "needs_ranking", True)
     trainer_of(items, 2, "all", Polynomial(), loss_function=loss, max_epochs=1).run()
     assert torch.cat(loss.rankings).unique().tolist() == [3.0]
+
+
+def test_all_that_the_loss_is_given_is_on_the_device_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for a device without numbers
+    seen = {}
+
+    class Look(Follow):
+        inputs = ("ranking", "window")
+
+        def __call__(self, prediction: torch.Tensor, target: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+            seen.update({name: value.device.type for name, value in {"target": target, **given}.items()})
+            raise InterruptedError
+
+    items = [{**item, "ranking": item["image"].clone()} for item in points(2)]
+    trainer = trainer_of(items, 2, "all", Polynomial().to("meta"), device="meta", loss_function=Look())
+    with pytest.raises(InterruptedError):
+        trainer.run()
+    assert seen == {"target": "meta", "ranking": "meta"}
 
 
 def test_without_a_loss_that_asks_there_is_no_teacher() -> None:
