@@ -14,7 +14,9 @@ Area-ranked labels: the rough area as a budget of pixels, spent on those that a 
 
 A rough area a, rounded up to a step s, says that between a - s and a of the image is positive, not where. The teacher
 says where: of an image's N pixels, the (a - s) N that it ranks highest are positive, those below the a N highest are
-negative, and those between may be either. It is an expectation-maximisation step with the area as its constraint.
+negative, and those between may be either. It is an expectation-maximisation step with the area as its constraint. Where
+an area is hardly above a step no pixel is surely positive; then only a part u of the interval, in its middle, is left
+without labels.
 Pixels under strokes have the strokes' label, and come out of the budget first.
 
 Shapes: a probability map is (B, M, H, W), M maps of B images; a weak target is (B, 2), label and area, NaN where it is
@@ -46,6 +48,7 @@ def area_ranked_labels(
     area_step: float,
     valid: torch.Tensor | None = None,
     strokes: torch.Tensor | None = None,
+    unsure: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Label of each pixel by its rank and the area.
@@ -58,6 +61,7 @@ def area_ranked_labels(
         area_step: that step, a fraction of the image.
         valid: (B, 1, H, W), above 0 where a pixel belongs to the image; all of them where it is None.
         strokes: (B, 1, H, W), see `scripts.images.strokes`: pixels whose label is theirs, whatever their score.
+        unsure: u, the part of the interval between the area less a step and the area whose pixels have no label.
 
     Returns:
         Labels (B, 1, H, W), 0. or 1.; and (B, 1, H, W), True for the pixels that have one.
@@ -74,8 +78,10 @@ def area_ranked_labels(
     score = score.masked_fill(painted == POSITIVE, torch.inf).masked_fill(painted == NEGATIVE, -torch.inf)
     ordered = torch.where(inside, score, -torch.inf).sort(dim=1, descending=True).values
     count = inside.sum(dim=1)  # (B,)
-    surely = ((area - area_step).clamp(min=0) * count).round().long()
-    at_most = (area * count).round().long()
+    least = (area - area_step).clamp(min=0)
+    taken = (1 - unsure) / 2 * (area - least)  # off both ends of the interval
+    surely = ((least + taken) * count).round().long()
+    at_most = ((area - taken) * count).round().long()
 
     def at(place: torch.Tensor) -> torch.Tensor:
         return ordered.gather(1, place.clamp(0, ordered.shape[1] - 1).view(-1, 1))
@@ -130,11 +136,12 @@ class AreaRankedLoss(nn.Module):
         interval_weight: w.
         pool: of the MIL loss; the paper's generalized mean by default.
         stroke_weight: of the strokes' loss.
+        unsure: u, the part of the interval whose pixels have no label, 0..1.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image.
 
     Raises:
         InputError: for an unknown `reduction`, a step that is not above 0 and up to 1, a decay that is not
-            below 1, and a `warm_up`, a decay or a weight below 0.
+            below 1, a `warm_up`, a decay or a weight below 0, and an `unsure` that is no fraction.
 
     Examples:
         The teacher ranks the left pixel highest, and an area of 0.5 says it is positive: -log 0.8, and -log(1 - 0.2).
@@ -155,6 +162,7 @@ class AreaRankedLoss(nn.Module):
         interval_weight: float = 5.0,
         pool: Pooling | None = None,
         stroke_weight: float = 1.0,
+        unsure: float = 1.0,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
@@ -168,11 +176,13 @@ class AreaRankedLoss(nn.Module):
         number("warm_up", warm_up)
         number("interval_weight", interval_weight)
         number("stroke_weight", stroke_weight)
+        fraction("unsure", unsure)
         self.area_step = area_step
         self.warm_up = warm_up
         self.teacher_decay = teacher_decay
         self.interval_weight = interval_weight
         self.stroke_weight = stroke_weight
+        self.unsure = unsure
         self.pool = pool or Pooling()
         self.reduction = reduction
         self.epoch = 0
@@ -229,7 +239,7 @@ class AreaRankedLoss(nn.Module):
                 negative = -masked_mean(torch.log1p(-p.clamp(max=1 - P_MIN)), mask)
                 positive = proportion_loss(v, middle)
             else:
-                labels, known = area_ranked_labels(ranking, area, self.area_step, valid, strokes)
+                labels, known = area_ranked_labels(ranking, area, self.area_step, valid, strokes, self.unsure)
                 negative = labelled_cross_entropy(p, labels, known if seen is None else known & seen)
                 excess = ((v - middle).abs() - self.area_step / 2).clamp(min=0)
                 positive = negative + self.interval_weight * excess.square()

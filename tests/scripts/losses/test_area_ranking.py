@@ -54,6 +54,24 @@ def test_four_pixels(ranking: list[float], area: float, step: float, expected: s
     assert "".join(signs) == expected
 
 
+@pytest.mark.parametrize(
+    ("area", "unsure", "expected"),
+    [
+        (0.8, 1.0, "++++????--"),  # between 0.4 and 0.8
+        (0.8, 0.5, "+++++??---"),  # 0.5 and 0.7
+        (0.8, 0.0, "++++++----"),  # 0.6
+        (0.4, 0.5, "+??-------"),  # of 0 to 0.4, 0.1 and 0.3: a step or less, and yet a pixel is positive
+        (0.2, 0.0, "+---------"),
+        (0.0, 0.5, "----------"),
+    ],
+)
+def test_a_part_of_the_interval_may_have_labels(area: float, unsure: float, expected: str) -> None:
+    ranking = torch.linspace(0.95, 0.05, 10).view(1, 1, 2, 5)
+    labels, known = area_ranked_labels(ranking, torch.tensor([area]), 0.4, unsure=unsure)
+    signs = ["?" if not k else "+" if v else "-" for v, k in zip(labels.flatten(), known.flatten(), strict=True)]
+    assert "".join(signs) == expected
+
+
 def test_padding_is_neither_ranked_nor_labelled() -> None:
     """Of the three pixels left, a half of 0.67 rounds to two at most, and a third is one surely."""
     valid = image([0, 1, 1, 1])
@@ -81,6 +99,15 @@ def test_a_ranked_positive() -> None:
     pixels = -(math.log(0.8) + math.log(0.4) + math.log(0.8)) / 3  # the third has no label
     outside = 5 * (0.525 - 0.5) ** 2
     assert loss((1, 0.5), ranking=image(RANKING)) == pytest.approx(pixels + outside, rel=1e-5)
+
+
+def test_a_ranked_positive_whose_interval_has_labels() -> None:
+    """Between 0.25 and 0.5 the middle is 0.375: of four pixels the first and, rounded to even, the second."""
+    ranked = AreaRankedLoss(area_step=0.25, unsure=0.0)
+    ranked.set_epoch(2)
+    pixels = -(math.log(0.8) + math.log(0.5) + math.log(0.4) + math.log(0.8)) / 4
+    found = ranked(image(P), torch.tensor([(1, 0.5)]), ranking=image(RANKING))
+    assert float(found) == pytest.approx(pixels + 5 * (0.525 - 0.5) ** 2, rel=1e-5)
 
 
 def test_a_positive_without_ranking_costs_the_divergence_of_its_mean() -> None:
