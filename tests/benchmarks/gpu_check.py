@@ -88,7 +88,7 @@ def steps(dry: bool, data: str, folder: Path) -> dict[str, Step]:
         f"SCORES {here}/training/metrics.json",
     )
     step = {"a step, s": r"bundle ([\d.]+) s", "ratio": r"ratio ([\d.]+)", "waiting": r"batches: ([\d.]+%)"}
-    size = sizes("--size 500 --images 256 --num_workers 8", "--size 48 --images 8 --rounds 2")
+    size = sizes("--size 500 --images 64 --num_workers 8", "--size 48 --images 8 --rounds 2")
     picture = {"a picture, s": r"([\d.]+) s a picture", "of the bare throughput": r"throughput: ([\d.]+)"}
     slide = {"million pixels a second": r"([\d.]+) million", "of the bare throughput": r"included: ([\d.]+)"}
     tiles = sizes("--size 8192 --tile_size 1024", "--size 128 --tile_size 64 --rounds 1")
