@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.console.configs import UsageError
+from scripts.console.runs import say_starting
 from scripts.runtime.command_line import Parser, did_you_mean
 from scripts.runtime.errors import InputError
 
@@ -97,8 +98,9 @@ def _parser(kind: str) -> Parser:
 
 
 def _write(kind: str, options: Namespace) -> int:
-    from scripts.labelling import existing  # with MONAI, which takes seconds
-    from scripts.labelling.dataset import check_replaceable
+    if kind == "from-geojson" or getattr(options, "field", None) is not None:  # with MONAI, which takes seconds
+        say_starting()
+    from scripts.labelling import existing
 
     if not 0 < options.validation < 1:
         raise InputError(f"--validation must be between 0 and 1; got {options.validation}.")
@@ -124,12 +126,12 @@ def _write(kind: str, options: Namespace) -> int:
         notes += [f"Columns that are not used: {', '.join(unused)}."] if unused else []
     folder = options.output or _common(folders)
     path = folder if folder.suffix == ".json" else folder / "dataset.json"
-    notes += _notes(kind, items, bool(group))
+    notes += _group_notes(kind, items, bool(group))
     items = existing.grouped(items, path.parent, group)
     if getattr(options, "field", None) is not None:
         from scripts.labelling.fields import cut_items
 
-        check_replaceable(path, existing.WRITER)  # before hours of cutting
+        existing.check_listed(path)  # before hours of cutting
         cut = cut_items(items, options.field, path.parent, getattr(options, "area_step", 0.1))
         items = cut.items
         notes += [f"{cut.cut} of the pictures were cut into fields of {options.field} pixels."]
@@ -143,9 +145,17 @@ def _write(kind: str, options: Namespace) -> int:
                 return 0
             notes += [told]
     splits = existing.write_items(items, path, options.validation, options.seed)
+    positive = [item for items in splits.values() for item in items if item["label"]]
+    unknown = sum("area" not in item for item in positive)
+    notes += _area_notes(kind, unknown, len(positive))
     _report(path, splits, notes)
     outside = " --allow_outside True" if existing.is_outside(items, path.parent) else ""
-    print(f"Next: cdws train {shlex.quote(str(path if path.name != 'dataset.json' else path.parent))}{outside}")
+    data = shlex.quote(str(path if path.name != "dataset.json" else path.parent))
+    if unknown and path.name == "dataset.json" and not outside:
+        print(f"Next: cdws label {data}  # asks for areas; or leave that out:")
+        print(f"      cdws train {data}")
+    else:
+        print(f"Next: cdws train {data}{outside}")
     return 0
 
 
@@ -177,22 +187,19 @@ def _common(folders: Sequence[Path]) -> Path:
     return Path(os.path.relpath(common)) if common.is_relative_to(Path.cwd()) else common
 
 
-def _notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:
-    """What the user should know of the data set."""
-    positive = [item for item in items if item["label"]]
-    unknown = len([item for item in positive if "area" not in item])
+def _area_notes(kind: str, unknown: int, positive: int) -> list[str]:
+    """What the user should know of positive images without an area."""
+    if not unknown:
+        return []
+    which = "No positive image has" if unknown == positive else f"{unknown} of {positive} positive images don't have"
+    known = {"from-csv": "a column of areas, or cdws label", "from-geojson": "a polygon, or cdws label"}
+    how = known.get(kind, "cdws label")
+    return [f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."]
+
+
+def _group_notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:
+    """What the user should know of the groups."""
     notes = []
-    if unknown:
-        which = (
-            "No positive image has"
-            if unknown == len(positive)
-            else f"{unknown} of {len(positive)} positive images don't have"
-        )
-        known = {"from-folders": "--area, from-csv or, in place of this, cdws label", "from-geojson": "a polygon"}
-        how = known.get(kind, "a column of areas")
-        notes.append(
-            f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."
-        )
     if not grouped and not all("group" in item for item in items):
         how = "a column of groups" if kind == "from-csv" else "--group PATTERN"
         notes.append(

@@ -28,7 +28,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scripts import bundle_root
 from scripts.console.configs import (
@@ -54,6 +54,7 @@ __all__ = [
     "review",
     "run",
     "run_help",
+    "say_starting",
     "study",
 ]
 
@@ -145,6 +146,13 @@ def run(command: str, arguments: Sequence[str]) -> int:
     if has_two and rounds is None and typed and _has_no_area(Path(typed)):
         print("One round: no training image has an area, by which a second could rank pixels.")
         rounds = "1"
+    checked = _plain_check(files, options, typed)
+    if checked is not None and command == "check":
+        _print_line("monai.bundle", ["run", chosen.name, *_config_file(files), *data, *_typed(options)])
+        _check_at_once(**checked)
+        return 0
+    if checked is not None:
+        _look_at_once(**checked)
     if has_two and rounds != "1":
         output = dict(options).get("output_dir") or top["output_dir"]
         first = f"{output}/first_round"
@@ -285,6 +293,7 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
         raise InputError(f"There is no checkpoint '{model}'; train first, or name one with --ckpt_path PATH.")
     if not Path(file).parent.is_dir():
         raise InputError(f"There is no folder '{Path(file).parent}' to write '{Path(file).name}' into; make it first.")
+    say_starting()
     from scripts.training.checkpoints import read_checkpoint
 
     read_checkpoint(model, "cpu")  # MONAI's exports end in a traceback where it is damaged
@@ -331,11 +340,23 @@ def run_monai(words: Sequence[str]) -> None:
 
 def run_module(module: str, words: Sequence[str]) -> None:
     """A module as ``python -m`` runs it, with these words; the line is printed first."""
+    _print_line(module, words)
+    say_starting()
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def say_starting() -> None:
+    """A word before PyTorch is imported, which takes seconds, on a busy machine a minute."""
+    if "torch" not in sys.modules:
+        print("starting ...", file=sys.stderr, flush=True)
+
+
+def _print_line(module: str, words: Sequence[str]) -> None:
+    """What `run_module` does as a line of a shell."""
     needs_path = module.startswith("scripts.") and Path.cwd() != Path(bundle_root())
     path = f"PYTHONPATH={shlex.quote(_shown(Path(bundle_root())))} " if needs_path else ""
     print(f"$ {path}{_python()} -m {module} {' '.join(map(_quoted, words))}", flush=True)
-    sys.argv = [module, *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _python() -> str:
@@ -359,6 +380,55 @@ def _shown(path: Path) -> str:
 def _config_file(files: Sequence[Path]) -> list[str]:
     names = [_shown(file) for file in files]
     return ["--config_file", names[0] if len(names) == 1 else "[" + ",".join(map(repr, names)) + "]"]
+
+
+def _plain_check(
+    files: Sequence[Path], options: Sequence[tuple[str, str | None]], typed: str | None
+) -> dict[str, Any] | None:
+    """
+    What `check_datalist` is to be given, where that needs nothing that MONAI's parser finds out.
+
+    Args:
+        files: of the run.
+        options: as typed.
+        typed: path of the data set.
+    """
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".json"]
+    given = dict(options)
+    deeper = any(key.startswith("datalist") and key != "datalist" for content in contents for key in (*content, *given))
+    top = top_of(files)
+    arguments = dict(top.get("datalist", {}))
+    is_usual = arguments.pop("_target_", None) == "scripts.data.datalist.load_datalist"
+    if typed is None or deeper or not is_usual or len(contents) < len(files) or given.keys() & set(MONAI_OPTIONS):
+        return None
+    values = {name: top.get(value[1:], value) if str(value)[:1] == "@" else value for name, value in arguments.items()}
+    for name in values.keys() & given.keys() - {"dataset_dir"}:
+        if given[name] not in ("True", "False"):
+            return None
+        values[name] = given[name] == "True"
+    values["dataset_dir"] = typed
+    return None if any(str(value)[:1] in ("@", "$", "%") for value in values.values()) else values
+
+
+def _check_at_once(**values: Any) -> None:
+    """The run ``checking``, without MONAI, whose import takes seconds."""
+    from logging.config import fileConfig
+
+    from scripts.data.datalist import check_datalist, report_datalist
+
+    fileConfig(Path(bundle_root()) / "configs" / "logging.conf", disable_existing_loggers=False)
+    report_datalist(check_datalist(**values))
+
+
+def _look_at_once(**values: Any) -> None:
+    """Raise what can be seen of a data set without opening its files, before imports that take seconds."""
+    from scripts.data.datalist import check_datalist
+
+    logging.disable()  # the run repeats what there is to say
+    try:
+        check_datalist(**values, opened=False)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _has_no_area(data: Path) -> bool:

@@ -9,7 +9,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The data contract: what a user's data set must be, checked as a whole before anything runs."""
+"""
+The data contract: what a user's data set must be, checked as a whole before anything runs.
+
+Pictures of the usual kinds are checked without MONAI and PyTorch, whose imports take longer than most checks.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,9 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -31,19 +36,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts.images.colours import ToRGB
 from scripts.images.limits import MIN_SIZE
-from scripts.images.loading import load_image, load_mask
-from scripts.images.reading import room_for
+from scripts.images.pictures import FORMATS, is_plain, open_picture, read_picture
+from scripts.images.room import DECODING
 from scripts.images.slide_parts import PART_KEYS, SlidePart, source_of
-from scripts.images.strokes import POSITIVE, read_strokes
 from scripts.runtime.errors import InputError, first_line
-from scripts.runtime.processes import by_first_process
 from scripts.runtime.values import truth_value
 
 __all__ = [
     "SHOWN",
     "SPLITS",
+    "check_datalist",
     "check_picture",
     "class_problems",
     "data_error",
@@ -52,6 +55,7 @@ __all__ = [
     "first_names",
     "has_masks",
     "load_datalist",
+    "load_positive",
     "read_splits",
     "repeated_images",
     "report_datalist",
@@ -69,12 +73,24 @@ _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
-@by_first_process
 def load_datalist(
     dataset_dir: str | PathLike,
     splits: Sequence[str] = ("training", "validation"),
     pixel_labels: bool = False,
     allow_outside: bool = False,
+) -> dict[str, list]:
+    """`check_datalist` by the first process, for all."""
+    from scripts.runtime.processes import by_first_process
+
+    return by_first_process(check_datalist)(dataset_dir, splits, pixel_labels, allow_outside)
+
+
+def check_datalist(
+    dataset_dir: str | PathLike,
+    splits: Sequence[str] = ("training", "validation"),
+    pixel_labels: bool = False,
+    allow_outside: bool = False,
+    opened: bool = True,
 ) -> dict[str, list]:
     """
     Read and check ``dataset.json``, a MONAI datalist.
@@ -85,6 +101,7 @@ def load_datalist(
         pixel_labels: whether every positive image of these splits must have a mask.
         allow_outside: whether paths may lead out of the folder, by ``..``, an absolute path or a symbolic link. A data
             set from somebody else could read what it should not otherwise.
+        opened: whether the files that it names are opened, or but looked for.
 
     Returns:
         For each split found a list of items with absolute paths. ``label`` is 0 or 1, or the path of a mask.
@@ -98,8 +115,8 @@ def load_datalist(
     labels: dict[str, list] = {split: [] for split in datalist}
     doubtful = []
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
-        checks = pool.map(lambda entry: _check_item(*entry[1:]), entries)
-        progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False)
+        checks = pool.map(lambda entry: _check_item(*entry[1:], opened), entries)
+        progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False, disable=not opened)
         for (split, _, _), (found_problems, label, doubts) in zip(entries, progress, strict=True):
             problems += found_problems
             doubtful += doubts
@@ -416,7 +433,7 @@ def file_problem(path: str | PathLike) -> str | None:
     return "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
 
 
-def _check_item(where: str, item: object) -> tuple[list[str], bool | None, list[str]]:
+def _check_item(where: str, item: object, opened: bool) -> tuple[list[str], bool | None, list[str]]:
     """
     Check one item.
 
@@ -431,10 +448,18 @@ def _check_item(where: str, item: object) -> tuple[list[str], bool | None, list[
         source = source_of(item)
     except InputError as error:
         return [f"{where} '{item['image']}': {problem}" for problem in (str(error), *label_problems)], label, []
-    with room_for(*(path for path in (source, _mask_path(item)) if isinstance(path, (str, SlidePart)))):
+    area_problems = _area_problems(item)
+    if not opened:
+        files = {"": source, "mask": _mask_path(item), "strokes": item.get("strokes")}
+        missing = [
+            f"{f'the {key}: ' if key else ''}{problem}"
+            for key, path in files.items()
+            if isinstance(path, (str, SlidePart)) and (problem := file_problem(path))
+        ]
+        return [f"{where} '{item['image']}': {p}" for p in (*missing, *label_problems, *area_problems)], label, []
+    with _room_for(*(path for path in (source, _mask_path(item)) if isinstance(path, (str, SlidePart)))):
         size, problems = check_picture(source)
         mask, mask_problems = _read_mask(item)
-    area_problems = _area_problems(item)
     problems += label_problems + mask_problems + area_problems + _stroke_problems(item, size)
     if mask is not None and size is not None and mask.shape[1:] != size:
         sizes = "{}x{}, the image {}x{}".format(*mask.shape[1:], *size)
@@ -483,15 +508,61 @@ def check_picture(path: str | PathLike) -> tuple[tuple[int, int] | None, list[st
     try:
         if os.stat(path).st_size == 0:
             return None, ["can't be read as an image (it is empty)"]
-        image = load_image(path)
-        ToRGB()(image)
+        width, height = _size_of(path)
     except Exception as error:  # a decoder may raise anything on a damaged file
         if isinstance(path, SlidePart) and isinstance(error, InputError):
             return None, [str(error).removesuffix(".")]
         return None, [f"can't be read as an image ({first_line(error)})"]
-    width, height = image.shape[1:]  # MONAI's pictures are (C, W, H)
     small = f"is {width}x{height}, smaller than {MIN_SIZE}x{MIN_SIZE}"
     return (width, height), [small] if min(width, height) < MIN_SIZE else []
+
+
+def _size_of(path: str | PathLike) -> tuple[int, int]:
+    """Width and height of what can be read as a picture; raises as `load_image` and `ToRGB`."""
+    if not isinstance(path, SlidePart) and is_plain(path):
+        height, width = read_picture(path).shape[:2]
+        return width, height
+    from scripts.images.colours import ToRGB
+    from scripts.images.loading import load_image
+
+    image = load_image(path)
+    ToRGB()(image)
+    return tuple(image.shape[1:])  # MONAI's pictures are (C, W, H)
+
+
+def load_positive(path: str | PathLike) -> np.ndarray:
+    """Where a mask is positive, (1, W, H): what `load_mask` reads, which raises the same."""
+    if not is_plain(path):
+        from scripts.images.loading import load_mask
+
+        return np.asarray(load_mask(path)) > 0
+    pixels = read_picture(path)
+    pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+    has_alpha = pixels.shape[-1] in (2, 4)
+    positive = (pixels[..., :-1] if has_alpha else pixels).max(axis=-1) > 0
+    return (positive & (pixels[..., -1] > 0) if has_alpha else positive).T[np.newaxis]
+
+
+@contextmanager
+def _room_for(*paths: str | SlidePart) -> Iterator[None]:
+    """`room_for`."""
+    sizes = []
+    for path in paths:
+        try:
+            if isinstance(path, SlidePart) or not is_plain(path):
+                break
+            with open_picture(path, FORMATS) as picture:
+                sizes.append(math.prod(picture.size))
+        except Exception as error:  # a decoder may raise anything on a damaged file; reading it says why
+            logger.debug(f"{path}: {error}")
+    else:
+        with DECODING.taking(sum(sizes)):
+            yield
+        return
+    from scripts.images.reading import room_for
+
+    with room_for(*paths):
+        yield
 
 
 def _chance_of_none(item: dict) -> float:
@@ -527,7 +598,7 @@ def _read_mask(item: dict) -> tuple[np.ndarray | None, list[str]]:
     if file_identity(path) == file_identity(item["image"]):
         return None, [f"the mask '{path}' is the image itself"]
     try:
-        return np.asarray(load_mask(path)), []
+        return load_positive(path), []
     except Exception as error:
         return None, [f"the mask '{path}' can't be read ({first_line(error)})"]
 
@@ -542,6 +613,8 @@ def _stroke_problems(item: dict, size: tuple[int, int] | None) -> list[str]:
     problem = file_problem(path)
     if problem:
         return [f"the strokes '{path}': {problem}"]
+    from scripts.images.strokes import POSITIVE, read_strokes  # with PyTorch
+
     try:
         strokes = read_strokes(path)
     except Exception as error:  # a decoder may raise anything on a damaged file

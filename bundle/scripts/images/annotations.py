@@ -30,7 +30,8 @@ from PIL import Image, ImageDraw
 
 from scripts.images.colours import value_range
 from scripts.images.limits import FARTHEST
-from scripts.images.pictures import MAX_PIXELS, PictureReader
+from scripts.images.pictures import MAX_PIXELS
+from scripts.images.readers import PictureReader
 from scripts.runtime.errors import InputError
 
 __all__ = ["AnnotationReader", "BinaryMask", "asap_region", "region_size"]

@@ -27,7 +27,7 @@ from monai.utils import ImageMetaKey, convert_to_tensor
 
 from scripts.images.annotations import BinaryMask
 from scripts.images.colours import ToRGB, with_metadata_of
-from scripts.images.pictures import PictureReader
+from scripts.images.readers import PictureReader
 from scripts.images.reading import image_size, reader_of, room_for
 from scripts.images.slide_parts import source_of
 

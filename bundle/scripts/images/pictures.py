@@ -19,17 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
 import tifffile
-from monai.data import ImageReader, is_supported_format
-from monai.utils import ensure_tuple
-from monai.utils.enums import MetaKeys
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "PictureReader", "is_tiff", "only_page", "open_picture"]
+__all__ = ["FORMATS", "MAX_PIXELS", "is_plain", "is_tiff", "only_page", "open_picture", "read_picture"]
 
 logger = logging.getLogger(__name__)
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
@@ -51,60 +47,23 @@ CONVERTED_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": 
 STRIP = 2**20  # pixels that are converted at a time
 
 
-class PictureReader(ImageReader):
-    """
-    MONAI image reader of pictures: 8 and 16 bit to 0..1, floating-point as it stands, palettes and CMYK to RGB.
-
-    A picture lies as a viewer shows it: the orientation in a TIFF and in a camera's EXIF is followed, and what is white
-    is 1. MONAI's `PILReader` returns the indices of a palette, and its `LoadImage` turns 16 bit into 32, after which
-    nobody can tell the range. Axes are (W, H) or (W, H, C), as with `PILReader`.
-
-    MONAI's `LoadImage` takes it when it is called: it tries other readers after one that it was made with.
-
-    Args:
-        shrink: side of the squares of pixels that become one, their mean; what is left at the right and at the bottom
-            is cut off.
-    """
-
-    def __init__(self, shrink: int = 1) -> None:
-        super().__init__()
-        self.shrink = shrink
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return is_supported_format(filename, SUFFIXES)
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> np.ndarray:
-        """
-        Read one file, or several of one size as the channels of one image.
-
-        Returns:
-            float32, (H, W) or (H, W, C) with up to 4 channels: grey or RGB, with or without alpha. Integers with a sign
-            or of more than 16 bit come as they are: nobody knows their range.
-
-        Raises:
-            OSError: when a file is missing, damaged, no picture, too large, or not one picture.
-            Exception: whatever the format's library raises on a damaged file.
-        """
-        pictures = [_read_picture(path, self.shrink) for path in ensure_tuple(data)]
-        return pictures[0] if len(pictures) == 1 else np.stack(pictures, axis=-1)
-
-    def get_data(self, img: np.ndarray) -> tuple[np.ndarray, dict]:
-        """The array with its first two axes swapped, and MONAI's metadata."""
-        meta = {
-            MetaKeys.SPATIAL_SHAPE: np.asarray(img.shape[1::-1]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if img.ndim == 2 else -1,
-        }
-        return img.swapaxes(0, 1), meta
-
-
 def is_tiff(path: str | PathLike) -> bool:
     """Whether a file begins as a TIFF does, whatever its name is."""
     with open(path, "rb") as file:
         return file.read(4) in TIFF_SIGNATURES
 
 
-def _read_picture(path: str | PathLike, shrink: int = 1) -> np.ndarray:
-    """(H, W) or (H, W, C) float32."""
+def is_plain(path: str | PathLike) -> bool:
+    """Whether a file is a PNG, JPEG or BMP by its name, and nothing else by its beginning: 1 to 4 channels in 0..1."""
+    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".bmp"):
+        return False
+    with open(path, "rb") as file:
+        head = file.read(132)
+    return head[:4] not in TIFF_SIGNATURES and head[128:] != b"DICM"
+
+
+def read_picture(path: str | PathLike, shrink: int = 1) -> np.ndarray:
+    """(H, W) or (H, W, C) float32; arguments, and errors, of `PictureReader`."""
     return _read_tiff(path, shrink) if is_tiff(path) else _read_by_pillow(path, FORMATS, shrink)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -31,8 +30,10 @@ from monai.data import ImageReader, NibabelReader, NrrdReader
 from scripts.images.annotations import AnnotationReader, asap_region, region_size
 from scripts.images.dicom import DicomReader, is_dicom
 from scripts.images.headers import open_nifti, read_nrrd_header, refuse_larger
-from scripts.images.pictures import FORMATS, MAX_PIXELS, PictureReader, is_tiff, only_page, open_picture
-from scripts.images.slide_parts import SlidePart, SlidePartReader
+from scripts.images.pictures import FORMATS, MAX_PIXELS, is_tiff, only_page, open_picture
+from scripts.images.readers import PictureReader, SlidePartReader
+from scripts.images.room import DECODING
+from scripts.images.slide_parts import SlidePart
 
 __all__ = ["image_size", "reader_of", "room_for"]
 
@@ -94,30 +95,6 @@ def image_size(path: str | PathLike) -> tuple[int, ...]:
         return picture.size
 
 
-class _Room:
-    """Lets threads decode at once what is together no larger than the largest picture that is read."""
-
-    def __init__(self, pixels: int) -> None:
-        self.pixels = pixels
-        self.taken = 0
-        self.changed = threading.Condition()
-
-    @contextmanager
-    def taking(self, pixels: int) -> Iterator[None]:
-        with self.changed:
-            self.changed.wait_for(lambda: self.taken == 0 or self.taken + pixels <= self.pixels)
-            self.taken += pixels
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.taken -= pixels
-                self.changed.notify_all()
-
-
-_room = _Room(MAX_PIXELS)
-
-
 @contextmanager
 def room_for(*paths: str | PathLike) -> Iterator[None]:
     """
@@ -132,5 +109,5 @@ def room_for(*paths: str | PathLike) -> Iterator[None]:
             pixels += math.prod(image_size(path))
         except Exception as error:
             logger.debug(f"{path}: {error}")
-    with _room.taking(pixels):
+    with DECODING.taking(pixels):
         yield

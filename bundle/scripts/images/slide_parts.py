@@ -13,20 +13,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from monai.data import ImageReader
-from monai.utils import MetaKeys, ensure_tuple
 
 from scripts.images.pictures import MAX_PIXELS, SLIDE_SUFFIXES
 from scripts.runtime.errors import InputError
@@ -35,7 +32,7 @@ from scripts.runtime.values import is_number, is_whole
 if TYPE_CHECKING:
     from scripts.images.slide import Slide, SlideView
 
-__all__ = ["PART_KEYS", "SlidePart", "SlidePartReader", "item_name", "source_of"]
+__all__ = ["PART_KEYS", "SlidePart", "item_name", "source_of"]
 
 PART_KEYS = ("region", "mpp", "slide_mpp", "fields", "field_size")  # of an item, beside its image
 FIELDS, FIELD_SIZE = 16, 128  # by default
@@ -183,29 +180,6 @@ class SlidePart(PathLike):
         first = random.Random(Path(str(self)).name).random()
         chosen = found[((np.arange(self.fields) + first) * len(found) / self.fields).astype(int)]
         return [(int(r) * self.field_size, int(columns - 1 - c if r % 2 else c) * self.field_size) for r, c in chosen]
-
-
-class SlidePartReader(ImageReader):
-    """MONAI image reader of a `SlidePart`. Axes are (W, H, C), as with `PictureReader`."""
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return all(isinstance(part, SlidePart) for part in ensure_tuple(filename))
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, SlidePart]:
-        """The picture of one part, (H, W, 3), and the part. Raises as `SlidePart.read`."""
-        [part] = ensure_tuple(data)
-        return part.read(), part
-
-    def get_data(self, img: tuple[np.ndarray, SlidePart]) -> tuple[np.ndarray, dict]:
-        """The picture with its first two axes swapped, and MONAI's metadata, with the part's item as ``part``."""
-        picture, part = img
-        item = {"image": part.path} | {key: value for key, value in asdict(part).items() if key in PART_KEYS}
-        meta = {
-            MetaKeys.SPATIAL_SHAPE: np.asarray(picture.shape[1::-1]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1,
-            "part": json.dumps(item),  # as text, which batches can have
-        }
-        return picture.swapaxes(0, 1), meta
 
 
 def source_of(item: Mapping[str, Any], key: str = "image") -> str | SlidePart:

@@ -45,12 +45,13 @@ from PIL import Image
 from scripts.images.loading import load_mask
 from scripts.images.pictures import SUFFIXES
 from scripts.images.quality import KINDS
-from scripts.labelling.dataset import check_replaceable, write_dataset
+from scripts.labelling.dataset import write_dataset
+from scripts.labelling.given import KEPT, GivenData
 from scripts.labelling.images import find_images, find_slides, groups_of, holds_slides, read_names
-from scripts.labelling.journal import Journal, read_answers, written
+from scripts.labelling.journal import ANSWERS, Field, Journal, read_answers, written
 from scripts.labelling.local_page import listening, run_program, serve
 from scripts.labelling.merge import merge_answers, merge_masks
-from scripts.labelling.server import make_app
+from scripts.labelling.server import is_complete, make_app
 from scripts.labelling.subjects import Pictures, SlideFields
 from scripts.runtime.files import claim, replacing
 
@@ -65,7 +66,7 @@ LOCAL_HOSTS = ("127.0.0.1", "::1")
 def journal_path(folder: Path, annotator: str | None) -> Path:
     if annotator and not re.fullmatch(r"[\w-]+", annotator):
         raise InputError(f"--annotator must consist of letters, digits, - and _; got '{annotator}'.")
-    return folder / (f"labels-{annotator}.jsonl" if annotator else "labels.jsonl")
+    return folder / (f"labels-{annotator}.jsonl" if annotator else ANSWERS)
 
 
 def names_of(host: str) -> list[str]:
@@ -79,28 +80,42 @@ def names_of(host: str) -> list[str]:
     return [f"[{host}]" if ":" in host else host]
 
 
+def given_data(folder: Path, group: str | None) -> GivenData | None:
+    """The data set of a folder that is taken up. Raises InputError where a pattern would group its images anew."""
+    given = GivenData.find(folder / "dataset.json")
+    if given is not None and group is not None:
+        raise InputError(f"'{given.path}' has its own groups and splits; give --group to the command that writes it.")
+    return given
+
+
 def run_page(arguments: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
     folder, only = arguments.folder, arguments.only
     is_slides = arguments.slides or arguments.whole or holds_slides(folder)
-    if is_slides:
-        folder, images = find_slides(folder)
+    given = given_data(folder.parent if folder.is_file() else folder, arguments.group)
+    listed = [] if given is None else given.subjects()
+    fields = [subject for subject in listed if isinstance(subject, Field) and subject.region is not None]
+    is_slides = bool(fields) if listed else is_slides
+    if not is_slides:
+        images = find_images(folder, only, listed)
+    elif fields and folder.is_dir():
+        images = sorted({field.image for field in fields})
     else:
-        images = find_images(folder, only)
+        folder, images = find_slides(folder)
+    shown_fields = [field for field in fields if field.image in images and not arguments.whole]
     answers = journal_path(folder, arguments.annotator)
     groups = groups_of(images, arguments.group)
     claim([folder], f"labelling-{arguments.annotator}" if arguments.annotator else "labelling")
     journal = Journal(answers)
     dataset = folder / "dataset.json"
-    if not arguments.annotator:
-        check_replaceable(dataset)
 
     def save() -> str:
         if arguments.annotator:
             return f"Saved in {journal.path.name}."
         try:
             with journal.alone():
-                counts = write_dataset(dataset, journal.answers, groups, arguments.validation, arguments.seed)
+                removed = journal.taken_away()
+                counts = write_dataset(dataset, journal.answers, groups, arguments.validation, arguments.seed, removed)
         except InputError as error:
             return f"Saved in {journal.path.name}. No dataset.json yet. {error}"
         return f"Saved. dataset.json: {counts['training']} for training, {counts['validation']} for validation."
@@ -116,7 +131,7 @@ def run_page(arguments: argparse.Namespace) -> None:
             arguments.field_size,
             arguments.mpp or None,
             arguments.seed,
-            None if only is None else read_names(only),
+            (shown_fields or None) if only is None else read_names(only),
             order,
             arguments.leave_out,
         )
@@ -124,22 +139,36 @@ def run_page(arguments: argparse.Namespace) -> None:
         if order is not None:
             order.shuffle(images)
         shown = Pictures(folder, images)
+    said = {} if given is None else given.answers()
     title = arguments.title or (WHOLE_TITLE if arguments.whole else FIELD_TITLE if is_slides else TITLE)
     token = secrets.token_urlsafe(16)
     with listening(arguments.host, arguments.port) as local:
         host, port = local.getsockname()[:2]
         is_local = host in LOCAL_HOSTS
-        app = make_app(shown, journal, save, token, title, arguments.hide_names, is_local)
+        app = make_app(shown, journal, save, token, title, arguments.hide_names, is_local, said)
         addresses = [f"http://{name}:{port}/{token}/" for name in names_of(host)]
+        if given is not None:
+            print(told_of(given))
+        known = {subject for subject, answer in said.items() if is_complete(answer)}.union(journal.answers)
+        done = sum(shown.subjects[position] in known for position in shown.order())
         count = f"{len(shown.order())} {'fields' if is_slides and not arguments.whole else 'images'}"
-        print(f"{count}, {len(journal.answers)} of them answered.\nOpen {addresses[0]}")
+        print(f"{count}, {done} of them answered.\nOpen {addresses[0]}")
         if len(addresses) > 1:
             print(f"On other computers {' or '.join(addresses[1:])}")
         if not is_local:
             print("Whoever has the address can label. It is not encrypted: use a network that you trust.")
         print("Stop with Ctrl+C.", flush=True)
         serve(app, local, addresses[0], arguments.no_browser)
-    print(save())
+    print(save() if journal.path.exists() else "Nothing has been answered; nothing is written.")
+
+
+def told_of(given: GivenData) -> str:
+    """What becomes of the data set that is taken up."""
+    what = f"Labels, splits and groups are those of '{given.path}'"
+    kept = "" if given.path.name == KEPT else f", which is kept as {KEPT}"
+    elsewhere = given.elsewhere()
+    left = f" {elsewhere} of its images are not shown: outside the folder, or labelled by masks." if elsewhere else ""
+    return f"{what}{kept}.{left}"
 
 
 def run_merge(arguments: argparse.Namespace) -> None:
@@ -150,7 +179,7 @@ def run_merge(arguments: argparse.Namespace) -> None:
         raise InputError(f"These are answers of one annotator: {', '.join(names)}; give different names.")
     answers = [read_answers(journal_path(folder, name)) for name in names]
     claim([folder], "labelling")  # the page without --annotator writes the same dataset.json
-    check_replaceable(folder / "dataset.json")
+    given_data(folder, arguments.group)
     if (folder / UNDECIDED).exists():
         read_names(folder / UNDECIDED)  # what is no such list is somebody else's
     merged, undecided = merge_answers(*answers)

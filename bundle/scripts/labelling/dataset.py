@@ -15,17 +15,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from scripts.labelling.given import WRITER, GivenData, read_content
 from scripts.labelling.journal import Answer, Subject, place_of, written
-from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.errors import InputError
 from scripts.runtime.files import replacing
 
 __all__ = ["check_replaceable", "split_by_group", "write_dataset"]
 
-WRITER = "scripts.labelling"
+SPLITS = ("training", "validation")
 ATTEMPTS = 20  # orders of the groups
 CLASSES = {1: "with the finding", 0: "without the finding"}
 
@@ -87,18 +89,11 @@ def _missing_class(splits: dict[str, list[dict]]) -> str:
     return ""
 
 
-def check_replaceable(path: str | PathLike, writer: str = WRITER) -> None:
+def check_replaceable(path: str | PathLike, writer: str) -> None:
     """Raise InputError when there is a data set that this program hasn't written, or that can't be read."""
     path = Path(path)
-    if not path.exists():
-        return
-    try:
-        ours = json.loads(path.read_text(encoding="utf-8")).get("written_by") == writer
-        what = f"was not written by {'this page' if writer == WRITER else writer}, which would replace it"
-    except (AttributeError, OSError, RecursionError, ValueError) as error:
-        ours, what = False, f"is no data set of this program, or is damaged ({first_line(error)})"
-    if not ours:
-        raise InputError(f"'{path}' {what}; move it away first.")
+    if path.exists() and read_content(path).get("written_by") != writer:
+        raise InputError(f"'{path}' was not written by {writer}, which would replace it; move it away first.")
 
 
 def write_dataset(
@@ -107,24 +102,32 @@ def write_dataset(
     groups: Mapping[str, str],
     validation: float = 0.2,
     seed: int = 0,
+    removed: Collection[Subject] = (),
 ) -> dict[str, int]:
     """
     Write ``dataset.json`` of all images with a label.
 
     Args:
-        path: of the file; one that this page hasn't written is not replaced.
+        path: of the file; one that this page hasn't written is taken up, see `GivenData`, with its splits and groups.
         answers: of each image, by its path relative to the file, or field of a slide.
         groups: of each image, and slide; its own where it is left out. Fields of one slide alone are a group each:
             nothing could be split.
         validation, seed: see `split_by_group`.
+        removed: fields of a data set that is taken up that have been taken away.
 
     Returns:
         Number of images of each split.
 
     Raises:
-        InputError: when the images can't be split, or the file is another's. An older file of this page's is gone then.
+        InputError: when the images can't be split, or the file is no data set. An older file of this page's is gone in
+            the first case.
     """
-    check_replaceable(path)
+    given = GivenData.find(Path(path))
+    if given is not None:
+        content = given.updated(answers, removed, groups)
+        given.keep()
+        _write(path, content)
+        return {split: len([item for item in content.get(split, []) if _is_used(item)]) for split in SPLITS}
     items = []
     for subject, answer in sorted(answers.items(), key=lambda given: place_of(given[0])):
         if answer.label is None:
@@ -139,6 +142,14 @@ def write_dataset(
     except InputError:
         Path(path).unlink(missing_ok=True)  # of labels that have been taken back
         raise
-    with replacing(path) as file:
-        json.dump({"written_by": WRITER, **splits}, file, indent=4)
+    _write(path, {"written_by": WRITER, **splits})
     return {split: len(members) for split, members in splits.items()}
+
+
+def _write(path: str | PathLike, content: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        json.dump(content, file, indent=4)
+
+
+def _is_used(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("excluded") is not True

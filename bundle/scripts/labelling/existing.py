@@ -21,21 +21,31 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from scripts.data.datalist import SPLITS, class_problems, data_error, first_names
+from scripts.data.datalist import SPLITS, class_problems, data_error, first_names, load_positive
 from scripts.data.rough_area import rough_area
-from scripts.images.loading import load_mask
-from scripts.labelling.dataset import check_replaceable, split_by_group
-from scripts.labelling.fields import is_cut
-from scripts.labelling.images import find_pictures, groups_of
+from scripts.labelling.dataset import check_replaceable, split_by_group, write_dataset
+from scripts.labelling.given import KEPT, GivenData, read_content
+from scripts.labelling.given import WRITER as PAGE
+from scripts.labelling.images import find_pictures, groups_of, is_cut
+from scripts.labelling.journal import ANSWERS, Journal
 from scripts.runtime.command_line import did_you_mean
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 from scripts.runtime.values import positive_fraction
 
-__all__ = ["COLUMNS", "WITHOUT_MASK", "from_csv", "from_folders", "from_masks", "grouped", "is_outside", "write_items"]
+__all__ = [
+    "COLUMNS",
+    "WITHOUT_MASK",
+    "check_listed",
+    "from_csv",
+    "from_folders",
+    "from_masks",
+    "grouped",
+    "is_outside",
+    "write_items",
+]
 
 WRITER = "cdws data"
 COLUMNS = ("image", "label", "area", "mask", "group", "split")
@@ -237,7 +247,7 @@ def from_masks(
 def _area(mask: Path, step: float) -> float | str:
     """The rough area of a mask, or why there is none."""
     try:
-        return rough_area(np.asarray(load_mask(mask)), step)
+        return rough_area(load_positive(mask), step)
     except Exception as error:  # a decoder may raise anything on a damaged file
         return f"the mask '{mask}' can't be read ({first_line(error)})"
 
@@ -278,7 +288,7 @@ def write_items(
     Args:
         items: as those of `grouped`, with absolute paths. Where they have a ``split`` each is in it; validation is
             drawn from training where no item is in it.
-        path: of the file; one that this program hasn't written is not replaced.
+        path: of the file, see `check_listed`. Answers that the labelling page has are in it.
         validation, seed: see `split_by_group`.
 
     Returns:
@@ -287,7 +297,7 @@ def write_items(
     Raises:
         InputError: when the images can't be split, or the file can't be written.
     """
-    check_replaceable(path, WRITER)
+    check_listed(path)
     listed, stated = [], []
     for item in items:
         paths = {k: Path(os.path.relpath(item[k], path.parent)).as_posix() for k in ("image", "mask") if k in item}
@@ -308,7 +318,29 @@ def write_items(
             json.dump({"written_by": WRITER, **splits}, file, indent=4)
     except OSError as error:
         raise InputError(f"'{path}' can't be written ({error.strerror}); name another folder by --output.") from error
+    if path.name == "dataset.json" and (path.parent / ANSWERS).is_file():
+        journal, given = Journal(path.parent / ANSWERS), GivenData.find(path)
+        answers = {subject: journal.answers[subject] for subject in given.subjects() if subject in journal.answers}
+        if answers:
+            write_dataset(path, answers, {}, removed=journal.taken_away())
+            content = read_content(path)
+            splits = {split: content[split] for split in SPLITS if split in content}
     return splits
+
+
+def check_listed(path: Path) -> None:
+    """
+    Raise InputError when there is a data set that this program hasn't written, or that can't be read.
+
+    One that the labelling page has made of this program's, and can make again of its answers, may be replaced.
+    """
+    kept = path.with_name(KEPT)
+    if path.name == "dataset.json" and path.exists() and kept.exists() and (path.parent / ANSWERS).is_file():
+        writers = read_content(path).get("written_by"), read_content(kept).get("written_by")
+        merged = any(path.parent.glob("labels-*.jsonl"))
+        if writers == (PAGE, WRITER) and not merged:
+            return
+    check_replaceable(path, WRITER)
 
 
 def _as_stated(path: Path, items: Sequence[dict], stated: Sequence[str]) -> dict[str, list[dict]]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,12 +39,11 @@ from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 from scripts.runtime.values import whole_number
 
-__all__ = ["CutItems", "cut_items", "is_cut", "places"]
+__all__ = ["CutItems", "cut_items", "places"]
 
 WHOLE = 1.5  # fields: up to this long a side, a picture is left whole
 LEAST = 0.1  # of a field; what remains of a picture is left out when it is less
 SMALLEST = 16  # pixels of a field
-FOLDER = re.compile(r"fields_\d+(_masks|_to_label)?")
 
 
 class CutItems(NamedTuple):
@@ -55,11 +53,6 @@ class CutItems(NamedTuple):
     cut: int
     to_label: Path
     waiting: int
-
-
-def is_cut(path: Path) -> bool:
-    """Whether a path leads through a folder of fields."""
-    return any(FOLDER.fullmatch(part) for part in path.parts[:-1])
 
 
 def places(length: int, size: int) -> list[int]:

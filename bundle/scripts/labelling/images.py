@@ -14,15 +14,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.listing import earlier_results
 from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
 from scripts.labelling.journal import Subject, place_of, subject_of, written
 from scripts.runtime.errors import InputError, first_line
-from scripts.slides.listing import list_slides
 
-__all__ = ["find_images", "find_pictures", "find_slides", "groups_of", "holds_slides", "read_names"]
+__all__ = ["find_images", "find_pictures", "find_slides", "groups_of", "holds_slides", "is_cut", "read_names"]
+
+FIELDS = re.compile(r"fields_\d+(_masks|_to_label)?")
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a path leads through a folder of fields."""
+    return any(FIELDS.fullmatch(part) for part in path.parts[:-1])
 
 
 def find_pictures(folder: Path, with_results: bool = False) -> list[Path]:
@@ -44,18 +51,21 @@ def find_pictures(folder: Path, with_results: bool = False) -> list[Path]:
     return [path for path in files if path not in results]
 
 
-def find_images(folder: Path, only: Path | None = None) -> list[str]:
+def find_images(folder: Path, only: Path | None = None, listed: Sequence[Subject] = ()) -> list[str]:
     """
     Pictures of a folder and its subfolders, relative to it, in alphabetical order; links that lead out are left out.
 
     Args:
         only: JSON list of those to show.
+        listed: all that may be shown; whatever is there where it is empty.
 
     Raises:
         InputError: when there is none, or the list is none.
     """
     root = folder.resolve()
-    images = [p.relative_to(folder).as_posix() for p in find_pictures(folder) if p.resolve().is_relative_to(root)]
+    named = [folder / name for name in sorted({written(subject)["image"] for subject in listed})]
+    found = [path for path in named if path.is_file()] if named else find_pictures(folder)
+    images = [path.relative_to(folder).as_posix() for path in found if path.resolve().is_relative_to(root)]
     if only is not None:
         wanted = set(read_names(only))
         missing = sorted(wanted.difference(images), key=place_of)
@@ -79,6 +89,8 @@ def find_slides(path: Path) -> tuple[Path, list[str]]:
     if not path.exists():
         raise InputError(f"There is no folder or slide '{path}'; give the one with the slides.")
     if path.is_dir():
+        from scripts.slides.listing import list_slides  # with pydicom
+
         return path, [slide.relative_to(path).as_posix() for slide in list_slides(path).values()]
     return path.parent, [path.name]
 

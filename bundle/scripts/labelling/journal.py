@@ -29,9 +29,10 @@ from filelock import FileLock
 
 from scripts.runtime.errors import InputError
 
-__all__ = ["Answer", "Field", "Journal", "Subject", "place_of", "read_answers", "subject_of", "written"]
+__all__ = ["ANSWERS", "Answer", "Field", "Journal", "Subject", "place_of", "read_answers", "subject_of", "written"]
 
 logger = logging.getLogger(__name__)
+ANSWERS = "labels.jsonl"  # without an annotator's name
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some network file systems
 
 
@@ -169,6 +170,10 @@ class Journal:
             known = written(field if field is not None else replaced)
             region = None if field is None else list(field.region)
             self._append(known | {"region": region, "replaces": None if replaced is None else list(replaced.region)})
+
+    def taken_away(self) -> list[Field]:
+        """Fields that were shown once, and are no longer."""
+        return [field for field, is_there in self.placed.items() if not is_there]
 
     def undo(self, subjects: Container[Subject]) -> Subject | None:
         """

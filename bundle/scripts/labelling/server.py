@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal
 
 from fastapi import FastAPI, HTTPException, Response
@@ -26,7 +27,7 @@ from scripts.labelling.subjects import Pictures, SlideFields
 from scripts.labelling.tiles import TilesCache
 from scripts.runtime.errors import InputError, first_line
 
-__all__ = ["make_app"]
+__all__ = ["is_complete", "make_app"]
 
 LONGEST_COMMENT = 600  # characters, of up to six bytes each
 logger = logging.getLogger(__name__)
@@ -55,6 +56,11 @@ class Comment(BaseModel):
     text: str = Field(max_length=LONGEST_COMMENT)
 
 
+def is_complete(given: Answer) -> bool:
+    """Whether nothing has to be asked of an image of which this is known."""
+    return given.label != 1 or given.area is not None
+
+
 def make_app(
     shown: Pictures | SlideFields,
     journal: Journal,
@@ -63,6 +69,7 @@ def make_app(
     title: str = "",
     hide_names: bool = False,
     is_local: bool = True,
+    given: Mapping[Subject, Answer] = MappingProxyType({}),
 ) -> FastAPI:
     """
     The application.
@@ -74,18 +81,22 @@ def make_app(
         token, is_local: see `local_app`.
         title: shown above the images.
         hide_names: whether the page learns numbers in the place of the images' names.
+        given: what is known of images that nobody has answered. Of positive ones without an area that is asked.
     """
     app = local_app(token, journal.path.name, is_local)
     tiles = TilesCache(shown.open)
     small = lru_cache(2048)(shown.thumbnail)
     name_of = shown.hidden_name if hide_names else shown.name
     positions = {subject: k for k, subject in enumerate(shown.subjects)}
+    complete = {subject: answer for subject, answer in given.items() if is_complete(answer)}
 
     def state(message: str = "") -> dict:
-        given, said = list(journal.answers.items()), list(journal.comments.items())  # at once: others may be adding
-        answers = {positions[subject]: vars(answer) for subject, answer in given if subject in positions}
-        comments = {positions[subject]: displayed(text) for subject, text in said if subject in positions}
-        return {"answers": answers, "comments": comments, "message": displayed(message)}
+        said, noted = dict(journal.answers), list(journal.comments.items())  # at once: others may be adding
+        known = complete | said
+        answers = {positions[subject]: vars(answer) for subject, answer in known.items() if subject in positions}
+        positive = [positions[subject] for subject in given if subject not in known and subject in positions]
+        comments = {positions[subject]: displayed(text) for subject, text in noted if subject in positions}
+        return {"answers": answers, "positive": positive, "comments": comments, "message": displayed(message)}
 
     def everything(message: str = "") -> dict:
         count = range(len(shown.subjects))

@@ -30,13 +30,13 @@ from datetime import timedelta
 from functools import wraps
 from hashlib import sha256
 from types import TracebackType
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scripts.runtime.command_line import keep_typed, typed_setting
 from scripts.runtime.errors import InputError, first_line, input_error_of, report_input_errors
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "add_gradients_up",
@@ -67,16 +67,26 @@ LAUNCHER_SETS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 def process_count() -> int:
     """Number of processes that train together."""
+    if "torch.distributed" not in sys.modules:  # nor imported for this: it takes seconds
+        return 1
+    import torch.distributed as dist
+
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
     """Number of this process, from 0; the first one writes and shows what all have found."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    if process_count() == 1:
+        return 0
+    import torch.distributed as dist
+
+    return dist.get_rank()
 
 
 def local_device() -> torch.device:
     """The GPU of this process, by its number on its machine (``LOCAL_RANK``); the CPU where there is no GPU."""
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -110,6 +120,8 @@ def start_alone(settings: MutableMapping[str, Any] | None = None, dealt: bool = 
 def _check_device(typed: Any) -> None:
     if typed is None:
         return
+    import torch
+
     try:
         torch.empty(0, device=typed)
     except Exception as error:  # RuntimeError, AssertionError, TypeError, by what is wrong
@@ -136,6 +148,9 @@ def start_processes(
     Raises:
         InputError: when no launcher has started this process, or there are more processes than GPUs.
     """
+    import torch
+    import torch.distributed as dist
+
     report_input_errors()
     sentence = sys.excepthook  # before PyTorch puts the rank in front of every line
     device = torch.device(device)
@@ -170,6 +185,8 @@ def launched_processes() -> Iterator[tuple[int, int]]:
 
     Those that a launcher has started wait for each other at the end, since it ends all when the first one fails.
     """
+    import torch.distributed as dist
+
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         yield rank, count
@@ -187,6 +204,8 @@ def launched_processes() -> Iterator[tuple[int, int]]:
 
 def leave_processes() -> None:
     """End the process group, so that the launcher sees an orderly end."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -197,6 +216,8 @@ def _report_once(sentence: Callable) -> None:
 
     The others wait for that: as soon as one process has ended, the launcher ends all of them.
     """
+    import torch.distributed as dist
+
     traceback = sys.excepthook
     store = dist.distributed_c10d._get_default_store()
 
@@ -231,6 +252,8 @@ def by_first_process(function: Callable[..., T]) -> Callable[..., T]:
     def call(*args: Any, **kwargs: Any) -> T:
         if process_count() == 1:
             return function(*args, **kwargs)
+        import torch.distributed as dist
+
         outcome: list[Any] = [None, None]
         failure: Exception | None = None
         if process_rank() == 0:
@@ -253,6 +276,8 @@ def agreed_seed(seed: int | None) -> int:
     """The seed; where there is none a random one, the same for all processes."""
     if seed is not None:
         return seed
+    import torch.distributed as dist
+
     drawn = [random.SystemRandom().getrandbits(31)]
     if process_count() > 1:
         dist.broadcast_object_list(drawn)
@@ -268,6 +293,8 @@ def gather(items: Sequence[T]) -> list[T]:
     """What all processes have made of their `share` of a sequence, in the order of that sequence."""
     if process_count() == 1:
         return list(items)
+    import torch.distributed as dist
+
     shares: list[Any] = [None] * process_count()
     dist.all_gather_object(shares, list(items))
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
@@ -277,6 +304,8 @@ def union(items: Mapping[K, T]) -> dict[K, T]:
     """What all processes have, each under keys of its own."""
     if process_count() == 1:
         return dict(items)
+    import torch.distributed as dist
+
     parts: list[Any] = [None] * process_count()
     dist.all_gather_object(parts, dict(items))
     return {key: item for part in parts for key, item in part.items()}
@@ -286,6 +315,8 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over the processes; of a single one the tensor itself."""
     if process_count() == 1:
         return values
+    import torch.distributed as dist
+
     total = values.detach().contiguous().clone()
     dist.all_reduce(total)
     return total
@@ -302,6 +333,9 @@ def send_weights(network: torch.nn.Module) -> None:
     """Give all processes the parameters and buffers of the first one."""
     if process_count() == 1:
         return
+    import torch
+    import torch.distributed as dist
+
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             sent = tensor.detach().contiguous().clone()

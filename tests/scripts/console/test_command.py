@@ -31,6 +31,18 @@ from scripts.runtime.errors import InputError
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 
 
+def listed(folder: Path, area: float | None = 0.3) -> dict:
+    """A data set of pictures that are there; nobody has looked into them."""
+    items = {}
+    for split in ("training", "validation"):
+        items[split] = [{"image": f"{split}_{label}.png", "label": label} for label in (1, 0)]
+        items[split][0] |= {"mask": f"{split}_0.png"} | ({} if area is None else {"area": area})
+        for item in items[split]:
+            for place in (folder, *folder.glob("*/")):
+                (place / item["image"]).touch()
+    return items
+
+
 @pytest.fixture
 def started(monkeypatch, tmp_path_factory) -> list[list[str]]:
     """What would be run, instead of running it, in a folder that has some data."""
@@ -45,7 +57,7 @@ def started(monkeypatch, tmp_path_factory) -> list[list[str]]:
         "b.png",
     ):
         (here / name).parent.mkdir(exist_ok=True)
-        (here / name).touch()
+        (here / name).write_text(json.dumps(listed(here)) if name.endswith(".json") else "")
     monkeypatch.chdir(here)
     found: list[list[str]] = []
     monkeypatch.setattr(runs, "run_module", lambda module, words: found.append([module, *words]))
@@ -123,6 +135,26 @@ def test_data_that_is_not_there_is_refused_at_once(line: str, started) -> None:
     assert started == []
 
 
+def test_what_is_wrong_with_a_data_set_is_seen_before_anything_starts(started) -> None:
+    content = listed(Path())
+    content["training"][0]["area"] = 30
+    content["training"].append({"image": "gone.png", "label": 1, "mask": "none.png"})
+    Path("dataset.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="3 problems in") as raised:
+        main(["train", "."])
+    for problem in ("(did you mean 0.3?)", "'gone.png': there is no such file", "the mask: there is no such file"):
+        assert problem in str(raised.value)
+    assert started == []
+    # masks are of this method alone
+    content = listed(Path())
+    del content["training"][0]["mask"]
+    Path("dataset.json").write_text(json.dumps(content))
+    assert main(["train", ".", "--rounds", "1"]) == 0
+    with pytest.raises(InputError, match="has no mask, which this method learns from"):
+        main(["train", ".", "--method", "unet"])
+    assert len(started) == 1
+
+
 def test_what_the_demo_draws_need_not_be_there(started) -> None:
     assert main(["evaluate", "NONE", "--overlay", "demo"]) == 0
     assert main(["label", "NONE", "-h"]) == 0
@@ -149,7 +181,7 @@ def names(words: list[str]) -> list[str]:
 
 CHOSEN = {
     "train DATA --rounds 1": ["train", "recommended"],
-    "check DATA --method unet": ["train", "unet", "check"],
+    "check DATA --overlay slices": ["train", "recommended", "slices", "check"],
     "train DATA --method recommended_supervised": ["train", "recommended", "recommended_supervised"],
     "evaluate DATA --method cdws --overlay superpixels": ["train", "cdws", "superpixels", "evaluate"],
     "infer DATA --overlay mri --overlay superpixels": ["inference", "recommended", "slices", "mri", "superpixels"],
@@ -182,21 +214,18 @@ def test_the_recommended_method_trains_in_two_rounds(started) -> None:
 
 @pytest.mark.parametrize(("area", "rounds"), [(0.3, 2), (None, 1)])
 def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_path: Path) -> None:
-    items = [{"image": "a.png", "label": 1, "area": area}, {"image": "b.png", "label": 0}]
-    items = [{key: value for key, value in item.items() if value is not None} for item in items]
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": items, "validation": items}))
+    (tmp_path / "dataset.json").write_text(json.dumps(listed(tmp_path, area)))
     assert main(["train", str(tmp_path)]) == 0
     assert len(started) == rounds
 
 
 def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(started, tmp_path: Path, capsys) -> None:
-    without = [{"image": "a.png", "label": 1}, {"image": "b.png", "label": 0}]
-    for folder, items in ((tmp_path, without), (Path(), [without[0] | {"area": 0.3}, without[1]])):
-        (folder / "dataset.json").write_text(json.dumps({"training": items}))
+    for folder, area in ((tmp_path, None), (Path(), 0.3)):
+        (folder / "dataset.json").write_text(json.dumps(listed(folder, area)))
     assert main(["train", "--dataset_dir", str(tmp_path)]) == 0
     assert len(started) == 1
     assert "One round" in capsys.readouterr().out
-    (Path() / "dataset.json").write_text(json.dumps({"training": without}))
+    (Path() / "dataset.json").write_text(json.dumps(listed(Path(), None)))
     (tmp_path / "args.json").write_text(json.dumps({"dataset_dir": "DATA"}))
     assert main(["train", "--args_file", str(tmp_path / "args.json")]) == 0
     assert len(started) == 3
@@ -292,6 +321,22 @@ def test_help_and_settings_need_no_pytorch() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 2  # the two that are refused
+
+
+def test_data_sets_are_written_and_checked_without_pytorch(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, counts={"training": 2, "validation": 2}, size=(32, 32))
+    pictures, masks = (str(next(tmp_path.glob(f"**/{name}"))) for name in ("images", "masks"))
+    own = [
+        ["data", "from-masks", pictures, masks, "--without_mask", "negative", "--output", str(tmp_path / "own.json")]
+    ]
+    lines = [["check", str(tmp_path)], ["check", str(tmp_path), "--method", "unet"], *own]
+    program = (
+        f"import sys; sys.path.insert(0, {str(BUNDLE)!r})\nfrom scripts.console.command import main\n"
+        f"assert [main(line) for line in {lines}] == [0, 0, 0]\nassert not {{'torch', 'monai'}} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The data set can be used.") == 2
 
 
 def test_settings_are_those_of_the_method(capsys) -> None:

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from scripts.console.command import main
 from scripts.data.datalist import load_datalist
+from scripts.labelling.dataset import write_dataset
 from scripts.labelling.journal import Answer, Journal
 
 
@@ -62,7 +63,7 @@ def test_two_folders_make_a_data_set_that_passes_its_check(folders: Path, capsys
     assert "training             4         6         5" in shown
     assert "No positive image has a rough area" in shown
     assert "Warning" not in shown
-    assert f"Next: cdws train {folders}" in shown
+    assert f"Next: cdws label {folders}" in shown
 
 
 def test_groups_that_are_too_few_are_named(folders: Path, capsys) -> None:
@@ -406,3 +407,27 @@ def test_annotations_that_are_not_there_or_no_geojson(slides: Path, capsys) -> N
     (slides / "a.geojson").write_text("{")
     assert main(["data", "from-geojson", str(slides)]) == 1
     assert "a.geojson' can't be read as GeoJSON" in capsys.readouterr().err
+
+
+def test_answers_of_the_page_outlive_more_pictures(folders: Path, capsys) -> None:
+    """The areas are in the new data set too, and one that the page has made of another's is not replaced."""
+    line = ["data", "from-folders", str(folders / "yes"), str(folders / "no")]
+    assert main(line) == 0
+    assert f"Next: cdws label {folders}" in capsys.readouterr().out
+    journal = Journal(folders / "labels.jsonl")
+    journal.give("yes/pa_1.png", Answer(1, 0.3))
+    journal.give("no/gone.png", Answer(0))  # which has been deleted since
+    write_dataset(folders / "dataset.json", {"yes/pa_1.png": Answer(1, 0.3)}, {})
+    picture(folders / "yes" / "px_1.png")
+    assert main(line) == 0
+    assert "6 of 7 positive images don't have a rough area" in capsys.readouterr().out
+    found = {item["image"]: item.get("area") for item in items_of(folders)}
+    assert len(found) == 15
+    assert {name for name, area in found.items() if area} == {"yes/pa_1.png"}
+    assert main([*line, "--area", "0.5"]) == 0  # of the page again
+    assert {i["image"]: i.get("area") for i in items_of(folders)}["yes/pa_1.png"] == 0.3
+
+    given = json.loads((folders / "dataset-given.json").read_text())
+    (folders / "dataset-given.json").write_text(json.dumps(given | {"written_by": "somebody"}))
+    assert main(line) == 1
+    assert "was not written by cdws data" in capsys.readouterr().err

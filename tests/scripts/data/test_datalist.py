@@ -24,8 +24,9 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from scripts.data.datalist import has_masks, load_datalist
+from scripts.data.datalist import has_masks, load_datalist, load_positive
 from scripts.data.listing import list_images
+from scripts.images.loading import load_mask
 from scripts.runtime.errors import InputError
 
 HEIGHT, WIDTH = 5, 8
@@ -579,3 +580,23 @@ def test_excluded_items_are_counted_and_not_looked_at(folder: Path, caplog) -> N
     assert "Excluded items are left out: 1 of training." in caplog.text
     write_set(folder, training=[POSITIVE | {"excluded": "yes"}, POSITIVE, NEGATIVE])
     assert problems_of(folder) == ["training[0] 'images/a.png': excluded is 'yes', must be true or false"]
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB", "LA", "RGBA", "P", "1", "I;16", "jpg", "bmp", "tif"])
+def test_a_mask_is_the_same_with_and_without_monai(kind: str, tmp_path: Path) -> None:
+    """Of the usual kinds it is read without; 3 rows of 4 pixels, one row negative, of which one has no alpha."""
+    path = tmp_path / f"mask.{kind if kind in ('jpg', 'bmp', 'tif') else 'png'}"
+    values = np.zeros((3, 4), np.uint8)
+    values[1:] = 255
+    image = Image.fromarray(values.astype(np.uint16) * 257) if kind == "I;16" else Image.fromarray(values)
+    image = image.convert(kind) if kind in ("RGB", "LA", "RGBA", "P", "1") else image
+    if kind in ("LA", "RGBA"):
+        alpha = Image.new("L", (4, 3), 255)
+        alpha.putpixel((3, 2), 0)
+        image.putalpha(alpha)
+    image.save(path, **({"quality": 100} if kind == "jpg" else {}))
+    if kind != "jpg":  # which has some grey beside what is white
+        expected = values.T[np.newaxis] > 0
+        expected[0, 3, 2] &= kind not in ("LA", "RGBA")
+        np.testing.assert_array_equal(load_positive(path), expected)
+    np.testing.assert_array_equal(load_positive(path), np.asarray(load_mask(path)) > 0)

@@ -23,7 +23,7 @@ import torch
 from monai.transforms import LoadImage
 from PIL import Image
 from scripts.images.loading import load_image, load_mask
-from scripts.images.pictures import PictureReader
+from scripts.images.readers import PictureReader
 
 SIZE = (5, 7)  # height, width
 

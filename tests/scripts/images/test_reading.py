@@ -30,7 +30,7 @@ from PIL import Image
 from scripts.images import reading as readers
 from scripts.images.annotations import AnnotationReader
 from scripts.images.loading import load_image, load_mask
-from scripts.images.pictures import PictureReader
+from scripts.images.readers import PictureReader
 from scripts.images.reading import room_for
 
 SIZE = (5, 7)  # height, width

@@ -75,12 +75,12 @@ class Program:
 
 
 @pytest.fixture
-def served(serving) -> Callable[[Pictures | SlideFields, Journal], AbstractContextManager[str]]:
+def served(serving) -> Callable[..., AbstractContextManager[str]]:
     """The address of a page in this process."""
 
     @contextmanager
-    def page_of(shown: Pictures | SlideFields, journal: Journal) -> Iterator[str]:
-        with serving(make_app(shown, journal, lambda: "Saved.", "secret")) as address:
+    def page_of(shown: Pictures | SlideFields, journal: Journal, **options) -> Iterator[str]:
+        with serving(make_app(shown, journal, lambda: "Saved.", "secret", **options)) as address:
             yield f"{address}/secret/"
 
     return page_of
@@ -252,6 +252,22 @@ def test_comments_and_the_overview(page, browser, tmp_path):
     page.wait(lambda: "40 %" in page.text("given"))  # it is the last of the two
     given = list(read_answers(folder / "labels.jsonl").values())
     assert given == [Answer(1, 0.3), Answer(0), Answer(1, 0.4), Answer(None)]
+
+
+def test_positive_images_are_asked_for_their_area(browser, served, tmp_path):
+    images = ["a.png", "b.png", "c.png"]
+    for name in images:
+        Image.new("L", (48, 48)).save(tmp_path / name)
+    given = {"a.png": Answer(0), "b.png": Answer(1), "c.png": Answer(1, 0.4)}
+    with served(Pictures(tmp_path, images), Journal(tmp_path / "labels.jsonl"), given=given) as address:
+        page = Page(browser, address)
+        assert "b.png" in page.text("count")  # the only one of which something is missing
+        assert "2 answered" in page.text("count")
+        assert page.text("given") == "Positive: which part?"
+        page.press("3", 3)
+        assert page.text("left") == "All answered."
+        page.key("u")
+        page.wait(lambda: page.text("given") == "Positive: which part?")
 
 
 def test_dark_and_light_are_chosen_and_kept(page, browser):

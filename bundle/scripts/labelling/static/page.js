@@ -1,7 +1,7 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-let state = { kind: "pictures", images: [], sources: [], regions: [], order: [], answers: {}, comments: {} }, at = 0, busy = false, began = Date.now(), pace = [];
+let state = { kind: "pictures", images: [], sources: [], regions: [], order: [], answers: {}, positive: [], comments: {} }, at = 0, busy = false, began = Date.now(), pace = [];
 let route = null; // positions to go through instead of all
 let opened = 0, source = -1; // images so far: what comes late for an earlier one is dropped; that which is open
 let tool = null; // "draw" or "move": what dragging does to fields
@@ -136,6 +136,11 @@ function describe(answer) {
   return { open: "", unsure: "Unsure", none: "None", some: "Some, area unknown" }[kind(answer)] ?? `${Math.round(answer.area * 100)} %`;
 }
 
+// whose label is known, but not its area
+function isPositive(position) {
+  return !(position in state.answers) && state.positive.includes(position);
+}
+
 function show(position) {
   at = position;
   choose(null);
@@ -148,7 +153,8 @@ function show(position) {
 function showAnswer() {
   const answer = state.answers[at], count = state.order.length, number = state.order.indexOf(at) + 1;
   const done = state.order.filter(position => position in state.answers).length;
-  $("given").textContent = [describe(answer), state.comments[at] ? "\u270e" : ""].filter(Boolean).join(" ");
+  const known = describe(answer) || (isPositive(at) ? "Positive: which part?" : "");
+  $("given").textContent = [known, state.comments[at] ? "\u270e" : ""].filter(Boolean).join(" ");
   $("given").dataset.kind = kind(answer);
   $("count").textContent = `${state.images[at]} · ${number} of ${count} · ${done} answered`;
   $("bar").max = count;
@@ -160,7 +166,7 @@ function showAnswer() {
   $("route").hidden = !route;
   if (route) $("route").textContent = `${route.indexOf(at) + 1} of ${route.length} chosen \u2715`;
   $("route").setAttribute("aria-label", "Leave the chosen images");
-  const words = `${state.kind === "slides" ? "Field" : "Image"} ${number} of ${count}, ${state.images[at]}, ${describe(answer) || "not answered"}.`;
+  const words = `${state.kind === "slides" ? "Field" : "Image"} ${number} of ${count}, ${state.images[at]}, ${known || "not answered"}.`;
   $("viewer").setAttribute("aria-label", words);
   $("spoken").textContent = words;
 }
@@ -442,7 +448,7 @@ function card(position) {
     words.textContent = "can't be shown";
     image.replaceWith(words);
   };
-  const rows = { name: state.images[position], what: describe(state.answers[position]).split(",")[0] || "open", note: state.comments[position] };
+  const rows = { name: state.images[position], what: describe(state.answers[position]).split(",")[0] || (isPositive(position) ? "positive, open" : "open"), note: state.comments[position] };
   for (const [name, value] of Object.entries(rows)) {
     const row = document.createElement("span");
     row.className = name;
