@@ -65,6 +65,10 @@ MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "
 MONAI_OPTIONS += ("workflow_type", "properties_path")
 OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
 AREA_RANKED, SECOND_ROUND = "area_ranked", "second_round"
+NEXT = {"train": "evaluate", "evaluate": "infer"}
+# settings that the next command needs as well: where things are, and what turns an image into a map
+CARRIED = ("output_dir", "ckpt_dir", "allow_outside", "superpixel_cache", "n_segments", "encoder", "stages", "tta")
+CARRIED += ("fusion_weights", "pooling", "r", "top_fraction", "in_channels", "device")
 DEMO_SEED = "0"
 DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
 
@@ -142,6 +146,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     has_two = command == "train" and top["method"] == AREA_RANKED and "ranked_by" not in top
     if rounds is not None and (rounds not in ("1", "2") or not has_two):
         raise UsageError(f"--rounds is 1 or 2, of cdws train by the method '{DEFAULT_METHOD}' alone; got '{rounds}'.")
+    given = list(options)
     typed = words[0] if words else dict(options).get("dataset_dir")
     if has_two and rounds is None and typed and _has_no_area(Path(typed)):
         print("One round: no training image has an area, by which a second could rank pixels.")
@@ -162,7 +167,20 @@ def run(command: str, arguments: Sequence[str]) -> int:
         own = [option for option in options if option[0] != "output_dir"]
         options = [*own, ("ranked_by", _path(f"{first}/models/model.pt")), ("output_dir", output)]
     run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(options)])
+    if command in NEXT and typed:
+        print(f"Next: {_next(NEXT[command], typed, method, added, given)}", flush=True)
     return 0
+
+
+def _next(command: str, data: str, method: str, added: Sequence[str], options: Sequence[tuple[str, str | None]]) -> str:
+    """The command that goes on with what another has made."""
+    overlays = [name for name in added if name != SECOND_ROUND]
+    run = RUNS[command]
+    known = top_of(config_files(run.base, method, overlays, run.last))
+    words = ["cdws", command, data if run.data == "DATA" else run.data]
+    words += ["--method", method] if method != DEFAULT_METHOD else []
+    words += [word for name in overlays for word in ("--overlay", name)]
+    return shlex.join([*words, *_typed([(k, v) for k, v in options if k in CARRIED and k in known])])
 
 
 def demo(arguments: Sequence[str]) -> int:
@@ -206,6 +224,14 @@ def labelling(command: str, arguments: Sequence[str]) -> int:
     if not HELP & set(arguments):
         _require_images(typed_words(arguments)[0][: 2 if command == "merge_masks" else 1], "FOLDER, that of the images")
     run_module("scripts.labelling", [command, *arguments])
+    words, options = typed_words(arguments)
+    if (
+        command == "label"
+        and words
+        and "annotator" not in dict(options)
+        and (Path(words[0]) / "dataset.json").is_file()
+    ):
+        print(f"Next: {shlex.join(['cdws', 'train', words[0]])}")
     return 0
 
 
@@ -341,7 +367,8 @@ def run_monai(words: Sequence[str]) -> None:
 def run_module(module: str, words: Sequence[str]) -> None:
     """A module as ``python -m`` runs it, with these words; the line is printed first."""
     _print_line(module, words)
-    say_starting()
+    if not HELP & set(words):
+        say_starting()
     sys.argv = [module, *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

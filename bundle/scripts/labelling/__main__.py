@@ -42,7 +42,7 @@ if __name__ == "__main__":  # before imports that take seconds, in which a signa
 import numpy as np
 from PIL import Image
 
-from scripts.images.loading import load_mask
+from scripts.data.datalist import load_positive
 from scripts.images.pictures import SUFFIXES
 from scripts.images.quality import KINDS
 from scripts.labelling.dataset import write_dataset
@@ -123,6 +123,8 @@ def run_page(arguments: argparse.Namespace) -> None:
     # the same for one annotator at every start, another for each
     order = random.Random(f"{arguments.seed} {arguments.annotator}") if arguments.shuffle else None
     if is_slides:
+        what = "Looking at" if arguments.whole or shown_fields else "Choosing fields on"
+        print(f"{what} {len(images)} slides; the page opens after that.", flush=True)
         shown = SlideFields(
             folder,
             images,
@@ -208,7 +210,7 @@ def run_merge_masks(arguments: argparse.Namespace) -> None:
         folders = [arguments.first, arguments.second]
         folders += [arguments.third] if arguments.third and (arguments.third / name).is_file() else []
         try:
-            merged, disputed = merge_masks(*(np.asarray(load_mask(folder / name))[0].T > 0 for folder in folders))
+            merged, disputed = merge_masks(*(load_positive(folder / name)[0].T for folder in folders))
         except Exception as error:  # a decoder may raise anything on a damaged file
             failed.append(f"'{name}' ({first_line(error)})")
             continue

@@ -24,10 +24,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from scripts.images.colours import ToRGB
-from scripts.images.loading import in_8_bit, load_image
 from scripts.images.pictures import FORMATS, MAX_PIXELS, is_tiff, open_picture
-from scripts.images.reading import room_for
+from scripts.images.room import DECODING
 
 __all__ = ["PictureTiles", "Tiles", "TilesCache", "thumbnail"]
 
@@ -145,10 +143,14 @@ def _load(path: str | PathLike, at_least: int | None = None) -> Image.Image:
     Args:
         at_least: pixels of its sides that are enough; it may be smaller than it is in the file then.
     """
+    picture = _directly(Path(path), at_least)
+    if picture is not None:
+        return picture
+    from scripts.images.colours import ToRGB  # with MONAI, which takes seconds
+    from scripts.images.loading import in_8_bit, load_image
+    from scripts.images.reading import room_for
+
     with room_for(path):
-        picture = _directly(Path(path), at_least)
-        if picture is not None:
-            return picture
         rgb = in_8_bit(ToRGB()(load_image(path)))
         return Image.fromarray(np.ascontiguousarray(np.asarray(rgb).transpose(2, 1, 0)))  # from MONAI's (C, W, H)
 
@@ -167,10 +169,11 @@ def _directly(path: Path, at_least: int | None) -> Image.Image | None:
                 return None
             if picture.width * picture.height > MAX_PIXELS:
                 return None
-            if at_least is not None:
-                picture.draft(picture.mode, (at_least, at_least))  # a JPEG is decoded at a fraction of its size
-            picture.load()
-            mode = DIRECT[picture.mode]
-            return picture.convert(mode) if mode else picture.copy()
+            with DECODING.taking(picture.width * picture.height):
+                if at_least is not None:
+                    picture.draft(picture.mode, (at_least, at_least))  # a JPEG is decoded at a fraction of its size
+                picture.load()
+                mode = DIRECT[picture.mode]
+                return picture.convert(mode) if mode else picture.copy()
     except Exception:
         return None  # what is wrong with it the other way says

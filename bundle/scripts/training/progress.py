@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from tqdm import tqdm
 from scripts.runtime.processes import process_rank
 
 __all__ = ["EpochLog", "HyperParameters", "ProgressBar", "handlers_of_process"]
+
+NEGATIVE = "negative_"  # before the name of a loss that is a key metric, of which the largest value is the best
 
 
 def handlers_of_process(handlers: Sequence) -> list:
@@ -49,16 +52,21 @@ class EpochLog(StatsHandler):
     """
 
     def __init__(self, name: str, best: bool = False) -> None:
+        logging.getLogger(name)  # or MONAI gives it a handler of its own, and another format of the time
         super().__init__(iteration_log=False, epoch_print_logger=self.log, name=name)
+        self.logger.propagate = True
         self.best = best
 
     def log(self, engine: Engine) -> None:
         state = engine.state
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(state.metrics.items()))
+        shown = {name: value for name, value in sorted(state.metrics.items()) if not name.startswith(NEGATIVE)}
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
         best = ""
         if self.best and state.best_metric_epoch > 0:
-            best = f" (best {state.key_metric_name} {state.best_metric:.4f}, epoch {state.best_metric_epoch})"
-        self.logger.info(f"{self.name}, epoch {state.epoch}: {metrics}{best}")
+            key = state.key_metric_name
+            value = -state.best_metric if key.startswith(NEGATIVE) else state.best_metric
+            best = f" (best {key.removeprefix(NEGATIVE)} {value:.4f}, epoch {state.best_metric_epoch})"
+        self.logger.info(f"epoch {state.epoch}: {metrics}{best}")
 
 
 class ProgressBar:

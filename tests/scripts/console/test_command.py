@@ -237,6 +237,24 @@ def test_help_has_the_settings_of_the_method(name: str, capsys) -> None:
     assert name in re.split(r"[,\s]+", capsys.readouterr().out.partition("settings, which")[2])
 
 
+NEXT = {
+    "train DATA": "cdws evaluate DATA",
+    "train DATA --steps 2 --spatial_size [64,64] --output_dir runs/mine": "cdws evaluate DATA --output_dir runs/mine",
+    "train --dataset_dir DATA --method dws --overlay superpixels --n_segments 9": (
+        "cdws evaluate DATA --method dws --overlay superpixels --n_segments 9"
+    ),
+    "train DATA --overlay second_round --ranked_by a.pt --ckpt_dir c": "cdws evaluate DATA --ckpt_dir c",
+    "label DATA --port 0": "cdws train DATA",
+    "evaluate DATA --output_dir=-x --split test --allow_outside True": "cdws infer FOLDER --output_dir=-x",
+}
+
+
+@pytest.mark.parametrize("line", NEXT)
+def test_a_run_ends_with_the_command_that_follows(line: str, started, capsys) -> None:
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Next: {NEXT[line]}"
+
+
 def test_a_second_round_is_not_repeated(started) -> None:
     assert main(["train", "DATA", "--overlay", "second_round", "--ranked_by", "a.pt"]) == 0
     assert [names(words) for words in started] == [["train", "recommended", "second_round"]]
@@ -323,7 +341,7 @@ def test_help_and_settings_need_no_pytorch() -> None:
     assert len(done.stderr.splitlines()) == 2  # the two that are refused
 
 
-def test_data_sets_are_written_and_checked_without_pytorch(tmp_path: Path) -> None:
+def test_data_sets_are_written_checked_and_labelled_without_pytorch(tmp_path: Path) -> None:
     make_demo_dataset(tmp_path, counts={"training": 2, "validation": 2}, size=(32, 32))
     pictures, masks = (str(next(tmp_path.glob(f"**/{name}"))) for name in ("images", "masks"))
     own = [
@@ -332,7 +350,8 @@ def test_data_sets_are_written_and_checked_without_pytorch(tmp_path: Path) -> No
     lines = [["check", str(tmp_path)], ["check", str(tmp_path), "--method", "unet"], *own]
     program = (
         f"import sys; sys.path.insert(0, {str(BUNDLE)!r})\nfrom scripts.console.command import main\n"
-        f"assert [main(line) for line in {lines}] == [0, 0, 0]\nassert not {{'torch', 'monai'}} & set(sys.modules)"
+        f"assert [main(line) for line in {lines}] == [0, 0, 0]\nimport scripts.labelling.__main__\n"
+        "assert not {'torch', 'monai'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

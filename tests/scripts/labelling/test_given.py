@@ -13,11 +13,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from scripts.labelling import __main__ as program
 from scripts.labelling.dataset import write_dataset
 from scripts.labelling.given import GivenData
 from scripts.labelling.images import find_images
@@ -120,3 +123,51 @@ def test_the_page_asks_for_what_is_missing(folder: Path) -> None:
     client.post("/secret/answer", json={"image": images.index("yes/b.png"), "label": 0})
     state = client.post("/secret/undo", json={}).json()
     assert state["answers"][str(images.index("yes/b.png"))] == {"label": 1, "area": 0.25}  # as it was given
+
+
+@pytest.fixture
+def label(monkeypatch, capsys) -> Callable[..., str]:
+    """Function from a command line to what the program prints, which is interrupted after a callback."""
+
+    def function(*arguments: object, meanwhile: Callable[[], object] = lambda: None) -> str:
+        monkeypatch.setattr(sys, "argv", ["labelling", "label", *map(str, arguments), "--no_browser"])
+        monkeypatch.setattr(program, "serve", lambda *_: meanwhile())
+        program.main()
+        return capsys.readouterr().out
+
+    return function
+
+
+def test_the_program_says_what_it_takes_up_and_writes_nothing_unasked(folder: Path, label) -> None:
+    before = (folder / "dataset.json").read_bytes()
+    shown = label(folder)
+    assert (
+        f"those of '{folder / 'dataset.json'}', which is kept as dataset-given.json. 1 of its images are not" in shown
+    )
+    assert "6 images, 4 of them answered." in shown
+    assert shown.endswith("Nothing has been answered; nothing is written.\n")
+    assert (folder / "dataset.json").read_bytes() == before
+    assert not (folder / "dataset-given.json").exists()
+
+    shown = label(folder, meanwhile=lambda: Journal(folder / "labels.jsonl").give("yes/a.png", Answer(1, 0.4)))
+    assert shown.endswith("Saved. dataset.json: 4 for training, 2 for validation.\n")
+    assert f"those of '{folder / 'dataset-given.json'}'. 1 of" in label(folder)
+    with pytest.raises(SystemExit, match="has its own groups and splits"):
+        label(folder, "--group", "(p.)")
+
+
+def test_without_answers_nothing_is_called_saved(folder: Path, label) -> None:
+    (folder / "dataset.json").unlink()
+    assert label(folder).endswith("Nothing has been answered; nothing is written.\n")
+    assert not (folder / "dataset.json").exists()
+
+
+def test_annotators_answers_are_merged_into_what_was_given(folder: Path, label, monkeypatch) -> None:
+    for name, area in (("anna", 0.4), ("ben", 0.5)):
+        label(folder, "--annotator", name)
+        Journal(folder / f"labels-{name}.jsonl").give("yes/a.png", Answer(1, area))
+    monkeypatch.setattr(sys, "argv", ["labelling", "merge", str(folder), "anna", "ben"])
+    program.main()
+    first = {"image": "./yes/a.png", "label": 1, "group": "p1", "mask": "masks/a.png", "area": 0.5}
+    assert written_in(folder)["training"] == [first, *GIVEN["training"][1:]]
+    assert written_in(folder)["validation"] == GIVEN["validation"]

@@ -263,11 +263,11 @@ def test_positive_images_are_asked_for_their_area(browser, served, tmp_path):
         page = Page(browser, address)
         assert "b.png" in page.text("count")  # the only one of which something is missing
         assert "2 answered" in page.text("count")
-        assert page.text("given") == "Positive: which part?"
+        assert page.text("given") == "Positive: how much?"
         page.press("3", 3)
         assert page.text("left") == "All answered."
         page.key("u")
-        page.wait(lambda: page.text("given") == "Positive: which part?")
+        page.wait(lambda: page.text("given") == "Positive: how much?")
 
 
 def test_dark_and_light_are_chosen_and_kept(page, browser):

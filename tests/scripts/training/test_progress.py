@@ -31,13 +31,31 @@ def test_an_epoch_is_a_line_of_short_numbers(caplog: pytest.LogCaptureFixture) -
     for name, best in (("validation", True), ("training", False)):
         EpochLog(name, best).attach(engine)
         logger = logging.getLogger(name)  # to which other runs of this process may have done anything
-        logger.propagate, logger.disabled = True, False
+        logger.disabled = False
         caplog.set_level(logging.INFO, logger=name)
     with caplog.at_level(logging.INFO):
         engine.run([0], max_epochs=2)
     lines = [record.getMessage() for record in caplog.records if record.name in ("validation", "training")]
     assert lines[:2] == [
-        "validation, epoch 1: f_mean 0.1235, val_loss 0.6667 (best f_mean 0.9877, epoch 1)",
-        "training, epoch 1: f_mean 0.1235, val_loss 0.6667",
+        "epoch 1: f_mean 0.1235, val_loss 0.6667 (best f_mean 0.9877, epoch 1)",
+        "epoch 1: f_mean 0.1235, val_loss 0.6667",
     ]
     assert len(lines) == 4
+
+
+def test_the_best_loss_is_named_as_the_loss_beside_it(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(lambda engine, _: None)
+    engine.state.key_metric_name = "negative_val_loss"
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def _measure() -> None:
+        engine.state.metrics = {"negative_val_loss": -0.5, "val_loss": 0.5}
+        engine.state.best_metric, engine.state.best_metric_epoch = -0.25, 3
+
+    EpochLog("of_loss", True).attach(engine)
+    assert not logging.getLogger("of_loss").handlers  # the run's own says it, in one format
+    with caplog.at_level(logging.INFO, logger="of_loss"):
+        engine.run([0], max_epochs=1)
+    assert [record.getMessage() for record in caplog.records if record.name == "of_loss"] == [
+        "epoch 1: val_loss 0.5000 (best val_loss 0.2500, epoch 3)"
+    ]

@@ -153,7 +153,7 @@ function show(position) {
 function showAnswer() {
   const answer = state.answers[at], count = state.order.length, number = state.order.indexOf(at) + 1;
   const done = state.order.filter(position => position in state.answers).length;
-  const known = describe(answer) || (isPositive(at) ? "Positive: which part?" : "");
+  const known = describe(answer) || (isPositive(at) ? "Positive: how much?" : "");
   $("given").textContent = [known, state.comments[at] ? "\u270e" : ""].filter(Boolean).join(" ");
   $("given").dataset.kind = kind(answer);
   $("count").textContent = `${state.images[at]} · ${number} of ${count} · ${done} answered`;
