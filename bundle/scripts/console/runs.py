@@ -176,11 +176,12 @@ def _next(command: str, data: str, method: str, added: Sequence[str], options: S
     """The command that goes on with what another has made."""
     overlays = [name for name in added if name != SECOND_ROUND]
     run = RUNS[command]
-    known = top_of(config_files(run.base, method, overlays, run.last))
+    known = top_of(config_files(run.base, method, overlays, run.last)).keys() & CARRIED
+    known -= {"allow_outside"} if run.data != "DATA" else set()  # which is of this data set
     words = ["cdws", command, data if run.data == "DATA" else run.data]
     words += ["--method", method] if method != DEFAULT_METHOD else []
     words += [word for name in overlays for word in ("--overlay", name)]
-    return shlex.join([*words, *_typed([(k, v) for k, v in options if k in CARRIED and k in known])])
+    return shlex.join([*words, *_typed([(k, v) for k, v in options if k in known])])
 
 
 def demo(arguments: Sequence[str]) -> int:
