@@ -33,16 +33,13 @@ import pytest
 import shapely
 import tifffile
 import torch
-from imagecodecs import jpeg8_encode
 from monai.bundle import ConfigParser, run
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGBaseline8Bit, generate_uid
 from scripts.images.originals import Originals
 from scripts.networks import CDWSNet
 from scripts.runtime.errors import input_error_of
 from scripts.slides import segmentation as segmentation_module
+from slide_formats import write_dicom
 
 RED, DARK = (230, 60, 120), (70, 20, 120)
 # A wave of 40 pixels has no fine detail: its Laplacian's variance is (2 pi / 40)^2 = 0.025 of its gradient's square.
@@ -545,49 +542,6 @@ def test_no_slide(configs, red_detector, tmp_path):
         with pytest.raises(RuntimeError) as caught:
             infer(configs, red_detector, folder, tmp_path / "out")
         assert word in str(input_error_of(caught.value))
-
-
-PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "ReferringPhysicianName")
-PATIENT += ("StudyID", "StudyDate", "StudyTime")
-
-
-def write_dicom(path: Path, picture: np.ndarray, mpp: float, tile: int = 64, like: Path | None = None) -> None:
-    """A VL Whole Slide Microscopy Image, one level of the pyramid that `like` is a level of, with JPEG frames."""
-    height, width = picture.shape[:2]
-    slide = Dataset()
-    slide.file_meta = FileMetaDataset()
-    slide.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    slide.SOPClassUID = slide.file_meta.MediaStorageSOPClassUID = pydicom.uid.VLWholeSlideMicroscopyImageStorage
-    slide.SOPInstanceUID = slide.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    slide.SeriesInstanceUID, slide.StudyInstanceUID, slide.FrameOfReferenceUID = (generate_uid() for _ in range(3))
-    for name in PATIENT:
-        setattr(slide, name, "")
-    if like is not None:
-        for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
-            setattr(slide, name, pydicom.dcmread(like)[name].value)
-    slide.ContainerIdentifier, slide.InstanceNumber, slide.ImageOrientationSlide = "glass", 1, [0, -1, 0, -1, 0, 0]
-    origin = Dataset()
-    origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem = 10.0, 20.0
-    slide.TotalPixelMatrixOriginSequence = [origin]
-    slide.Modality, slide.ImageType = "SM", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
-    slide.DimensionOrganizationType = "TILED_FULL"
-    slide.Rows = slide.Columns = tile
-    slide.TotalPixelMatrixRows, slide.TotalPixelMatrixColumns = height, width
-    slide.SamplesPerPixel, slide.PhotometricInterpretation, slide.PlanarConfiguration = 3, "YBR_FULL_422", 0
-    slide.BitsAllocated = slide.BitsStored = 8
-    slide.HighBit, slide.PixelRepresentation = 7, 0
-    slide.NumberOfOpticalPaths = slide.TotalPixelMatrixFocalPlanes = 1
-    measures, groups = Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = [mpp / 1000] * 2, 0.001
-    groups.PixelMeasuresSequence = [measures]
-    slide.SharedFunctionalGroupsSequence = [groups]
-    padded = np.pad(picture, ((0, -height % tile), (0, -width % tile), (0, 0)), constant_values=255)
-    starts = [(y, x) for y in range(0, height, tile) for x in range(0, width, tile)]
-    frames = [jpeg8_encode(padded[y : y + tile, x : x + tile].copy(), level=100, subsampling="444") for y, x in starts]
-    slide.NumberOfFrames = len(frames)
-    slide.PixelData = encapsulate(frames)
-    slide["PixelData"].VR = "OB"
-    slide.save_as(path, enforce_file_format=True)
 
 
 @pytest.mark.parametrize("given", ["parent", "folder", "file"])

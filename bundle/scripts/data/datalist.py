@@ -506,7 +506,7 @@ def check_picture(path: str | PathLike) -> tuple[tuple[int, int] | None, list[st
     if problem:
         return None, [problem]
     try:
-        if os.stat(path).st_size == 0:
+        if os.stat(path).st_size == 0 and not isinstance(path, SlidePart):  # MIRAX has all in a folder beside it
             return None, ["can't be read as an image (it is empty)"]
         width, height = _size_of(path)
     except Exception as error:  # a decoder may raise anything on a damaged file

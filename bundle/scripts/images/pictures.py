@@ -29,7 +29,7 @@ __all__ = ["FORMATS", "MAX_PIXELS", "is_plain", "is_tiff", "only_page", "open_pi
 
 logger = logging.getLogger(__name__)
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
-SLIDE_SUFFIXES = ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide")  # of whole slides, and nothing else
+SLIDE_SUFFIXES = ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide", "czi")  # of slides alone
 MAX_PIXELS = 178_956_970  # beyond which Pillow refuses as well
 MAX_BYTES = 2**30  # of a decoded picture: MAX_PIXELS in 16 bit colours
 # What Pillow may open, whatever a file's name is: EPS would start a program, and other formats read other files.

@@ -19,12 +19,13 @@ full resolution. Items without them are images.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor, WSIReader
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils.type_conversion import convert_to_numpy
 from skimage.measure import approximate_polygon, find_contours
@@ -57,10 +58,12 @@ class LoadImageOrRegiond(LoadPictured):
 
 
 def _read_region(path: str, location: tuple[int, int], size: tuple[int, int]) -> MetaTensor:
-    wsi_reader = WSIReader(backend="openslide", level=0)
-    with wsi_reader.read(path) as slide:
-        region, _ = wsi_reader.get_data(slide, location=tuple(location)[::-1], size=tuple(size)[::-1])  # rows first
-    return MetaTensor(region.swapaxes(1, 2).copy(), meta={"filename_or_obj": path})
+    from scripts.images.slide import Slide  # with OpenSlide
+
+    (left, top), (width, height) = location, size
+    with closing(Slide(path, mpp=1.0)) as slide:  # whatever its resolution
+        region = slide.at(1.0).read(top, top + height, left, left + width)
+    return MetaTensor(region.transpose(2, 1, 0).copy(), meta={"filename_or_obj": path})
 
 
 def mask_polygons(mask: np.ndarray, min_area: float = 0) -> list[list[list[float]]]:

@@ -45,7 +45,7 @@ from scripts.runtime.errors import InputError, first_line, lack_of
 from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
 from scripts.runtime.processes import launched_processes
 from scripts.runtime.values import fraction, number, rgb, truth_value
-from scripts.slides.listing import dicom_files
+from scripts.slides.listing import slide_files
 from scripts.slides.ome_zarr import require_zarr, write_ome_zarr
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.pyramid import write_pyramid
@@ -504,13 +504,14 @@ class SlideInference:
 
     def _key(self, path: Path, view: SlideView, tissue: TissueMask) -> str:
         """All that the results of a slide depend on, as text."""
-        files = dicom_files(path.parent) if path.suffix.lower() == ".dcm" else [path]
         weights = hashlib.sha256(repr(self.network).encode())
         for name, values in [*self.network.named_parameters(), *self.network.named_buffers()]:
             weights.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
         return json.dumps(
             {
-                "slide": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+                "slide": [
+                    [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in slide_files(path)
+                ],
                 "view": [view.width, view.height, *view.mpp],
                 "network": weights.hexdigest(),
                 "extra": hashlib.sha256(repr(self.network.state_dict().get("_extra_state")).encode()).hexdigest(),
@@ -531,7 +532,7 @@ class SlideInference:
 
         def size(path: Path) -> int:
             try:
-                return path.stat().st_size
+                return sum(file.stat().st_size for file in slide_files(path))
             except OSError:  # it will be told of when it is its turn
                 return 0
 

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -25,10 +26,11 @@ from scripts.images.pictures import SLIDE_SUFFIXES
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import result_name
 
-__all__ = ["SlideList", "dicom_files", "list_slides"]
+__all__ = ["SlideList", "dicom_files", "list_slides", "slide_files"]
 
 TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
 RESULTS = ("_probability.ome.tif", "_mask.ome.tif", "_seg")
+KEYS, MOST_KEYS = (".vms", ".vmu"), 2**16  # Hamamatsu's files that name others, and characters that OpenSlide reads
 BESIDE = (".geojson", ".json", ".jsonl", ".lock")  # annotations, dataset.json, and answers
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,10 @@ def _sources(path: Path) -> list[Path]:
     inside = sorted(path.iterdir())
     named = [p for p in inside if p.suffix[1:].lower() in TAKEN and not _is_result(p)]
     taken = [p for p in inside if (_holds_dicom(p) and not _is_result(p) if p.is_dir() else p in named)]
-    left_out = [p.name for p in inside if (p.is_file() or p in named) and p not in taken and p.suffix not in BESIDE]
+    parts = {part for slide in taken if slide in named for part in slide_files(slide)}
+    left_out = [
+        p.name for p in inside if (p.is_file() or p in named) and p not in {*taken, *parts} and p.suffix not in BESIDE
+    ]
     if left_out:
         logger.warning(f"Not slides, left out: {', '.join(left_out)}")
     return taken
@@ -112,6 +117,23 @@ def _is_result(path: Path) -> bool:
 def dicom_files(folder: Path) -> list[Path]:
     """Those in a folder, by their suffix."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".dcm")
+
+
+def slide_files(path: Path) -> list[Path]:
+    """
+    The files that a slide is made of: those of a DICOM slide's folder, and what MIRAX and Hamamatsu have beside theirs.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".dcm":
+        return dicom_files(path.parent)
+    if suffix == ".mrxs":
+        return [path, *sorted(path.with_suffix("").glob("*"))]
+    if suffix not in KEYS or not path.is_file():
+        return [path]
+    with path.open(encoding="latin-1") as file:
+        values = [line.partition("=")[2].strip() for line in file.read(MOST_KEYS).splitlines()]
+    named = [path.parent / value for value in values if value == os.path.basename(value)]
+    return [path, *filter(os.path.isfile, named)]
 
 
 def _holds_dicom(folder: Path) -> bool:
