@@ -10,10 +10,10 @@
 # limitations under the License.
 
 """
-The split of the MR study in volumes.md: the data set's validation volumes become the test split; of its training
-volumes every tenth chooses the epoch, and every third of the others trains.
+The splits of the MR studies in volumes.md: the data set's validation volumes become the test split; of its training
+volumes every tenth chooses the epoch, and all others train, or every so many of them.
 
-    python docs/mri_split.py FOLDER_OF_DATASET_JSON OUTPUT_FOLDER
+    python docs/mri_split.py FOLDER_OF_DATASET_JSON OUTPUT_FOLDER [EVERY]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 
-def split(source: Path) -> dict[str, list[dict]]:
+def split(source: Path, every: int) -> dict[str, list[dict]]:
     """The three splits, with absolute paths."""
     content = json.loads((source / "dataset.json").read_text())
     training, test = (
@@ -31,10 +31,11 @@ def split(source: Path) -> dict[str, list[dict]]:
         for name in ("training", "validation")
     )
     rest = [item for position, item in enumerate(training) if position % 10]
-    return {"training": rest[::3], "validation": training[::10], "test": test}
+    return {"training": rest[::every], "validation": training[::10], "test": test}
 
 
 if __name__ == "__main__":
-    source, output = map(Path, sys.argv[1:])
+    source, output = map(Path, sys.argv[1:3])
+    every = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     output.mkdir(parents=True, exist_ok=True)
-    (output / "dataset.json").write_text(json.dumps(split(source), indent=4))
+    (output / "dataset.json").write_text(json.dumps(split(source, every), indent=4))

@@ -24,12 +24,14 @@ import nrrd
 import numpy as np
 import pydicom
 import pytest
-from monai.bundle import run
+import torch
+from monai.bundle import ConfigParser, run
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 from scripts.evaluation import evaluator
 from scripts.images.dicom import DicomReader
+from scripts.losses.area_ranking import area_ranked_labels
 from scripts.runtime.errors import InputError, input_error_of
 from scripts.volumes import datalist as slices
 from scripts.volumes.reading import read_volume
@@ -380,6 +382,17 @@ def test_volumes_train_are_evaluated_and_inferred_on(neighbours, configs, study)
     marked, truth = written >= 0.5, np.asarray(nib.load(study / "c_mask.nii.gz").dataobj) == 2
     dice = 2 * (marked & truth).sum() / (marked.sum() + truth.sum())
     assert float(rows[0]["dice"]) == pytest.approx(dice, abs=1e-6)
+
+
+def test_an_area_of_one_step_labels_positive_voxels(configs: Path) -> None:
+    """Of 100 pixels none to five are positive; less a quarter of that at both ends, 1.25 are and 96.25 are not."""
+    parser = ConfigParser()
+    parser.read_config([str(configs / f"{name}.json") for name in ("train", "recommended", "slices", "mri")])
+    parser["warm_up"] = 1  # by default, a part of the epochs that the data set asks for
+    loss = parser.get_parsed_content("loss")
+    ranking = torch.linspace(1, 0, 100).view(1, 1, 10, 10)
+    labels, known = area_ranked_labels(ranking, torch.tensor([0.05]), loss.area_step, unsure=loss.unsure)
+    assert (labels.sum(), known.sum()) == (1, 1 + 96)
 
 
 def test_masks_of_volumes_train_the_supervised_network(configs, study):
