@@ -255,6 +255,15 @@ def test_a_run_ends_with_the_command_that_follows(line: str, started, capsys) ->
     assert capsys.readouterr().out.splitlines()[-1] == f"Next: {NEXT[line]}"
 
 
+def test_inference_ends_with_its_page(started, capsys) -> None:
+    Path("mine/predictions").mkdir(parents=True)
+    Path("mine/predictions/index.html").touch()
+    assert main(["infer", "a.png", "--output_dir", "mine"]) == 0
+    assert capsys.readouterr().out == "Look at: mine/predictions/index.html\n"
+    assert main(["infer", "a.png", "--output_dir", "other"]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_a_second_round_is_not_repeated(started) -> None:
     assert main(["train", "DATA", "--overlay", "second_round", "--ranked_by", "a.pt"]) == 0
     assert [names(words) for words in started] == [["train", "recommended", "second_round"]]
