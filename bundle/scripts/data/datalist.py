@@ -548,6 +548,8 @@ def _room_for(*paths: str | SlidePart) -> Iterator[None]:
     """`room_for`."""
     sizes = []
     for path in paths:
+        if file_problem(path):
+            continue
         try:
             if isinstance(path, SlidePart) or not is_plain(path):
                 break

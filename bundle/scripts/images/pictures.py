@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -55,8 +56,8 @@ def is_tiff(path: str | PathLike) -> bool:
 
 def is_plain(path: str | PathLike) -> bool:
     """Whether a file is a PNG, JPEG or BMP by its name, and nothing else by its beginning: 1 to 4 channels in 0..1."""
-    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".bmp"):
-        return False
+    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".bmp") or not os.path.isfile(path):
+        return False  # nobody may ever write into a pipe
     with open(path, "rb") as file:
         head = file.read(132)
     return head[:4] not in TIFF_SIGNATURES and head[128:] != b"DICM"

@@ -360,6 +360,9 @@ def test_data_sets_are_written_checked_and_labelled_without_pytorch(tmp_path: Pa
     program = (
         f"import sys; sys.path.insert(0, {str(BUNDLE)!r})\nfrom scripts.console.command import main\n"
         f"assert [main(line) for line in {lines}] == [0, 0, 0]\nimport scripts.labelling.__main__\n"
+        f"next(iter(__import__('pathlib').Path({pictures!r}).iterdir())).unlink()\n"
+        f"try:\n    main(['check', {str(tmp_path)!r}])\nexcept ValueError as error:\n"
+        "    assert 'there is no such file' in str(error)\n"
         "assert not {'torch', 'monai'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
