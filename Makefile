@@ -4,7 +4,7 @@ VENV := .venv
 SEED ?= 0
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo study figure4 test test-quick test-monai-label test-lowest lint audit bench gpu-check gpu-wheels clean
+.PHONY: help install demo study figure4 test test-quick test-monai-label test-lowest lint audit bench bench-peers gpu-check gpu-wheels clean
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -78,6 +78,20 @@ bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/perf
 	$(VENV)/bin/python tests/benchmarks/memory.py
 	$(VENV)/bin/python tests/benchmarks/full_batch.py
 
+# other programs, with the packages of $(VENV) behind their own
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/.installed
+PACKAGES = import site; print(site.getsitepackages()[0])
+$(PEERS_INSTALLED): $(INSTALLED) tests/benchmarks/peers-requirements.txt tests/benchmarks/peers-requirements-no-deps.txt
+	$(VENV)/bin/python -m venv $(PEERS)
+	$(VENV)/bin/python -c '$(PACKAGES)' > $$($(PEERS)/bin/python -c '$(PACKAGES)')/shared.pth
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/benchmarks/peers-requirements-no-deps.txt
+	$(PEERS)/bin/pip install --disable-pip-version-check -r tests/benchmarks/peers-requirements.txt
+	@touch $@
+
+bench-peers: $(PEERS_INSTALLED)  ## slides and boundaries side by side with TIAToolbox, MONAI, SciPy, in an environment of their own (1 GB)
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python tests/benchmarks/peers.py $(ARGUMENTS)
+
 WHEELS := .wheels
 gpu-check:  ## what only a GPU can show, in 8 minutes, with PyTorch of PYTHON and the wheels in .wheels
 	$(PYTHON) tests/benchmarks/gpu_check.py --wheels $(WHEELS) $(ARGUMENTS)
@@ -87,4 +101,4 @@ gpu-wheels:  ## what gpu-check needs beside what images of PyTorch have, into .w
 		| xargs $(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(WHEELS) $(ARGUMENTS) termcolor
 
 clean:  ## remove the environment, and what the targets above have made
-	rm -rf $(VENV) $(MONAI_LABEL) $(LOWEST) $(AUDIT) $(WHEELS) runs/demo runs/five_stages runs/study runs/superpixels
+	rm -rf $(VENV) $(MONAI_LABEL) $(LOWEST) $(AUDIT) $(PEERS) $(WHEELS) runs/demo runs/five_stages runs/study runs/superpixels

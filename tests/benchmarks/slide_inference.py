@@ -50,6 +50,7 @@ from scripts.slides.tiling import TileGrid, exact_margin
 
 BUNDLE = Path(bundle_root())
 PHANTOM = 512
+DRAWN = 17  # of a large slide, repeated
 MPP = 1.0
 
 
@@ -57,7 +58,8 @@ def write_slide(path: Path, size: int) -> None:
     """A square slide at `MPP` with a second level at a quarter."""
     rng = np.random.default_rng(0)
     count = -(-size // PHANTOM)
-    phantoms = [draw_phantom(rng, (PHANTOM, PHANTOM), cancer=bool(i % 2))[0] for i in range(count * count)]
+    drawn = [draw_phantom(rng, (PHANTOM, PHANTOM), cancer=bool(i % 2))[0] for i in range(min(DRAWN, count * count))]
+    phantoms = [drawn[i % len(drawn)] for i in range(count * count)]
     rows = [np.hstack(phantoms[i : i + count]) for i in range(0, len(phantoms), count)]
     picture = np.vstack(rows)[:size, :size]
     options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "metadata": None}
