@@ -61,12 +61,14 @@ Mapper = Callable[[Path, Path], None]
 def make_network(bare: bool) -> MapNetwork:
     from backends import network
     from scripts.networks import MapNetwork
+    from torch.nn import functional as F
 
-    class Red(MapNetwork):
+    class Blurred(MapNetwork):
         def maps(self, image: torch.Tensor) -> torch.Tensor:
-            return image[:, :1].sigmoid()
+            cells = F.avg_pool2d(image[:, :1].sigmoid(), 16, ceil_mode=True)
+            return F.interpolate(cells, image.shape[2:], mode="bilinear")  # smooth, so that it has few outlines
 
-    return Red().eval() if bare else network()
+    return Blurred().eval() if bare else network()
 
 
 def window_answer(network: MapNetwork) -> Callable[[torch.Tensor], torch.Tensor]:
