@@ -156,7 +156,7 @@ NEW_KEYS = {
     "evaluate": {"split", "ckpt_path", "calibrate", "evaluating", "evaluator", "handlers", "left_out"},
     "keep_aspect": {"longest"},
     "dcan": {"contour", "momentum"},
-    "recommended": {"encoder", "encoder_learning_rate", "steps", "warm_up"},
+    "recommended": {"encoder", "encoder_learning_rate", "steps", "unsure", "warm_up"},
     "demo_recommended": {"steps"},
     "second_round": {"ranked_by", "smallest_part", "warm_up"},
     **{name: {"momentum"} for name in ("fcn32s", "fcn16s", "fcn8s")},
@@ -164,7 +164,7 @@ NEW_KEYS = {
     "multi_gpu_evaluate": {"finalize", "calibrate"},
     "slides": {"mpp", "slide_mpp", "tissue", "tile_size", "tile_margin", "class_name", "class_colour", "slides"}
     | {"leave_out", "loader", "min_region_um2", "min_hole_um2", "ome_zarr"},
-    "slices": {"neighbours", "positive_labels", "intensity", "slice_axis", "segment_label"},
+    "slices": {"neighbours", "positive_labels", "intensity", "slice_axis", "segment_label", "unsure"},
     "mri": {"percentiles", "intensity"},
     "ct": {"window", "intensity"},
     "study_evaluation": {"map"},

@@ -51,7 +51,11 @@ class Page:
 
         WebDriverWait(self.browser, 60).until(lambda _: condition())
 
+    def wait_for_picture(self) -> None:
+        self.wait(lambda: self.browser.find_element("id", "viewer").get_attribute("aria-busy") == "false")
+
     def key(self, key: str, on=None) -> None:
+        self.wait_for_picture()
         (on or self.browser.switch_to.active_element).send_keys(key)
 
     def press(self, key: str, answered: int) -> None:
@@ -116,6 +120,7 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, quick_py
     for count, key in enumerate("30n9", start=1):
         page.press(key, count)
     page.press("u", 3)  # the 9 was a slip
+    page.wait_for_picture()
     program.process.kill()
     program.process.communicate(timeout=60)  # until nobody answers
     page.key("1")
@@ -223,6 +228,24 @@ def test_space_and_enter_repeat_no_answer_and_the_question_mark_is_none(page, br
     page.key(Keys.ENTER)
     page.press("s", 3)
     assert [answer.label for answer in read_answers(tmp_path / "data" / "labels.jsonl").values()] == [1, 0, None]
+
+
+def test_no_picture_is_labelled_before_it_is_shown(page, browser, tmp_path):
+    page.wait_for_picture()
+    slow = {"offline": False, "latency": 3000, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
+    try:
+        page.key(Keys.ARROW_RIGHT)
+        page.wait(lambda: "2 of 6" in page.text("count"))
+        shown = "return viewer.isOpen() ? viewer.world.getItemAt(0).source.getTileUrl(0, 0, 0) : 'image/1/'"
+        assert browser.execute_script(shown).startswith("image/1/")  # not that before it
+        browser.switch_to.active_element.send_keys("3")
+        page.wait(lambda: "Wait until the picture is shown" in page.text("message"))
+    finally:
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", slow | {"latency": 0})
+    page.press("4", 1)
+    assert read_answers(tmp_path / "data" / "labels.jsonl") == {"1.png": Answer(1, 0.4)}
 
 
 def test_comments_and_the_overview(page, browser, tmp_path):

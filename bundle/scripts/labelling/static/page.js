@@ -77,6 +77,9 @@ async function send(path, body, failed) {
 }
 
 async function give(label, area) {
+  if (label !== null && seen !== state.sources[at]) {
+    return say($("failed").hidden ? "Wait until the picture is shown." : "It can't be read: S leaves it out.", true);
+  }
   if (!await saveComment() || !await send("answer", { image: at, label, area }, "Not saved.")) return;
   pace.push(Date.now() - began);
   pace = pace.slice(-20);
@@ -173,7 +176,7 @@ function showAnswer() {
 
 // viewer -----------------------------------------------------------------------------------------
 
-let viewer;
+let viewer, seen = -1; // whose pixels are shown
 
 function makeViewer() {
   viewer = OpenSeadragon({ element: $("viewer"), drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
@@ -184,6 +187,7 @@ function makeViewer() {
     viewer.viewport.maxZoomLevel = Math.max(viewer.viewport.imageToViewportZoom(12), 4 * viewer.viewport.getHomeZoom());
     drawFields();
     goToField(true);
+    viewer.addOnceHandler("tile-drawn", () => { seen = source; $("viewer").setAttribute("aria-busy", false); });
   });
   viewer.addHandler("canvas-drag", event => { $("viewer").classList.add("moving"); drag(event); });
   viewer.addHandler("canvas-press", event => { pressed = event.position; });
@@ -204,7 +208,9 @@ async function showImage() {
     goToField(false);
     return;
   }
-  source = -1;
+  source = seen = -1;
+  viewer.close(); // nobody is to judge this one by the one before it
+  $("viewer").setAttribute("aria-busy", true);
   try {
     const layout = await ask(`image/${wanted}`);
     if (mine !== opened) return;
@@ -214,25 +220,27 @@ async function showImage() {
     if (next !== undefined && next !== wanted) ask(`image/${next}`).catch(() => 0); // so that it is ready
   } catch (error) {
     if (mine !== opened) return;
-    viewer.close();
+    $("viewer").setAttribute("aria-busy", false);
     $("failed").hidden = false;
     $("failed").textContent = error instanceof TypeError ? explain(error) : `${state.images[at]} ${error.message}. Press S to leave it out.`;
   }
 }
 
 function zoom(by) {
+  if (!viewer.isOpen()) return;
   viewer.viewport.zoomBy(by).applyConstraints();
 }
 
 function move([x, y]) {
+  if (!viewer.isOpen()) return;
   const bounds = viewer.viewport.getBounds();
   viewer.viewport.panBy(new OpenSeadragon.Point(x * bounds.width / 8, y * bounds.height / 8)).applyConstraints();
 }
 
 // whole image or slide, and full resolution or the field again
 function wholeOrFull() {
-  const port = viewer.viewport, home = port.getHomeZoom();
   if (!viewer.isOpen()) return;
+  const port = viewer.viewport, home = port.getHomeZoom();
   if (port.getZoom() > home * 1.02) port.goHome();
   else if (state.regions[at]) goToField(false);
   else port.zoomTo(Math.max(port.imageToViewportZoom(1 / devicePixelRatio), home * 2)).applyConstraints();
