@@ -24,6 +24,7 @@ from scripts.review.doubt import Finding, doubt_of
 from scripts.review.server import Entry, make_review_app
 
 ActionChains = pytest.importorskip("selenium.webdriver").ActionChains
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 SIZE = 64
 
 
@@ -53,7 +54,11 @@ def test_a_stroke_is_where_it_was_drawn_and_the_next_image_follows_an_answer(bro
         return browser.find_element("id", name).text
 
     browser.get(address)
-    wait(lambda: "1 of 2" in text("count") and browser.execute_script("return viewer.isOpen()"))
+
+    def is_shown() -> bool:
+        return browser.find_element("id", "viewer").get_attribute("aria-busy") == "false"
+
+    wait(lambda: "1 of 2" in text("count") and is_shown())
     assert text("count").startswith("a.png")
     # where the middle row's second and last quarter lie on the screen, by the viewer
     at = "const p = viewer.world.getItemAt(0).imageToWindowCoordinates(new OpenSeadragon.Point(...arguments)); "
@@ -77,6 +82,17 @@ def test_a_stroke_is_where_it_was_drawn_and_the_next_image_follows_an_answer(bro
     assert Corrections(journal).answers["a.png"].area == 0.7
     ActionChains(browser).send_keys("u").send_keys("u").perform()
     wait(lambda: "0 reviewed" in text("count"))
+    assert Corrections(journal).answers == {}
+    wait(is_shown)
+    slow = {"offline": False, "latency": 3000, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
+    try:
+        ActionChains(browser).send_keys(Keys.ARROW_RIGHT).send_keys("7").perform()
+        wait(lambda: "Wait until the picture is shown" in text("message"))
+    finally:
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", slow | {"latency": 0})
+    wait(is_shown)
     assert Corrections(journal).answers == {}
     severe = [
         entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "view/" not in entry["message"]

@@ -25,7 +25,7 @@ for (const [part, text] of Object.entries(DOUBTS)) {
 const buttons = { accept: () => decide({ excluded: false }), none: () => decide({ label: 0, area: null, excluded: false }),
   some: () => decide({ label: 1, area: null, excluded: false }), exclude: () => decide({ excluded: true }), undo,
   previous: () => show(place - 1), next: () => show(place + 1), closer: () => zoom(1.5), farther: () => zoom(1 / 1.5),
-  whole: () => viewer.viewport.goHome(), help: () => $("keys").showModal(), outline: () => toggle("outline"),
+  whole: () => viewer.isOpen() && viewer.viewport.goHome(), help: () => $("keys").showModal(), outline: () => toggle("outline"),
   map: () => toggle("map"), positive: () => take("positive"), negative: () => take("negative") };
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
 // a button that was pressed by a finger or a mouse does not keep the focus: Enter would press it again
@@ -74,6 +74,9 @@ function correct(position, change) {
 
 async function decide(change) {
   const position = at(), from = place;
+  if (!change.excluded && seen !== position) {
+    return say($("failed").hidden ? "Wait until the picture is shown." : "It can't be read: X leaves it out.", true);
+  }
   if (await correct(position, () => change) && from === place) show(firstOpen(place + 1));
 }
 
@@ -166,14 +169,20 @@ const viewer = OpenSeadragon({ element: $("viewer"), drawer: "canvas", showNavig
 for (const event of ["open", "update-viewport", "resize"]) viewer.addHandler(event, redraw);
 addEventListener("resize", redraw);
 
+let seen = -1; // whose pixels are shown
+
 async function showImage() {
   const mine = ++opened, position = at();
   $("failed").hidden = true;
   view = heat = null;
+  seen = -1;
+  viewer.close(); // nobody is to judge this one by the one before it
+  $("viewer").setAttribute("aria-busy", true);
   try {
     const layout = await ask(`image/${position}`);
     if (mine !== opened) return;
     viewer.open({ ...layout, getTileUrl: (level, column, row) => `image/${position}/${level}/${column}/${row}` });
+    viewer.addOnceHandler("tile-drawn", () => { seen = at(); $("viewer").setAttribute("aria-busy", false); });
     const next = order[place + 1];
     if (next !== undefined) ask(`image/${next}`).catch(() => 0); // so that it is ready
     const found = await ask(`view/${position}`).catch(() => null); // without a map there is still the image
@@ -185,13 +194,14 @@ async function showImage() {
     redraw();
   } catch (error) {
     if (mine !== opened) return;
-    viewer.close();
+    $("viewer").setAttribute("aria-busy", false);
     $("failed").hidden = false;
     $("failed").textContent = error instanceof TypeError ? explain(error) : `${images[position].name} ${error.message}. Press X to leave it out.`;
   }
 }
 
 function zoom(by) {
+  if (!viewer.isOpen()) return;
   viewer.viewport.zoomBy(by).applyConstraints();
 }
 
@@ -282,6 +292,7 @@ canvas.onpointerup = async () => {
 canvas.onpointercancel = () => { drawn = null; redraw(); };
 canvas.addEventListener("wheel", event => {
   event.preventDefault();
+  if (!viewer.isOpen()) return;
   const box = canvas.getBoundingClientRect();
   const point = viewer.viewport.viewerElementToViewportCoordinates(new OpenSeadragon.Point(event.clientX - box.left, event.clientY - box.top));
   viewer.viewport.zoomBy(event.deltaY < 0 ? 1.3 : 1 / 1.3, point).applyConstraints();
