@@ -12,7 +12,7 @@ help:  ## what can be made
 install: $(INSTALLED)  ## the environment, in .venv
 
 $(INSTALLED): requirements.txt tests/requirements.txt pyproject.toml
-	@echo "Installing into $(VENV): about 6 GB, a few minutes."
+	@echo "Installing into $(VENV): about 7 GB, a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .

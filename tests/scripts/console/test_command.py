@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -383,6 +384,15 @@ def test_monais_own_options_are_known() -> None:
         name for function in (run_bundle, create_workflow, ConfigWorkflow) for name in signature(function).parameters
     }
     assert {*runs.MONAI_OPTIONS, "config_file"} == own - {"override", "kwargs"}
+
+
+def test_a_reader_who_has_had_enough_is_no_error(quick_python) -> None:
+    """As `head`: the pipe is closed before anything is read from it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([quick_python, BUNDLE, "settings"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_printed_command_does_the_same(quick_python, tmp_path: Path) -> None:
