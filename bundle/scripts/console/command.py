@@ -54,8 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("-h", [])
     try:
         if command in HELP:
-            print(_help())
-            return 0
+            return _show(_help())
         if command == "--version":
             print(bundle_version())
             return 0
@@ -66,9 +65,16 @@ def main(arguments: Sequence[str]) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _show(text: str) -> int:
+    """Print what may be long; the exit status."""
+    try:
+        print(text, flush=True)
     except BrokenPipeError:  # who reads has had enough, as `head`; what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    return 0
 
 
 def _help() -> str:
@@ -166,16 +172,16 @@ def _settings(arguments: list[str]) -> int:
             raise UsageError(f"There is no setting '{name}'{did_you_mean(name, known)}; `cdws settings` lists all.")
     # those that training and evaluation alone have stand in theirs
     values = top_of([files[0], *config_files("train", DEFAULT_METHOD, last=["evaluate"])[::-2], *files[1:]])
-    width, section = shutil.get_terminal_size().columns, ""
+    width, section, lines = shutil.get_terminal_size().columns, "", []
     for setting in described_settings():
         if setting.name not in values or (options.names and setting.name not in options.names):
             continue
         if setting.section != section:
             section = setting.section
-            print(f"\n{section}\n")
-        print(f"  {setting.name:24}{_value(values[setting.name], setting.default)}")
-        print(textwrap.fill(setting.meaning, max(width, 40), initial_indent=" " * 8, subsequent_indent=" " * 8))
-    return 0
+            lines.append(f"\n{section}\n")
+        lines.append(f"  {setting.name:24}{_value(values[setting.name], setting.default)}")
+        lines.append(textwrap.fill(setting.meaning, max(width, 40), initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return _show("\n".join(lines))
 
 
 def _value(value: Any, described: str) -> str:
