@@ -24,9 +24,8 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -37,8 +36,8 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.images.limits import MIN_SIZE
-from scripts.images.pictures import FORMATS, is_plain, open_picture, read_picture
-from scripts.images.room import DECODING
+from scripts.images.pictures import is_plain, read_picture
+from scripts.images.room import room_for
 from scripts.images.slide_parts import PART_KEYS, SlidePart, source_of
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.values import truth_value
@@ -457,7 +456,7 @@ def _check_item(where: str, item: object, opened: bool) -> tuple[list[str], bool
             if isinstance(path, (str, SlidePart)) and (problem := file_problem(path))
         ]
         return [f"{where} '{item['image']}': {p}" for p in (*missing, *label_problems, *area_problems)], label, []
-    with _room_for(*(path for path in (source, _mask_path(item)) if isinstance(path, (str, SlidePart)))):
+    with room_for(*(path for path in (source, _mask_path(item)) if isinstance(path, (str, SlidePart)))):
         size, problems = check_picture(source)
         mask, mask_problems = _read_mask(item)
     problems += label_problems + mask_problems + area_problems + _stroke_problems(item, size)
@@ -541,30 +540,6 @@ def load_positive(path: str | PathLike) -> np.ndarray:
     has_alpha = pixels.shape[-1] in (2, 4)
     positive = (pixels[..., :-1] if has_alpha else pixels).max(axis=-1) > 0
     return (positive & (pixels[..., -1] > 0) if has_alpha else positive).T[np.newaxis]
-
-
-@contextmanager
-def _room_for(*paths: str | SlidePart) -> Iterator[None]:
-    """`room_for`."""
-    sizes = []
-    for path in paths:
-        if file_problem(path):
-            continue
-        try:
-            if isinstance(path, SlidePart) or not is_plain(path):
-                break
-            with open_picture(path, FORMATS) as picture:
-                sizes.append(math.prod(picture.size))
-        except Exception as error:  # a decoder may raise anything on a damaged file; reading it says why
-            logger.debug(f"{path}: {error}")
-    else:
-        with DECODING.taking(sum(sizes)):
-            yield
-        return
-    from scripts.images.reading import room_for
-
-    with room_for(*paths):
-        yield
 
 
 def _chance_of_none(item: dict) -> float:

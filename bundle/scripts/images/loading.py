@@ -28,7 +28,8 @@ from monai.utils import ImageMetaKey, convert_to_tensor
 from scripts.images.annotations import BinaryMask
 from scripts.images.colours import ToRGB, with_metadata_of
 from scripts.images.readers import PictureReader
-from scripts.images.reading import image_size, reader_of, room_for
+from scripts.images.reading import image_size, reader_of
+from scripts.images.room import room_for
 from scripts.images.slide_parts import source_of
 
 __all__ = ["LoadPictured", "in_8_bit", "load_image", "load_mask", "load_preview"]

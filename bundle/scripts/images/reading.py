@@ -13,11 +13,7 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -32,12 +28,9 @@ from scripts.images.dicom import DicomReader, is_dicom
 from scripts.images.headers import open_nifti, read_nrrd_header, refuse_larger
 from scripts.images.pictures import FORMATS, MAX_PIXELS, is_tiff, only_page, open_picture
 from scripts.images.readers import PictureReader, SlidePartReader
-from scripts.images.room import DECODING
 from scripts.images.slide_parts import SlidePart
 
-__all__ = ["image_size", "reader_of", "room_for"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["image_size", "reader_of"]
 
 
 def reader_of(path: str | PathLike) -> ImageReader:
@@ -93,21 +86,3 @@ def image_size(path: str | PathLike) -> tuple[int, ...]:
             return page.imagewidth, page.imagelength
     with open_picture(path, FORMATS) as picture:
         return picture.size
-
-
-@contextmanager
-def room_for(*paths: str | PathLike) -> Iterator[None]:
-    """
-    Wait until there is room for images beside those that other threads of this process decode: `MAX_PIXELS` together.
-
-    Keep it for as long as the images are in memory, and don't ask for more inside. A file that can't be read takes no
-    room: reading it says why.
-    """
-    pixels = 0
-    for path in paths:
-        try:
-            pixels += math.prod(image_size(path))
-        except Exception as error:
-            logger.debug(f"{path}: {error}")
-    with DECODING.taking(pixels):
-        yield

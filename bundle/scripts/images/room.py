@@ -13,13 +13,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 
-from scripts.images.pictures import MAX_PIXELS
+from scripts.images.pictures import FORMATS, MAX_PIXELS, is_plain, open_picture
+from scripts.images.slide_parts import SlidePart
 
-__all__ = ["DECODING", "Room"]
+__all__ = ["DECODING", "Room", "room_for"]
+
+logger = logging.getLogger(__name__)
 
 
 class Room:
@@ -44,3 +51,35 @@ class Room:
 
 
 DECODING = Room(MAX_PIXELS)
+
+
+@contextmanager
+def room_for(*paths: str | PathLike) -> Iterator[None]:
+    """
+    Wait until there is room for images beside those that other threads of this process decode: `MAX_PIXELS` together.
+
+    Keep it for as long as the images are in memory, and don't ask for more inside. A file that can't be read takes no
+    room: reading it says why.
+    """
+    pixels = 0
+    for path in paths:
+        try:
+            pixels += math.prod(_size(path))
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            logger.debug(f"{path}: {error}")
+    with DECODING.taking(pixels):
+        yield
+
+
+def _size(path: str | PathLike) -> tuple[int, ...]:
+    """As `image_size`, but nothing for what is no file."""
+    if isinstance(path, SlidePart):
+        return path.size()
+    if not os.path.isfile(path):
+        return (0,)
+    if is_plain(path):
+        with open_picture(path, FORMATS) as picture:
+            return picture.size
+    from scripts.images.reading import image_size  # with MONAI, which takes seconds
+
+    return image_size(path)

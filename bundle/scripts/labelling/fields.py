@@ -33,7 +33,8 @@ from scripts.data.datalist import data_error
 from scripts.data.rough_area import rough_area
 from scripts.images.colours import ToRGB
 from scripts.images.loading import in_8_bit, load_image, load_mask
-from scripts.images.reading import image_size, room_for
+from scripts.images.reading import image_size
+from scripts.images.room import room_for
 from scripts.labelling.journal import Answer, read_answers
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from scripts.images.pictures import FORMATS, MAX_PIXELS, is_tiff, open_picture
-from scripts.images.room import DECODING
+from scripts.images.room import DECODING, room_for
 
 __all__ = ["PictureTiles", "Tiles", "TilesCache", "thumbnail"]
 
@@ -148,7 +148,6 @@ def _load(path: str | PathLike, at_least: int | None = None) -> Image.Image:
         return picture
     from scripts.images.colours import ToRGB  # with MONAI, which takes seconds
     from scripts.images.loading import in_8_bit, load_image
-    from scripts.images.reading import room_for
 
     with room_for(path):
         rgb = in_8_bit(ToRGB()(load_image(path)))

@@ -27,12 +27,11 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from scripts.images import reading
+from scripts.images import room
 from scripts.images.annotations import AnnotationReader
 from scripts.images.loading import load_image, load_mask
 from scripts.images.readers import PictureReader
-from scripts.images.reading import room_for
-from scripts.images.room import Room
+from scripts.images.room import Room, room_for
 
 SIZE = (5, 7)  # height, width
 ROW, COLUMN = 1, 4
@@ -307,7 +306,7 @@ def test_other_annotations_are_refused(tmp_path: Path, content: str, reason: str
 
 def test_threads_decode_no_more_at_once_than_the_largest_picture_has(tmp_path: Path, monkeypatch) -> None:
     """Of pictures of 35 pixels, two fit into 80; one of 300 is decoded alone."""
-    monkeypatch.setattr(reading, "DECODING", Room(80))
+    monkeypatch.setattr(room, "DECODING", Room(80))
     for number in range(6):
         Image.fromarray(marked(0, 255, np.uint8)).save(tmp_path / f"{number}.png")
     Image.fromarray(np.zeros((15, 20), np.uint8)).save(tmp_path / "6.png")
