@@ -24,7 +24,6 @@ import openslide
 import pytest
 import shapely
 import tifffile
-from monai.bundle import run
 from PIL import Image
 from scripts.data.datalist import load_datalist
 from scripts.images.loading import LoadPictured
@@ -33,6 +32,7 @@ from scripts.labelling.subjects import SlideTiles
 from scripts.monai_label.regions import LoadImageOrRegiond
 from scripts.runtime.errors import input_error_of
 from slide_formats import GLASS, SLIDE_FORMATS, UNSCANNED
+from slide_runs import infer
 
 HEIGHT, WIDTH, BLOCK = 256, 384, 16
 JPEG = 6  # by which it may change a colour, with all its edges between its blocks
@@ -56,22 +56,6 @@ def stained() -> np.ndarray:
 PICTURE = stained()
 HALF = PICTURE[::2, ::2]  # since its blocks have one colour each
 FOUND = PICTURE[..., 0] == 230
-
-
-def infer(configs, checkpoint, slides: Path, output: Path, mpp: float = 1.0, tissue: str = "auto") -> Path:
-    run(
-        "inferring",
-        config_file=[str(configs / "inference.json"), str(configs / "slides.json")],
-        dataset_dir=str(slides),
-        ckpt_path=str(checkpoint),
-        output_dir=str(output),
-        mpp=mpp,
-        tissue=tissue,
-        fusion_weights=[1.0, 0.0, 0.0],
-        tile_size=128,
-        logging_file=False,
-    )
-    return output / "predictions"
 
 
 def rows(folder: Path) -> dict[str, dict[str, str]]:
@@ -111,7 +95,7 @@ def test_a_slide_is_what_was_written(kind, tmp_path):
 
 
 def test_maps_of_all_kinds_in_one_folder(configs, red_detector, slides, tmp_path, caplog):
-    out = infer(configs, red_detector, slides, tmp_path)
+    out = infer(configs, red_detector, slides, tmp_path, tile_size=128)
     assert "left out" not in caplog.text  # of what belongs to a slide
     assert set(rows(out)) == set(SLIDE_FORMATS)
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
@@ -150,12 +134,12 @@ def test_a_slide_is_done_again_when_any_of_its_files_has_changed(configs, red_de
         written.write(written.path(tmp_path / folder, "a"), picture, (0.5, 0.5))
     path = written.path(tmp_path / "old", "a")
     before = path.stat()
-    infer(configs, red_detector, path, tmp_path / "out", mpp=0.5, tissue="all")
+    infer(configs, red_detector, path, tmp_path / "out", mpp=0.5, tissue="all", tile_size=128)
     (tmp_path / "old").rename(tmp_path / "former")
     (tmp_path / "new").rename(tmp_path / "old")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size  # the file itself tells nothing
-    out = infer(configs, red_detector, path, tmp_path / "out", mpp=0.5, tissue="all")
+    out = infer(configs, red_detector, path, tmp_path / "out", mpp=0.5, tissue="all", tile_size=128)
     mask = tifffile.imread(out / f"{path.stem}_mask.ome.tif")
     np.testing.assert_array_equal(mask[:-UNSCANNED] > 0, FOUND[:-UNSCANNED, ::-1])
 
@@ -171,7 +155,7 @@ def test_what_is_wrong_with_a_slide_of_any_kind_is_said(configs, red_detector, t
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     written.write(written.path(folder, "whole"), PICTURE, (0.5, 0.5))
     with pytest.raises(Exception) as caught:  # noqa: PT011
-        infer(configs, red_detector, folder, tmp_path / "out", mpp=0.5)
+        infer(configs, red_detector, folder, tmp_path / "out", mpp=0.5, tile_size=128)
     problems = str(input_error_of(caught.value)).split("\n  - ")[1:]
     assert list(rows(tmp_path / "out" / "predictions")) == ["whole"]
     for kind, written in SLIDE_FORMATS.items():

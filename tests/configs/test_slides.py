@@ -40,11 +40,11 @@ from scripts.networks import CDWSNet
 from scripts.runtime.errors import input_error_of
 from scripts.slides import segmentation as segmentation_module
 from slide_formats import write_dicom
+from slide_runs import SETTINGS, infer
 
 RED, DARK = (230, 60, 120), (70, 20, 120)
 # A wave of 40 pixels has no fine detail: its Laplacian's variance is (2 pi / 40)^2 = 0.025 of its gradient's square.
 WAVES = (150 + 60 * np.sin(np.arange(600) * 2 * np.pi / 40))[None, :, None] * [1.0, 0.4, 0.9]
-SETTINGS = {"mpp": 1.0, "fusion_weights": [1.0, 0.0, 0.0], "tile_size": 64, "logging_file": False}
 
 
 def stained(height: int, width: int) -> np.ndarray:
@@ -54,18 +54,6 @@ def stained(height: int, width: int) -> np.ndarray:
     picture[30 : height - 30, 30 : width // 2] = RED
     picture[50:70, 50:80] = DARK
     return picture
-
-
-def infer(configs, checkpoint, slides, output: Path, **settings) -> Path:
-    run(
-        "inferring",
-        config_file=[str(configs / "inference.json"), str(configs / "slides.json")],
-        dataset_dir=str(slides),
-        ckpt_path=str(checkpoint),
-        output_dir=str(output),
-        **(SETTINGS | settings),
-    )
-    return output / "predictions"
 
 
 def command(configs, checkpoint, slides, output: Path, **settings) -> list[str]:
