@@ -1,21 +1,11 @@
 "use strict";
-const $ = id => document.getElementById(id);
-const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let state = { kind: "pictures", images: [], sources: [], regions: [], order: [], answers: {}, positive: [], comments: {} }, at = 0, busy = false, began = Date.now(), pace = [];
 let route = null; // positions to go through instead of all
-let opened = 0, source = -1; // images so far: what comes late for an earlier one is dropped; that which is open
 let tool = null; // "draw" or "move": what dragging does to fields
 
 // answers ----------------------------------------------------------------------------------------
 
-for (let tenth = 1; tenth <= 10; tenth++) {
-  const button = document.createElement("button");
-  button.innerHTML = `${tenth * 10} %<kbd>${tenth % 10}</kbd>`;
-  button.dataset.area = tenth / 10;
-  button.setAttribute("aria-keyshortcuts", tenth % 10);
-  button.onclick = () => give(1, tenth / 10);
-  $("areas").append(button);
-}
+addAreas(area => give(1, area));
 for (const percent of [10, 30, 50, 70]) {
   const figure = document.createElement("figure");
   figure.innerHTML = `<figcaption>${percent} %</figcaption>` + ["one", "many"].map(pieces =>
@@ -28,8 +18,6 @@ const buttons = { none: () => give(0, null), some: () => give(1, null), unsure: 
   through: () => { route = chosen(); $("overview").close(); if (route.length) show(route[0]); },
   draw: () => choose("draw"), move: () => choose("move"), remove: removeField };
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
-// a button that was pressed by a finger or a mouse does not keep the focus: Space would press it again
-document.addEventListener("mousedown", event => { if (event.target.closest("button:not(dialog button)")) event.preventDefault(); });
 
 const keys = { n: buttons.none, a: buttons.some, s: buttons.unsure, u: undo, Backspace: undo, ArrowLeft: buttons.previous,
   ArrowRight: buttons.next, z: wholeOrFull, "+": buttons.closer, "=": buttons.closer, "-": buttons.farther, "?": buttons.help,
@@ -55,13 +43,6 @@ document.addEventListener("keydown", event => {
   if (action) { event.preventDefault(); if (!event.repeat || pan) action(); }
 });
 
-async function ask(path, body) {
-  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, options);
-  if (!response.ok) throw new Error(await response.json().then(answer => answer.detail, () => response.statusText));
-  return response.json();
-}
-
 // one at a time; whether it was done
 async function send(path, body, failed) {
   if (busy) return false;
@@ -77,9 +58,7 @@ async function send(path, body, failed) {
 }
 
 async function give(label, area) {
-  if (label !== null && seen !== state.sources[at]) {
-    return say($("failed").hidden ? "Wait until the picture is shown." : "It can't be read: S leaves it out.", true);
-  }
+  if (label !== null && !isSeen(state.sources[at], "S")) return;
   if (!await saveComment() || !await send("answer", { image: at, label, area }, "Not saved.")) return;
   pace.push(Date.now() - began);
   pace = pace.slice(-20);
@@ -105,16 +84,6 @@ async function saveComment() {
   return done;
 }
 $("comment").onchange = saveComment;
-
-// fetch throws a TypeError where no response comes; what the program has refused is an Error of `ask`
-function explain(error) {
-  return error instanceof TypeError ? "Is the program still running? Start it again, and open the address that it prints." : error.message;
-}
-
-function say(text, bad = false) {
-  $("message").textContent = text;
-  $("message").classList.toggle("bad", bad);
-}
 
 // which image ------------------------------------------------------------------------------------
 
@@ -176,18 +145,12 @@ function showAnswer() {
 
 // viewer -----------------------------------------------------------------------------------------
 
-let viewer, seen = -1; // whose pixels are shown
-
-function makeViewer() {
-  viewer = OpenSeadragon({ element: $("viewer"), drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
-    tabIndex: -1, animationTime: calm ? 0 : .3, visibilityRatio: .3, minZoomImageRatio: .8, maxZoomPixelRatio: 12, zoomPerScroll: 1.3,
-    showNavigator: state.kind === "slides", navigatorPosition: "BOTTOM_LEFT", navigatorSizeRatio: .16, navigatorAutoFade: false,
-    gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { dblClickToZoom: true } });
+function prepareViewer() {
+  makeViewer({ showNavigator: state.kind === "slides", navigatorPosition: "BOTTOM_LEFT", navigatorSizeRatio: .16, navigatorAutoFade: false });
   viewer.addHandler("open", () => { // a small picture, too, can be enlarged beyond the view
     viewer.viewport.maxZoomLevel = Math.max(viewer.viewport.imageToViewportZoom(12), 4 * viewer.viewport.getHomeZoom());
     drawFields();
     goToField(true);
-    viewer.addOnceHandler("tile-drawn", () => { seen = source; $("viewer").setAttribute("aria-busy", false); });
   });
   viewer.addHandler("canvas-drag", event => { $("viewer").classList.add("moving"); drag(event); });
   viewer.addHandler("canvas-press", event => { pressed = event.position; });
@@ -200,35 +163,13 @@ function makeViewer() {
   });
 }
 
-async function showImage() {
-  const mine = ++opened, wanted = state.sources[at];
-  $("failed").hidden = true;
-  if (source === wanted && viewer.isOpen()) {
-    drawFields();
-    goToField(false);
-    return;
+function showImage() {
+  const wanted = state.sources[at], list = route || state.order;
+  if (source !== wanted || !viewer.isOpen()) {
+    return openPicture(wanted, state.images[at], "S", state.sources[list[list.indexOf(at) + 1]]);
   }
-  source = seen = -1;
-  viewer.close(); // nobody is to judge this one by the one before it
-  $("viewer").setAttribute("aria-busy", true);
-  try {
-    const layout = await ask(`image/${wanted}`);
-    if (mine !== opened) return;
-    source = wanted;
-    viewer.open({ ...layout, getTileUrl: (level, column, row) => `image/${wanted}/${level}/${column}/${row}` });
-    const list = route || state.order, next = state.sources[list[list.indexOf(at) + 1]];
-    if (next !== undefined && next !== wanted) ask(`image/${next}`).catch(() => 0); // so that it is ready
-  } catch (error) {
-    if (mine !== opened) return;
-    $("viewer").setAttribute("aria-busy", false);
-    $("failed").hidden = false;
-    $("failed").textContent = error instanceof TypeError ? explain(error) : `${state.images[at]} ${error.message}. Press S to leave it out.`;
-  }
-}
-
-function zoom(by) {
-  if (!viewer.isOpen()) return;
-  viewer.viewport.zoomBy(by).applyConstraints();
+  drawFields();
+  goToField(false);
 }
 
 function move([x, y]) {
@@ -382,16 +323,8 @@ narrow.onchange = () => side(!narrow.matches);
 
 function nextTheme() {
   const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  setTheme(dark ? "light" : "dark");
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
   localStorage.setItem("theme", dark ? "light" : "dark");
-}
-function setTheme(name) {
-  if (name) document.documentElement.dataset.theme = name;
-}
-setTheme(localStorage.getItem("theme"));
-
-for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); }); // beside it
 }
 
 function open(id) {
@@ -479,7 +412,7 @@ ask("state").then(answer => {
   $("title").textContent = state.title;
   document.body.dataset.kind = state.kind;
   $("tools").hidden = state.kind !== "slides" || !state.regions.some(Boolean);
-  makeViewer();
+  prepareViewer();
   if (state.order.length) show(firstOpen(0));
   else say("All fields have been taken away; U takes that back.", true);
 }, error => say(explain(error), true));

@@ -1,22 +1,13 @@
 "use strict";
-const $ = id => document.getElementById(id);
-const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const DOUBTS = { label: "label", area: "area", outline: "outline" };
 const FOUND = "#ffc24b", NOT = "#2aa7ff", OUTLINE = "#00e676";
 let images = [], corrections = {}, order = [], place = 0, waiting = Promise.resolve();
-let view = null, heat = null, opened = 0, tool = null, drawn = null;
+let view = null, heat = null, tool = null, drawn = null;
 const shows = { outline: true, map: false };
 
 // corrections ------------------------------------------------------------------------------------
 
-for (let tenth = 1; tenth <= 10; tenth++) {
-  const button = document.createElement("button");
-  button.innerHTML = `${tenth * 10} %<kbd>${tenth % 10}</kbd>`;
-  button.dataset.area = tenth / 10;
-  button.setAttribute("aria-keyshortcuts", tenth % 10);
-  button.onclick = () => decide({ label: 1, area: tenth / 10, excluded: false });
-  $("areas").append(button);
-}
+addAreas(area => decide({ label: 1, area, excluded: false }));
 for (const [part, text] of Object.entries(DOUBTS)) {
   const row = document.createElement("p");
   row.innerHTML = `<span>${text}</span><meter id="doubt-${part}" max="1" aria-label="doubt, ${text}"></meter><span id="doubt-${part}-value"></span>`;
@@ -28,8 +19,6 @@ const buttons = { accept: () => decide({ excluded: false }), none: () => decide(
   whole: () => viewer.isOpen() && viewer.viewport.goHome(), help: () => $("keys").showModal(), outline: () => toggle("outline"),
   map: () => toggle("map"), positive: () => take("positive"), negative: () => take("negative") };
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
-// a button that was pressed by a finger or a mouse does not keep the focus: Enter would press it again
-document.addEventListener("mousedown", event => { if (event.target.closest("button:not(dialog button)")) event.preventDefault(); });
 
 const keys = { Enter: buttons.accept, n: buttons.none, a: buttons.some, x: buttons.exclude, u: undo, Backspace: undo,
   ArrowLeft: buttons.previous, ArrowRight: buttons.next, z: buttons.whole, "+": buttons.closer, "=": buttons.closer,
@@ -42,13 +31,6 @@ document.addEventListener("keydown", event => {
   const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (action) { event.preventDefault(); if (!event.repeat) action(); }
 });
-
-async function ask(path, body) {
-  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, options);
-  if (!response.ok) throw new Error(await response.json().then(answer => answer.detail, () => response.statusText));
-  return response.json();
-}
 
 const at = () => order[place];
 function current(position) {
@@ -74,9 +56,7 @@ function correct(position, change) {
 
 async function decide(change) {
   const position = at(), from = place;
-  if (!change.excluded && seen !== position) {
-    return say($("failed").hidden ? "Wait until the picture is shown." : "It can't be read: X leaves it out.", true);
-  }
+  if (!change.excluded && !isSeen(position, "X")) return;
   if (await correct(position, () => change) && from === place) show(firstOpen(place + 1));
 }
 
@@ -90,16 +70,6 @@ function undo() {
       else showCorrection();
     } catch (error) { say(`Not undone. ${explain(error)}`, true); }
   });
-}
-
-// fetch throws a TypeError where no response comes; what the program has refused is an Error of `ask`
-function explain(error) {
-  return error instanceof TypeError ? "Is the program still running? Start it again, and open the address that it prints." : error.message;
-}
-
-function say(text, bad = false) {
-  $("message").textContent = text;
-  $("message").classList.toggle("bad", bad);
 }
 
 // which image ------------------------------------------------------------------------------------
@@ -163,46 +133,21 @@ function showCorrection() {
 
 // viewer -----------------------------------------------------------------------------------------
 
-const viewer = OpenSeadragon({ element: $("viewer"), drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
-  tabIndex: -1, animationTime: calm ? 0 : .3, visibilityRatio: .3, minZoomImageRatio: .8, maxZoomPixelRatio: 12, zoomPerScroll: 1.3,
-  gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { dblClickToZoom: true } });
+makeViewer();
 for (const event of ["open", "update-viewport", "resize"]) viewer.addHandler(event, redraw);
 addEventListener("resize", redraw);
 
-let seen = -1; // whose pixels are shown
-
 async function showImage() {
-  const mine = ++opened, position = at();
-  $("failed").hidden = true;
+  const position = at();
   view = heat = null;
-  seen = -1;
-  viewer.close(); // nobody is to judge this one by the one before it
-  $("viewer").setAttribute("aria-busy", true);
-  try {
-    const layout = await ask(`image/${position}`);
-    if (mine !== opened) return;
-    viewer.open({ ...layout, getTileUrl: (level, column, row) => `image/${position}/${level}/${column}/${row}` });
-    viewer.addOnceHandler("tile-drawn", () => { seen = at(); $("viewer").setAttribute("aria-busy", false); });
-    const next = order[place + 1];
-    if (next !== undefined) ask(`image/${next}`).catch(() => 0); // so that it is ready
-    const found = await ask(`view/${position}`).catch(() => null); // without a map there is still the image
-    if (mine !== opened || !found) return;
-    view = { ...found, path: new Path2D(found.outline) };
-    heat = new Image();
-    heat.onload = redraw;
-    heat.src = `data:image/png;base64,${found.heat}`;
-    redraw();
-  } catch (error) {
-    if (mine !== opened) return;
-    $("viewer").setAttribute("aria-busy", false);
-    $("failed").hidden = false;
-    $("failed").textContent = error instanceof TypeError ? explain(error) : `${images[position].name} ${error.message}. Press X to leave it out.`;
-  }
-}
-
-function zoom(by) {
-  if (!viewer.isOpen()) return;
-  viewer.viewport.zoomBy(by).applyConstraints();
+  if (!await openPicture(position, images[position].name, "X", order[place + 1])) return;
+  const found = await ask(`view/${position}`).catch(() => null); // without a map there is still the image
+  if (source !== position || !found) return;
+  view = { ...found, path: new Path2D(found.outline) };
+  heat = new Image();
+  heat.onload = redraw;
+  heat.src = `data:image/png;base64,${found.heat}`;
+  redraw();
 }
 
 function toggle(what) {
@@ -298,10 +243,4 @@ canvas.addEventListener("wheel", event => {
   viewer.viewport.zoomBy(event.deltaY < 0 ? 1.3 : 1 / 1.3, point).applyConstraints();
 }, { passive: false });
 
-for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); }); // beside it
-}
-
-const theme = localStorage.getItem("theme"); // as on the page to label on
-if (theme) document.documentElement.dataset.theme = theme;
 ask("state").then(answer => { ({ images, corrections } = answer); sort(); show(firstOpen(0)); }, error => say(explain(error), true));
