@@ -124,6 +124,8 @@ def _write(kind: str, options: Namespace) -> int:
         if existing.is_outside(items, folders[0]):
             folders = [item["image"].parent for item in items]
         notes += [f"Columns that are not used: {', '.join(unused)}."] if unused else []
+    if kind != "from-geojson":  # whose fields have been looked at
+        existing.check_pictures(items)
     folder = options.output or _common(folders)
     path = folder if folder.suffix == ".json" else folder / "dataset.json"
     notes += _group_notes(kind, items, bool(group))

@@ -36,7 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.images.limits import MIN_SIZE
-from scripts.images.pictures import is_plain, read_picture
+from scripts.images.pictures import is_plain, is_tiff, picture_size, read_picture
 from scripts.images.room import room_for
 from scripts.images.slide_parts import PART_KEYS, SlidePart, source_of
 from scripts.runtime.errors import InputError, first_line
@@ -499,15 +499,27 @@ def _area_problems(item: dict) -> list[str]:
     return []
 
 
-def check_picture(path: str | PathLike) -> tuple[tuple[int, int] | None, list[str]]:
-    """Width and height of an image, a file or a part of a slide, None where it can't be read; what is wrong with it."""
+def check_picture(path: str | PathLike, decoded: bool = True) -> tuple[tuple[int, int] | None, list[str]]:
+    """
+    Look into an image, a file or a part of a slide.
+
+    Args:
+        path: of the image.
+        decoded: whether all of it is read; the header of a picture tells nearly as much in no time. Of what else there
+            is, which takes longer to begin with, it is only looked whether it is there.
+
+    Returns:
+        Width and height, None where they are not known; and what is wrong with it.
+    """
     problem = file_problem(path)
     if problem:
         return None, [problem]
     try:
         if os.stat(path).st_size == 0 and not isinstance(path, SlidePart):  # MIRAX has all in a folder beside it
             return None, ["can't be read as an image (it is empty)"]
-        width, height = _size_of(path)
+        if not decoded and not (is_plain(path) or is_tiff(path)):
+            return None, []
+        width, height = _size_of(path) if decoded else picture_size(path)
     except Exception as error:  # a decoder may raise anything on a damaged file
         if isinstance(path, SlidePart) and isinstance(error, InputError):
             return None, [str(error).removesuffix(".")]

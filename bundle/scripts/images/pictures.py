@@ -26,7 +26,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "is_plain", "is_tiff", "only_page", "open_picture", "read_picture"]
+__all__ = ["FORMATS", "MAX_PIXELS", "is_plain", "is_tiff", "only_page", "open_picture", "picture_size", "read_picture"]
 
 logger = logging.getLogger(__name__)
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
@@ -66,6 +66,16 @@ def is_plain(path: str | PathLike) -> bool:
 def read_picture(path: str | PathLike, shrink: int = 1) -> np.ndarray:
     """(H, W) or (H, W, C) float32; arguments, and errors, of `PictureReader`."""
     return _read_tiff(path, shrink) if is_tiff(path) else _read_by_pillow(path, FORMATS, shrink)
+
+
+def picture_size(path: str | PathLike) -> tuple[int, int]:
+    """Width and height as stored, from the header alone; raises OSError as `PictureReader`, as far as that tells."""
+    if is_tiff(path):
+        with tifffile.TiffFile(path) as tiff:
+            page = only_page(tiff)
+            return page.imagewidth, page.imagelength
+    with open_picture(path, FORMATS) as picture:
+        return picture.size
 
 
 @contextmanager

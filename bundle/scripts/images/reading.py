@@ -20,13 +20,12 @@ from pathlib import Path
 import nibabel
 import nrrd
 import pydicom
-import tifffile
 from monai.data import ImageReader, NibabelReader, NrrdReader
 
 from scripts.images.annotations import AnnotationReader, asap_region, region_size
 from scripts.images.dicom import DicomReader, is_dicom
 from scripts.images.headers import open_nifti, read_nrrd_header, refuse_larger
-from scripts.images.pictures import FORMATS, MAX_PIXELS, is_tiff, only_page, open_picture
+from scripts.images.pictures import MAX_PIXELS, picture_size
 from scripts.images.readers import PictureReader, SlidePartReader
 from scripts.images.slide_parts import SlidePart
 
@@ -80,9 +79,4 @@ def image_size(path: str | PathLike) -> tuple[int, ...]:
     if isinstance(reader, DicomReader):
         header = pydicom.dcmread(path, stop_before_pixels=True)
         return int(header.Columns), int(header.Rows), int(header.get("NumberOfFrames") or 1)
-    if is_tiff(path):
-        with tifffile.TiffFile(path) as tiff:
-            page = only_page(tiff)
-            return page.imagewidth, page.imagelength
-    with open_picture(path, FORMATS) as picture:
-        return picture.size
+    return picture_size(path)

@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.data.datalist import SPLITS, class_problems, data_error, first_names, load_positive
+from scripts.data.datalist import SPLITS, check_picture, class_problems, data_error, first_names, load_positive
 from scripts.data.rough_area import rough_area
 from scripts.labelling.dataset import check_replaceable, split_by_group, write_dataset
 from scripts.labelling.given import KEPT, GivenData, read_content
@@ -39,6 +39,7 @@ __all__ = [
     "COLUMNS",
     "WITHOUT_MASK",
     "check_listed",
+    "check_pictures",
     "from_csv",
     "from_folders",
     "from_masks",
@@ -250,6 +251,16 @@ def _area(mask: Path, step: float) -> float | str:
         return rough_area(load_positive(mask), step)
     except Exception as error:  # a decoder may raise anything on a damaged file
         return f"the mask '{mask}' can't be read ({first_line(error)})"
+
+
+def check_pictures(items: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError naming each image, or mask, that is no picture by its header; see `check_picture`."""
+    paths = [item[key] for item in items for key in ("image", "mask") if key in item]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda path: check_picture(path, decoded=False)[1], paths)
+        problems = [f"'{path}': {text}" for path, texts in zip(paths, found, strict=True) for text in texts]
+    if problems:
+        raise data_error("the pictures", problems)
 
 
 def is_outside(items: Sequence[Mapping[str, Any]], folder: str | PathLike) -> bool:

@@ -137,6 +137,28 @@ def test_a_table_that_cannot_be_used_is_refused(table: str, folders: Path, capsy
     assert not (folders / "dataset.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["from-folders", "from-csv", "from-masks"])
+def test_files_that_are_no_pictures_are_named_before_anything_is_written(kind: str, folders: Path, capsys) -> None:
+    (folders / "yes" / "text.png").write_text("no picture")
+    (folders / "no" / "empty.jpg").touch()
+    Image.new("L", (2, 9)).save(folders / "no" / "narrow.tif")
+    names = [path.relative_to(folders) for path in (*folders.glob("yes/*"), *folders.glob("no/*"))]
+    rows = [f"{name},{int(name.parts[0] == 'yes')}" for name in names]
+    (folders / "table.csv").write_text("\n".join(["image,label", *rows]))
+    for name in names:
+        picture(folders / "masks" / name.with_suffix(".png").name, 20 * (name.parts[0] == "yes"), mask=True)
+        (folders / "all").mkdir(exist_ok=True)
+        (folders / "all" / name.name).write_bytes((folders / name).read_bytes())
+    given = {"from-folders": ["yes", "no"], "from-csv": ["table.csv"], "from-masks": ["all", "masks"]}[kind]
+    assert main(["data", kind, *(str(folders / name) for name in given)]) == 1
+    errors = capsys.readouterr().err
+    assert "3 problems" in errors
+    assert re.search(r"text.png': can't be read as an image \(not a picture: none of PNG, JPEG", errors)
+    assert re.search(r"empty.jpg': can't be read as an image \(it is empty\)", errors)
+    assert "narrow.tif': is 2x9, smaller than 4x4" in errors
+    assert not list(folders.rglob("dataset.json"))
+
+
 def test_masks_give_label_and_area(tmp_path: Path, capsys) -> None:
     """Of 80 pixels 20 are a quarter, which is rounded up to 0.3; 80 are all."""
     for name, marked in (("a", 20), ("b", 80), ("c", 0), ("d", 0), ("e", 24)):
