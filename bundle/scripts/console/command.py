@@ -138,7 +138,11 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("--overlay", action="append", default=[], metavar="NAME", help="of the network")
     parser.add_argument("--output_dir", metavar="FOLDER", help="of the training (that of the method)")
     parser.add_argument("--ckpt_dir", metavar="FOLDER", help="of its checkpoints (output_dir/models)")
-    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint (model.pt of ckpt_dir, or the included one)")
+    parser.add_argument(
+        "--ckpt_path",
+        metavar="FILE",
+        help="checkpoint (model.pt of ckpt_dir, or the included one; included: that one anyway)",
+    )
     parser.add_argument("--mpp", metavar="N", help="of a folder: micrometres per pixel of what the network sees")
     parser.add_argument("--class_name", metavar="NAME", help="of a folder: what the network finds (Cancer)")
     options = parser.parse_args(arguments)

@@ -42,6 +42,7 @@ from scripts.console.configs import (
 )
 from scripts.runtime.command_line import PATHS, did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
+from scripts.training.included import included_model, model_of, require_training
 
 __all__ = [
     "HELP",
@@ -64,10 +65,21 @@ OWN = ("method", "overlay")  # options that aren't settings
 MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
 MONAI_OPTIONS += ("workflow_type", "properties_path")
 OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
+INCLUDED = "included"  # as ckpt_path: the model that comes with the bundle
 AREA_RANKED, SECOND_ROUND = "area_ranked", "second_round"
 NEXT = {"train": "evaluate", "evaluate": "infer"}
 # settings that the next command needs as well: where things are, and what turns an image into a map
-CARRIED = ("output_dir", "ckpt_dir", "allow_outside", "superpixel_cache", "n_segments", "encoder", "stages", "tta")
+CARRIED = (
+    "output_dir",
+    "ckpt_dir",
+    "ckpt_path",
+    "allow_outside",
+    "superpixel_cache",
+    "n_segments",
+    "encoder",
+    "stages",
+    "tta",
+)
 CARRIED += ("fusion_weights", "pooling", "r", "top_fraction", "in_channels", "device")
 DEMO_SEED = "0"
 DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
@@ -147,6 +159,11 @@ def run(command: str, arguments: Sequence[str]) -> int:
     if rounds is not None and (rounds not in ("1", "2") or not has_two):
         raise UsageError(f"--rounds is 1 or 2, of cdws train by the method '{DEFAULT_METHOD}' alone; got '{rounds}'.")
     given = list(options)
+    if "ckpt_path" in top:  # of the runs that use what has been trained
+        places = {name: value for name, value in given if name in ("output_dir", "ckpt_dir", "ckpt_path", "args_file")}
+        if places.keys() == {"output_dir"} and places["output_dir"]:
+            require_training(places["output_dir"], INCLUDED)
+        options = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in given]
     typed = words[0] if words else dict(options).get("dataset_dir")
     if has_two and rounds is None and typed and _has_no_area(Path(typed)):
         print("One round: no training image has an area, by which a second could rank pixels.")
@@ -313,13 +330,11 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
     top = top_of(files)
     model = folders["ckpt_path"]
     if model is None:
-        from scripts.networks.map_network import trained_as_name
-        from scripts.training.checkpoints import model_of
-
         output = folders["output_dir"] or top["output_dir"]
-        shipped = f"{bundle_root()}/models"
-        name = trained_as_name(top["method"], top["superpixels"])
-        model = model_of(folders["ckpt_dir"] or f"{output}/models", output, shipped, name)
+        if folders["output_dir"] and not folders["ckpt_dir"]:
+            require_training(output, INCLUDED)
+        model = model_of(folders["ckpt_dir"] or f"{output}/models", output, f"{bundle_root()}/models", _trained_as(top))
+    model = _model(model, top)
     if not Path(model).is_file():
         raise InputError(f"There is no checkpoint '{model}'; train first, or name one with --ckpt_path PATH.")
     if not Path(file).parent.is_dir():
@@ -353,7 +368,8 @@ def export_folder(
         settings: of ``export.json``, None for the default.
     """
     files = config_files("inference", method, added, ["export"])
-    given = [(name, value) for name, value in settings.items() if value is not None]
+    top = top_of(files)
+    given = [(name, _model(value, top)) for name, value in settings.items() if value is not None]
     run_monai(
         ["run", "exporting", *_config_file(files), "--export_dir", folder, "--export_as", export_as, *_typed(given)]
     )
@@ -542,6 +558,15 @@ def _data(command: str, words: list[str], options: list[tuple[str, str | None]],
     elif typed and "demo" not in added:  # which draws what isn't there
         _require_dataset(typed[-1])
     return ["--dataset_dir", _path(words[0])] if words else []
+
+
+def _trained_as(top: Mapping[str, Any]) -> str:
+    return top["method"] + " with superpixels" * top["superpixels"]
+
+
+def _model(typed: str | None, top: Mapping[str, Any]) -> str | None:
+    """What was typed as the path of a model; by a word of its own the one that comes with the bundle is meant."""
+    return _shown(included_model(f"{bundle_root()}/models", _trained_as(top))) if typed == INCLUDED else typed
 
 
 def _path(typed: str) -> str:

@@ -29,7 +29,8 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import new_folder
 from scripts.runtime.values import positive_number
 from scripts.slides import model_mpp
-from scripts.training.checkpoints import is_included, original_mpp, original_size
+from scripts.training.checkpoints import original_mpp, original_size
+from scripts.training.included import is_included
 
 __all__ = ["Exporter"]
 

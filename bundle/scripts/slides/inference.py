@@ -54,7 +54,8 @@ from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
 from scripts.slides.value_counts import ValueCounts
-from scripts.training.checkpoints import is_included, original_mpp
+from scripts.training.checkpoints import original_mpp
+from scripts.training.included import is_included
 
 __all__ = ["SlideInference", "SlideResult", "model_mpp"]
 

@@ -37,14 +37,13 @@ from scripts.runtime.command_line import was_left_out
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 from scripts.runtime.processes import sum_over_processes
+from scripts.training.included import LEARNED_FROM, is_included
 
 __all__ = [
     "BestCheckpoint",
     "LastCheckpoint",
     "NetworkLoader",
     "is_finite",
-    "is_included",
-    "model_of",
     "original_mpp",
     "original_size",
     "read_checkpoint",
@@ -54,31 +53,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str | PathLike, method: str = "") -> str:
-    """
-    The model of a training; one that comes with the bundle where there has been none, which is said in a line.
-
-    Args:
-        ckpt_dir: folder of the training's checkpoints, ``output_dir/models`` unless somebody has named another.
-        output_dir: of the training.
-        shipped: folder of the models that come with the bundle: ``METHOD.pt``, or ``model.pt`` for all other methods.
-        method: name of the method.
-
-    Returns:
-        Path of ``model.pt`` in `ckpt_dir`, even if it isn't there, when the folder has been named, or when a training
-        has left something in it: one that was stopped early has no model yet.
-    """
-    folder = Path(ckpt_dir)
-    model = str(folder / "model.pt")
-    is_named = folder != Path(output_dir) / "models"
-    of_method = Path(shipped) / f"{method}.pt"
-    included = of_method if of_method.is_file() else Path(shipped) / "model.pt"
-    if is_named or any(folder.glob("*.pt")) or not included.is_file():
-        return model
-    logger.warning(f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{included}'.")
-    return str(included)
 
 
 def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:
@@ -110,11 +84,6 @@ def original_mpp(path: str | PathLike) -> float | None:
     return None if found is None else found.mpp
 
 
-def is_included(path: str | PathLike, shipped: str | PathLike) -> bool:
-    """Whether a checkpoint is in the folder of the models that come with the bundle."""
-    return Path(path).resolve().parent == Path(shipped).resolve()
-
-
 def used_model(path: str | PathLike, shipped: str | PathLike, settings: MutableMapping[str, Any]) -> dict[str, str]:
     """
     Say which model a run uses, and take ``spatial_size`` from it unless that has been typed.
@@ -144,6 +113,7 @@ def used_model(path: str | PathLike, shipped: str | PathLike, settings: MutableM
     else:
         described = f"{file} of {changed:%Y-%m-%d %H:%M}"
     described += f", trained at {size[0]} x {size[1]} pixels" if size else ""
+    described += f" {LEARNED_FROM}" if is_included(file, shipped) else ""
     logger.info(f"Model: {described}.")
     return {"model": described, "model_checksum": f"{checksum:08x}"}
 

@@ -120,6 +120,9 @@ ABSENT = {
     "merge_masks DATA NONE OUT": "no folder or file 'NONE'",
     "curve NONE": "no data set at 'NONE'",
     "study NONE": "no data set at 'NONE'",
+    "evaluate DATA --output_dir RNU": "trained in 'RNU' (did you mean RUN?): name the --output_dir of a training",
+    "infer a.png --output_dir x/y": "add --ckpt_path included",
+    "export a.ts --output_dir RNU": "trained in 'RNU' (did you mean RUN?)",
     "export a.ts --ckpt_path NONE": "no checkpoint 'NONE'",
     "export a.ts --ckpt_path a.png": "'a.png' is damaged, or not a checkpoint",
     "export NONE/a.onnx --ckpt_path a.png": "no folder 'NONE' to write 'a.onnx' into",
@@ -246,7 +249,9 @@ NEXT = {
     ),
     "train DATA --overlay second_round --ranked_by a.pt --ckpt_dir c": "cdws evaluate DATA --ckpt_dir c",
     "label DATA --port 0": "cdws train DATA",
-    "evaluate DATA --output_dir=-x --split test --allow_outside True": "cdws infer FOLDER --output_dir=-x",
+    "evaluate DATA --output_dir=-x --ckpt_path included --allow_outside True": (
+        "cdws infer FOLDER --output_dir=-x --ckpt_path included"
+    ),
 }
 
 
@@ -257,12 +262,21 @@ def test_a_run_ends_with_the_command_that_follows(line: str, started, capsys) ->
 
 
 def test_inference_ends_with_its_page(started, capsys) -> None:
-    Path("mine/predictions").mkdir(parents=True)
-    Path("mine/predictions/index.html").touch()
+    for name in ("mine/predictions/index.html", "mine/models/model.pt", "other/models/last.pt"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
     assert main(["infer", "a.png", "--output_dir", "mine"]) == 0
     assert capsys.readouterr().out == "Look at: mine/predictions/index.html\n"
     assert main(["infer", "a.png", "--output_dir", "other"]) == 0
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("method", "model"), [("recommended", "area_ranked.pt"), ("dws", "model.pt")])
+def test_the_included_model_has_a_word(started, method: str, model: str) -> None:
+    assert main(["evaluate", "DATA", "--method", method, "--output_dir", "new", "--ckpt_path", "included"]) == 0
+    assert main(["export", "new", "--wsinfer", "--method", method, "--ckpt_path", "included"]) == 0
+    for words in started:
+        assert words[words.index("--ckpt_path") + 1] == str(BUNDLE / "models" / model)
 
 
 def test_a_second_round_is_not_repeated(started) -> None:

@@ -22,7 +22,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import CopyItemsd
 from scripts.networks import DCAN, FCN, CDWSNet, MapNetwork, UNet
 from scripts.runtime.errors import InputError
-from scripts.training.checkpoints import BestCheckpoint, NetworkLoader, model_of
+from scripts.training.checkpoints import BestCheckpoint, NetworkLoader
 from scripts.training.trainer import MeanLoss
 
 
@@ -120,36 +120,6 @@ def test_every_network_refuses_them_whoever_loads_them(network: MapNetwork) -> N
     state[last].view(-1)[-1] = math.nan
     with pytest.raises(InputError, match="not finite"):
         network.load_state_dict(state)
-
-
-@pytest.fixture
-def shipped(tmp_path: Path) -> Path:
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "model.pt").touch()
-    (tmp_path / "bundle" / "dws.pt").touch()
-    return tmp_path / "bundle"
-
-
-def test_the_shipped_model_is_used_where_nothing_was_trained_and_that_is_said(tmp_path: Path, shipped: Path, caplog):
-    models = tmp_path / "out" / "models"
-    for method, name in {"": "model.pt", "cdws": "model.pt", "dws": "dws.pt"}.items():
-        file = str(shipped / name)
-        assert model_of(str(models), str(tmp_path / "out"), shipped, method) == file
-        assert f"There is no model in '{models}': the one that comes with the bundle is used, '{file}'" in caplog.text
-
-
-@pytest.mark.parametrize("left", ["model.pt", "last.pt", "state_1.pt"])
-def test_a_training_has_its_own_model_or_none_yet(tmp_path: Path, shipped: Path, caplog, left: str) -> None:
-    """One that was interrupted would be scored as the user's."""
-    models = tmp_path / "out" / "models"
-    models.mkdir(parents=True)
-    (models / left).touch()
-    assert model_of(models, tmp_path / "out", shipped) == str(models / "model.pt")
-    assert caplog.text == ""
-
-
-def test_a_folder_that_was_named_is_taken_at_its_word(tmp_path: Path, shipped: Path) -> None:
-    assert model_of(tmp_path / "typo", tmp_path / "out", shipped) == str(tmp_path / "typo" / "model.pt")
 
 
 class Logits(torch.nn.Module):
