@@ -277,6 +277,21 @@ def test_comments_and_the_overview(page, browser, tmp_path):
     assert given == [Answer(1, 0.3), Answer(0), Answer(1, 0.4), Answer(None)]
 
 
+def test_the_overview_shows_where_long_names_differ(browser, served, tmp_path):
+    names = [f"patient_{'x' * 60}_{number}.png" for number in (1, 2)]
+    for name in names:
+        Image.effect_noise((48, 48), 60).save(tmp_path / name)
+    with served(Pictures(tmp_path, names), Journal(tmp_path / "labels.jsonl")) as address:
+        Page(browser, address).key("g")
+        cards = browser.find_elements("css selector", ".card")
+        assert [card.get_attribute("title") for card in cards] == names
+        inside = """const [card] = arguments, name = card.querySelector(".name"), end = name.lastChild;
+            return [end.textContent, end.scrollWidth <= end.clientWidth,
+                end.getBoundingClientRect().right <= card.getBoundingClientRect().right, name.textContent];"""
+        for card, name in zip(cards, names, strict=True):
+            assert browser.execute_script(inside, card) == [name[-9:], True, True, name]
+
+
 def test_positive_images_are_asked_for_their_area(browser, served, tmp_path):
     images = ["a.png", "b.png", "c.png"]
     for name in images:

@@ -335,6 +335,7 @@ function open(id) {
 // overview ---------------------------------------------------------------------------------------
 
 const FILTERS = { all: "All", open: "Open", area: "With area", some: "Area unknown", none: "None", unsure: "Unsure", comment: "Comment" };
+const NAME_END = 9;  // letters that are always shown
 let filter = "all";
 
 function matches(position, wanted) {
@@ -396,6 +397,14 @@ function card(position) {
     row.textContent = value || "";
     if (value) text.append(row);
   }
+  // names differ at their ends, so a long one is cut before that
+  const letters = [...state.images[position]], [start, end] = [letters.slice(0, -NAME_END), letters.slice(-NAME_END)].map(part => {
+    const piece = document.createElement("span");
+    piece.textContent = part.join("");
+    return piece;
+  });
+  text.querySelector(".name").replaceChildren(start, end);
+  button.title = state.images[position];
   button.append(image, text);
   button.onclick = () => {
     if (route && !route.includes(position)) route = null;
