@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import logging
 import os
@@ -221,8 +222,8 @@ def claim(folders: Sequence[str | PathLike], run: str) -> None:
 
     Half files of a run that was killed are removed, unless a run of another kind, which may be writing them, is alive.
 
-    The lock is the operating system's on ``.RUN.lock``, and ends with the process however that ends. The first process
-    of a distributed run claims for all.
+    The lock is the operating system's on ``.RUN.lock``, and ends with the process however that ends; the file goes with
+    it, unless the process is killed. The first process of a distributed run claims for all.
 
     Args:
         folders: to write into.
@@ -241,6 +242,10 @@ def claim(folders: Sequence[str | PathLike], run: str) -> None:
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not _is_at(file, path):  # its owner has ended, and removed it, in between
+                file.close()
+                file = path.open("a+", encoding="utf-8")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip()
@@ -255,11 +260,31 @@ def claim(folders: Sequence[str | PathLike], run: str) -> None:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+        if not _claimed:
+            atexit.register(_release, os.getpid())
         _claimed[path] = file
         others = [other for other in folder.glob(".*.lock") if other not in _claimed]
         for partial in folder.glob(PARTIAL) if not any(map(_is_locked, others)) else ():
             if not partial.is_dir():
                 partial.unlink(missing_ok=True)
+
+
+def _release(owner: int) -> None:
+    """Remove the files of this process's locks, while it has them; a process that was forked from it has none."""
+    if os.getpid() == owner:
+        for path, file in _claimed.items():
+            with suppress(OSError):
+                if _is_at(file, path):
+                    path.unlink()
+            file.close()
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    """Whether an open file is the one that a path leads to."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @by_first_process
@@ -277,8 +302,10 @@ def _make(folders: Sequence[str | PathLike]) -> None:
 
 def _is_locked(path: Path) -> bool:
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:  # removed since it was found
+        return False
     except OSError:  # of another process, or another user
         return True
     return False

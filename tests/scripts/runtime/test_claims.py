@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import claim
 
+BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 HOLDER = """
 import os, sys
 from scripts.runtime.files import claim
@@ -34,9 +36,13 @@ class Holder:
     """A process that has claimed a folder."""
 
     def __init__(self, python: str, folder: Path) -> None:
-        bundle, pipes = Path(__file__).resolve().parents[3] / "bundle", {"stdin": -1, "stdout": -1}
-        self.process = subprocess.Popen([python, "-c", HOLDER, folder], cwd=bundle, text=True, **pipes)
+        pipes = {"stdin": -1, "stdout": -1}
+        self.process = subprocess.Popen([python, "-c", HOLDER, folder], cwd=BUNDLE, text=True, **pipes)
         self.pid = int(self.process.stdout.readline())
+
+    def end(self) -> None:
+        """As a run does that has finished."""
+        self.process.communicate("\n")
 
     def kill(self) -> None:
         self.process.kill()
@@ -80,3 +86,30 @@ def test_half_files_of_a_run_of_another_kind_that_is_alive_stay(tmp_path: Path, 
 def test_one_process_may_run_again(tmp_path: Path) -> None:
     claim([tmp_path], "training")
     claim([tmp_path, tmp_path], "training")
+
+
+def test_a_run_that_ends_leaves_no_lock(tmp_path: Path, holder: Holder) -> None:
+    assert (tmp_path / ".training.lock").is_file()
+    holder.end()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_file_is_removed_while_it_is_taken_is_taken_anew(tmp_path: Path, monkeypatch, quick_python: str):
+    """The run before ends between the opening of its file and the lock on it."""
+    locked = []
+
+    def lock(file, how: int) -> None:
+        if not locked:
+            (tmp_path / ".training.lock").unlink()
+        locked.append(file)
+        flock(file, how)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lock)
+    claim([tmp_path], "training")
+    assert len(locked) == 2
+    monkeypatch.undo()
+    program = "from scripts.runtime.files import claim\nclaim(['.'], 'training')"
+    command = [quick_python, "-c", f"import sys; sys.path.insert(0, {str(BUNDLE)!r})\n{program}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "Another training" in done.stderr
