@@ -21,7 +21,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ __all__ = ["SlideInference", "SlideResult", "model_mpp"]
 logger = logging.getLogger(__name__)
 THUMBNAIL = 1024
 FULL = 65535  # of probability 1 in the unfinished map
+UNFINISHED = ".unfinished"  # folder of those maps
 TABLE = "slides.csv"
 PAGE = "index.html"
 SHOWN_SIDE = 640  # pixels of the longer side of a slide in the page
@@ -280,6 +281,8 @@ class SlideInference:
                         logger.exception(f"{name}: '{path}' failed.")
                         unexpected.append(error)
                 self._write_table()
+        with suppress(OSError):  # none, or not empty
+            (self.output_dir / UNFINISHED).rmdir()
         self._write_page()  # by each process: whichever is the last has them all
         if rank == 0:
             self._write_table()
@@ -288,8 +291,11 @@ class SlideInference:
         if unexpected:
             raise unexpected[0]
         if problems:
-            others = "there are results of all others" if count == 1 else "see the other processes for theirs"
-            raise InputError("\n  - ".join([f"{len(problems)} of the slides can't be used; {others}:", *problems]))
+            slides = "1 slide" if len(problems) == 1 else f"{len(problems)} slides"
+            others = "" if count == 1 else "; see the other processes for theirs"
+            if count == 1 and len(self.slides) + len(self.left_out) > len(problems):
+                others = "; the others are done"
+            raise InputError("\n  - ".join([f"{slides} can't be used{others}:", *problems]))
         return [result for name in self.slides if (result := self._result(name)) is not None]
 
     def map_tiles(self, view: SlideView, grid: TileGrid, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, torch.Tensor]]:
@@ -318,7 +324,7 @@ class SlideInference:
             found, left_out = self._usable(name, overview, overview_view)
             tissue = TissueMask(found, view.width, view.height)
             key = self._key(path, view, tissue)
-            unfinished = self.output_dir / ".unfinished" / name
+            unfinished = self.output_dir / UNFINISHED / name
             if (done := self._read_record(name)) is not None and done["key"] == key:
                 logger.info(f"{name}: is finished already")
                 if self.ome_zarr and not all(self._path(name, ending).is_dir() for ending in ZARRS):
