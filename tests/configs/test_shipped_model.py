@@ -95,6 +95,9 @@ def test_glass_ink_and_blur_are_not_cancer_for_the_recommended_model(configs, tm
         output_dir=str(tmp_path / "out"),
         logging_file=False,
     )
+    page = (tmp_path / "out" / "predictions" / "index.html").read_text()
+    assert "area_ranked.pt, which comes with" in page
+    assert "trained at 224 x 224 pixels on H&amp;E-stained colon biopsies" in page
     for name in not_tissue():
         probability = np.asarray(Image.open(tmp_path / "out" / "predictions" / f"{name}_probability.png")) / 65535
         assert probability.mean() < 0.1, name
@@ -110,6 +113,7 @@ def test_evaluation_of_the_recommended_model_gives_the_numbers_of_its_card(confi
         output_dir=str(tmp_path),
         logging_file=False,
     )
+    assert not (tmp_path / "side_outputs.png").exists()  # the network has one output
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     lines = (configs.parent / "docs" / "README.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith("| `area_ranked.pt` |"))

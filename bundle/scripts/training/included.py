@@ -40,7 +40,13 @@ def is_included(path: str | PathLike, shipped: str | PathLike) -> bool:
     return Path(path).resolve().parent == Path(shipped).resolve()
 
 
-def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str | PathLike, method: str = "") -> str:
+def model_of(
+    ckpt_dir: str | PathLike,
+    output_dir: str | PathLike,
+    shipped: str | PathLike,
+    method: str = "",
+    is_scored: bool = False,
+) -> str:
     """
     The model of a training; one that comes with the bundle where there has been none, which is said in a line.
 
@@ -49,13 +55,15 @@ def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str 
         output_dir: of the training.
         shipped: folder of the models that come with the bundle, see `included_model`.
         method: name of the method.
+        is_scored: whether the scores of one model must not stand in the folder of another. Results of new images may
+            be put anywhere, as is usual in MONAI's bundles.
 
     Returns:
         Path of ``model.pt`` in `ckpt_dir`, even if it isn't there, when the folder has been named, or when a training
         has left something in it: one that was stopped early has no model yet.
 
     Raises:
-        InputError: when an `output_dir` was typed in which nothing has been trained.
+        InputError: when a model is scored, and an `output_dir` was typed in which nothing has been trained.
     """
     folder = Path(ckpt_dir)
     model = str(folder / "model.pt")
@@ -63,7 +71,7 @@ def model_of(ckpt_dir: str | PathLike, output_dir: str | PathLike, shipped: str 
     included = included_model(shipped, method)
     if is_named or _has_checkpoint(output_dir) or not included.is_file():
         return model
-    if typed_setting("output_dir") is not None:
+    if is_scored and typed_setting("output_dir") is not None:
         require_training(output_dir, str(included))
     logger.warning(f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{included}'.")
     return str(included)

@@ -51,14 +51,15 @@ def test_a_folder_that_was_named_is_taken_at_its_word(tmp_path: Path, shipped: P
     assert model_of(tmp_path / "typo", tmp_path / "out", shipped) == str(tmp_path / "typo" / "model.pt")
 
 
-def test_no_other_model_stands_in_for_that_of_a_folder_that_was_typed(tmp_path: Path, shipped: Path, monkeypatch):
+def test_no_other_model_is_scored_in_the_place_of_one_that_was_typed(tmp_path: Path, shipped: Path, monkeypatch):
     (tmp_path / "mine" / "models").mkdir(parents=True)
     (tmp_path / "mine" / "models" / "model.pt").touch()
     monkeypatch.setattr(sys, "argv", ["monai/bundle/__main__.py", "run", "--output_dir", str(tmp_path / "mien")])
     keep_typed({})
     try:
         with pytest.raises(InputError) as raised:
-            model_of(tmp_path / "mien" / "models", tmp_path / "mien", shipped)
+            model_of(tmp_path / "mien" / "models", tmp_path / "mien", shipped, is_scored=True)
+        assert model_of(tmp_path / "mien" / "models", tmp_path / "mien", shipped) == str(shipped / "model.pt")
     finally:
         remember({})
         monkeypatch.setattr(sys, "argv", ["pytest"])
