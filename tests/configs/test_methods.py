@@ -250,7 +250,7 @@ def test_each_constraint_and_pooling_trains(study, settings, extra) -> None:
         ({"stages": 2, "fusion_weights": [0.5, 0.5]}, "expected 1 or 4 maps .*, got 3; .* one of side_area_weights"),
         (
             {"stages": 5, "fusion_weights": [0.2] * 5, "spatial_size": [8, 8]},
-            "spatial_size must be two integers of 16 or more",
+            "spatial_size must be height and width, two integers of 16 or more",
         ),
         ({"superpixels": "false"}, "superpixels must be True or False; got 'false'"),
         ({"deep_supervision": "no"}, "deep_supervision must be True or False; got 'no'"),

@@ -46,6 +46,7 @@ BASES = ("train", "inference", "evaluate", "check", "review", "metadata")
 OF_OTHERS = ("monai_label", "multi_gpu_train", "multi_gpu_evaluate", "federated", "study_training", "study_evaluation")
 OF_OTHERS += ("export",)
 OF_INFERENCE = ("slides", "inference_onnx", "inference_trt")
+OF_TRAINING = ("second_round",)
 ROW = re.compile(r"^\| (`.+?) \| (.+?) \| (.+?) \|$")
 
 
@@ -85,9 +86,10 @@ def methods() -> dict[str, str]:
     return _described(name for name in _stems() if "method" in _read(_folder() / f"{name}.json"))
 
 
-def overlays() -> dict[str, str]:
-    """All other overlays of `cdws`, with what they are."""
-    return _described(_stems() - set(methods()))
+def overlays(base: str = "inference") -> dict[str, str]:
+    """All other overlays of `cdws` that go with a run, ``"train"`` or ``"inference"``, with what they are."""
+    others = OF_INFERENCE if base != "inference" else OF_TRAINING
+    return _described(_stems() - set(methods()) - set(others))
 
 
 def config_files(base: str, method: str, added: Sequence[str] = (), last: Sequence[str] = ()) -> list[Path]:
@@ -116,7 +118,7 @@ def config_files(base: str, method: str, added: Sequence[str] = (), last: Sequen
             files.append(path)
             continue
         if name not in _stems():
-            known = [*overlays(), *methods()]
+            known = [*overlays(base), *methods()]
             raise UsageError(
                 f"There is no overlay '{name}'{did_you_mean(name, known)}; cdws train -h lists the overlays."
             )

@@ -26,6 +26,7 @@ import shutil
 import sys
 import textwrap
 import warnings
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +41,10 @@ from scripts.console.configs import (
     overlays,
     top_of,
 )
+from scripts.images.limits import MIN_SIZE
 from scripts.runtime.command_line import PATHS, did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
+from scripts.runtime.values import image_size
 from scripts.training.included import included_model, model_of, require_training
 
 __all__ = [
@@ -121,7 +124,7 @@ def run_help(command: str) -> str:
     names = ", ".join(
         setting.name for setting in described_settings() if setting.name in top and setting.name not in own
     )
-    rows = {"methods (--method NAME)": methods(), "overlays (--overlay NAME, again for each)": overlays()}
+    rows = {"methods (--method NAME)": methods(), "overlays (--overlay NAME, again for each)": overlays(run.base)}
     lists = [f"\n{title}:\n" + "\n".join(f"  {k:24}{v}" for k, v in texts.items()) for title, texts in rows.items()]
     what = {"DATA": "the folder of dataset.json", "FOLDER": "a folder of images, or files"}[run.data]
     return (
@@ -160,9 +163,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         raise UsageError(f"--rounds is 1 or 2, of cdws train by the method '{DEFAULT_METHOD}' alone; got '{rounds}'.")
     given = list(options)
     if "ckpt_path" in top:  # of the runs that use what has been trained
-        places = {name: value for name, value in given if name in ("output_dir", "ckpt_dir", "ckpt_path", "args_file")}
-        if places.keys() == {"output_dir"} and places["output_dir"]:
-            require_training(places["output_dir"], INCLUDED)
+        _require_own_model(dict(given))
         options = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in given]
     typed = words[0] if words else dict(options).get("dataset_dir")
     if has_two and rounds is None and typed and _has_no_area(Path(typed)):
@@ -331,8 +332,7 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
     model = folders["ckpt_path"]
     if model is None:
         output = folders["output_dir"] or top["output_dir"]
-        if folders["output_dir"] and not folders["ckpt_dir"]:
-            require_training(output, INCLUDED)
+        _require_own_model(folders)
         model = model_of(folders["ckpt_dir"] or f"{output}/models", output, f"{bundle_root()}/models", _trained_as(top))
     model = _model(model, top)
     if not Path(model).is_file():
@@ -369,6 +369,7 @@ def export_folder(
     """
     files = config_files("inference", method, added, ["export"])
     top = top_of(files)
+    _require_own_model(settings)
     given = [(name, _model(value, top)) for name, value in settings.items() if value is not None]
     run_monai(
         ["run", "exporting", *_config_file(files), "--export_dir", folder, "--export_as", export_as, *_typed(given)]
@@ -443,19 +444,30 @@ def _plain_check(
     """
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".json"]
     given = dict(options)
-    deeper = any(key.startswith("datalist") and key != "datalist" for content in contents for key in (*content, *given))
+    deeper = any(key.startswith("datalist") and key != "datalist" for key in given)
     top = top_of(files)
     arguments = dict(top.get("datalist", {}))
+    changes = {key: value for content in contents for key, value in content.items() if key.startswith("datalist#")}
+    deeper = deeper or not {key.removeprefix("datalist#") for key in changes} <= arguments.keys()
+    arguments |= {key.removeprefix("datalist#"): value for key, value in changes.items()}
     is_usual = arguments.pop("_target_", None) == "scripts.data.datalist.load_datalist"
     if typed is None or deeper or not is_usual or len(contents) < len(files) or given.keys() & set(MONAI_OPTIONS):
         return None
-    values = {name: top.get(value[1:], value) if str(value)[:1] == "@" else value for name, value in arguments.items()}
+    named = {name: value for name, value in (top | given).items() if isinstance(value, str)}
+
+    def meant(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named.get(part[1:], part) if str(part)[:1] == "@" else part for part in value]
+        return top.get(value[1:], value) if str(value)[:1] == "@" else value
+
+    values = {name: meant(value) for name, value in arguments.items()}
     for name in values.keys() & given.keys() - {"dataset_dir"}:
         if given[name] not in ("True", "False"):
             return None
         values[name] = given[name] == "True"
     values["dataset_dir"] = typed
-    return None if any(str(value)[:1] in ("@", "$", "%") for value in values.values()) else values
+    plain = (part for value in values.values() for part in (value if isinstance(value, list) else [value]))
+    return None if any(str(part)[:1] in ("@", "$", "%") for part in plain) else values
 
 
 def _check_at_once(**values: Any) -> None:
@@ -564,6 +576,12 @@ def _trained_as(top: Mapping[str, Any]) -> str:
     return top["method"] + " with superpixels" * top["superpixels"]
 
 
+def _require_own_model(given: Mapping[str, str | None]) -> None:
+    """Raise InputError where a training is named, by its output_dir alone, that there is not."""
+    if given.get("output_dir") and not any(given.get(name) for name in ("ckpt_dir", "ckpt_path", "args_file")):
+        require_training(given["output_dir"], INCLUDED)
+
+
 def _model(typed: str | None, top: Mapping[str, Any]) -> str | None:
     """What was typed as the path of a model; by a word of its own the one that comes with the bundle is meant."""
     return _shown(included_model(f"{bundle_root()}/models", _trained_as(top))) if typed == INCLUDED else typed
@@ -594,6 +612,14 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     for name in ("seed", "num_workers"):
         if not re.fullmatch(r"[-+]?\d+|None|[$@%].*", given.get(name, "0") or ""):
             raise UsageError(f"--{name} is a whole number; got '{given[name] or 'nothing'}'.")
+    size = given.get("spatial_size", "@")
+    if not str(size).startswith(("$", "@", "%")):
+        try:
+            image_size("--spatial_size", literal_eval(size or ""), MIN_SIZE)
+        except InputError as error:
+            raise UsageError(str(error)) from error
+        except (SyntaxError, ValueError):
+            raise UsageError(f"--spatial_size is height and width, as [224,224]; got '{size or 'nothing'}'.") from None
     for name in ("args_file", "logging_file"):
         if name in given and given[name] not in ("False", "None") and not Path(given[name] or "").is_file():
             raise UsageError(f"There is no file '{given[name] or ''}'; name one with --{name}, or leave it out.")

@@ -494,7 +494,8 @@ def _area_problems(item: dict) -> list[str]:
     if label == 0:
         return [f"label is 0, but an area of {_repr.repr(area)} is given; remove one"]
     if not isinstance(area, (int, float)) or isinstance(area, bool) or not 0 < area <= 1:
-        hint = f" (did you mean {area / 100:g}?)" if isinstance(area, (int, float)) and 2 <= area <= 100 else ""
+        is_percent = isinstance(area, (int, float)) and not isinstance(area, bool) and 1 < area <= 100
+        hint = f" ({area / 100:g} for {area:g} %)" if is_percent else ""
         return [f"area is {_repr.repr(area)}, must be a fraction of the image above 0 and up to 1{hint}"]
     return []
 

@@ -123,7 +123,8 @@ class MapImages(MapPanels):
 
 class SideOutputs(MapPanels):
     """
-    Draws ``side_outputs.png`` during evaluation: what each side of the network sees, as Figure 4 of the paper.
+    Draws ``side_outputs.png`` during evaluation: what each side of the network sees, as Figure 4 of the paper. Of a
+    network with a single map it draws none.
 
     Args:
         output_dir: folder of the picture.
@@ -144,7 +145,7 @@ class SideOutputs(MapPanels):
         self.rows[image.name] = panels
 
     def draw(self) -> None:
-        if not self.rows:
+        if not self.rows or len(self.network.map_names) == 1:  # a network without side outputs
             return
         picture = render(draw_maps(self.rows, self.network.receptive_fields()), dpi=110)
         with replacing(self.path, binary=True) as file:

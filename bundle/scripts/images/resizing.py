@@ -23,6 +23,7 @@ from monai.networks.layers import gaussian_1d
 from monai.transforms import Resize, Resized
 from scipy.sparse import csr_array
 
+from scripts.images.limits import MIN_SIZE
 from scripts.runtime.values import image_size
 
 __all__ = ["SmoothResize", "SmoothResized"]
@@ -99,7 +100,7 @@ class SmoothResized(Resized):
     """
 
     def __init__(self, keys: KeysCollection, spatial_size: Sequence[int], size_mode: str = "all") -> None:
-        image_size("spatial_size", spatial_size)
+        image_size("spatial_size", spatial_size, MIN_SIZE)
         size = max(spatial_size) if size_mode == "longest" else spatial_size
         super().__init__(keys, size, size_mode, mode="bilinear", anti_aliasing=True)
         self.resizer = SmoothResize(size, size_mode)

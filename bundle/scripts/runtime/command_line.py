@@ -152,19 +152,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         options, rest = self.parse_known_args(args, namespace)
         if rest:
+            typed = sys.argv[1:] if args is None else args
+            commands = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+            chosen = next((parsers[typed[0]] for parsers in commands if typed[0] in parsers), self)
             name = rest[0].partition("=")[0]
             if name[:1] != "-":
-                self.error(f"'{name}' is one word too many")
-            self.error(f"there is no option {name}{did_you_mean(name, self._names())}")
+                chosen.error(f"'{name}' is one word too many")
+            chosen.error(f"there is no option {name}{did_you_mean(name, chosen._option_string_actions)}")
         return options
-
-    def _names(self) -> list[str]:
-        """Of all options, those of commands too."""
-        commands = [p for action in self._actions if isinstance(action.choices, dict) for p in action.choices.values()]
-        return [
-            *self._option_string_actions,
-            *(name for command in commands for name in command._option_string_actions),
-        ]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -80,9 +80,12 @@ def truth_value(name: str, value: Any) -> None:
 
 def image_size(name: str, value: Any, least: int = 1) -> None:
     """Raises InputError unless the value is a height and a width of `least` pixels or more."""
-    pair = isinstance(value, (list, tuple)) and len(value) == 2
-    if not pair or not all(is_whole(length) and length >= least for length in value):
-        raise InputError(f"{name} must be two integers of {least} or more, as [500,500]; got {value!r}.")
+    pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_whole, value))
+    if not pair or min(value) < least:
+        hint = f" (did you mean [{value},{value}]?)" if is_whole(value) and value >= least else ""
+        raise InputError(
+            f"{name} must be height and width, two integers of {least} or more, as [500,500]; got {value!r}{hint}."
+        )
 
 
 def numbers(name: str, value: Any) -> None:

@@ -210,9 +210,9 @@ class BestCheckpoint:
 
     MONAI's `CheckpointSaver` removes the file of the last best before it writes, and forgets the metric over a restart.
 
-    Of a network that can `shift` its map, what is written is shifted until 0.5 marks areas like those stated of the
-    positive images that the engine was run on, where it knows areas: on images that it has not been trained on, a
-    network trained with hard labels is sure of too little. The network itself stays as it is.
+    Of a network that can `shift` its map, a constant is added to the logits of what is written, so that 0.5 marks areas
+    like those that positive images of the engine's run have in the data set: on images that it has not been trained
+    on, a network trained with hard labels is sure of too little. The network itself stays as it is.
 
     Args:
         path: of the file.
@@ -241,7 +241,10 @@ class BestCheckpoint:
         engine.network.shift(-float(torch.logit(torch.tensor(threshold))))
         write_checkpoint(engine.network.state_dict(), self.path)
         engine.network.load_state_dict(before)
-        logger.info(f"'{self.path}' is shifted by the stated areas: what was {threshold:.2f} is 0.5 there.")
+        logger.info(
+            f"In '{self.path}' a probability of {threshold:.2f} was made 0.5: there the masks of the positive "
+            "validation images come nearest to their areas in the data set."
+        )
 
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output if hasattr(engine.network, "shift") else []:

@@ -123,7 +123,8 @@ class AccumulatingTrainer(SupervisedTrainer):
             kwargs["loss_function"].check_maps(len(kwargs["network"].map_names))
         warm_up = getattr(kwargs["loss_function"], "warm_up", 0)
         if warm_up >= max_epochs:
-            logger.warning(f"warm_up is {warm_up} of {max_epochs} epochs: the areas will never rank pixels.")
+            more = f"--max_epochs of {warm_up + 1} or more" if max_epochs == 1 else "more epochs or a smaller --warm_up"
+            logger.warning(f"Too short a training for areas to be used: warm_up takes all of it. Give {more}.")
         sampler = train_data_loader.batch_sampler
         self._batches = sampler.plan()
         half = half_precision(torch.device(kwargs["device"]))

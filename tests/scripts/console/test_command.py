@@ -75,6 +75,10 @@ REFUSED = {
     "train DATA --tile_size 64": "--tile_size",  # of slides
     "evaluate DATA --spilt test": "--spilt (did you mean --split?)",
     "train DATA --split test": "There is no option --split",
+    "train DATA --spatial_size 96": "must be height and width, two integers of 4 or more, as [500,500]; got 96 (did",
+    "infer a.png --spatial_size 96": "got 96 (did you mean [96,96]?)",
+    "infer a.png --spatial_size 96x96": "--spatial_size is height and width, as [224,224]; got '96x96'",
+    "demo --spatial_size [2,96]": "two integers of 4 or more",
     "train DATA --methud dws": "--methud (did you mean --method?)",
     "train DATA --method": "--method has no value",
     "train DATA --method cdsw": "no method 'cdsw' (did you mean cdws?)",
@@ -123,6 +127,7 @@ ABSENT = {
     "evaluate DATA --output_dir RNU": "trained in 'RNU' (did you mean RUN?): name the --output_dir of a training",
     "infer a.png --output_dir x/y": "add --ckpt_path included",
     "export a.ts --output_dir RNU": "trained in 'RNU' (did you mean RUN?)",
+    "export a --wsinfer --output_dir RNU": "trained in 'RNU' (did you mean RUN?)",
     "export a.ts --ckpt_path NONE": "no checkpoint 'NONE'",
     "export a.ts --ckpt_path a.png": "'a.png' is damaged, or not a checkpoint",
     "export NONE/a.onnx --ckpt_path a.png": "no folder 'NONE' to write 'a.onnx' into",
@@ -146,7 +151,7 @@ def test_what_is_wrong_with_a_data_set_is_seen_before_anything_starts(started) -
     Path("dataset.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="3 problems in") as raised:
         main(["train", "."])
-    for problem in ("(did you mean 0.3?)", "'gone.png': there is no such file", "the mask: there is no such file"):
+    for problem in ("(0.3 for 30 %)", "'gone.png': there is no such file", "the mask: there is no such file"):
         assert problem in str(raised.value)
     assert started == []
     # masks are of this method alone
@@ -157,6 +162,14 @@ def test_what_is_wrong_with_a_data_set_is_seen_before_anything_starts(started) -
     with pytest.raises(InputError, match="has no mask, which this method learns from"):
         main(["train", ".", "--method", "unet"])
     assert len(started) == 1
+    # evaluation looks for its own split, and needs no masks
+    assert main(["evaluate", ".", "--method", "unet"]) == 0
+    with pytest.raises(InputError, match="there is no split 'tset'"):
+        main(["evaluate", ".", "--split", "tset"])
+    Path("validation_0.png").unlink()
+    with pytest.raises(InputError, match=r"validation_0\.png': there is no such file"):
+        main(["evaluate", "."])
+    assert len(started) == 2
 
 
 def test_what_the_demo_draws_need_not_be_there(started) -> None:
@@ -239,6 +252,16 @@ def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(start
 def test_help_has_the_settings_of_the_method(name: str, capsys) -> None:
     main(["train", "-h"])
     assert name in re.split(r"[,\s]+", capsys.readouterr().out.partition("settings, which")[2])
+
+
+def test_help_has_the_overlays_of_the_run(capsys) -> None:
+    listed = {}
+    for command in ("train", "infer"):
+        main([command, "-h"])
+        text = capsys.readouterr().out.partition("overlays (")[2].partition("settings, which")[0]
+        listed[command] = set(re.findall(r"^  (\w+)  ", text, re.M))
+    assert listed["train"] - listed["infer"] == {"second_round"}
+    assert listed["infer"] - listed["train"] == {"slides", "inference_onnx", "inference_trt"}
 
 
 NEXT = {

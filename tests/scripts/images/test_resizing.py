@@ -71,5 +71,5 @@ def test_maps_of_a_large_picture_come_back_to_its_size(size: tuple, mode: str) -
 @pytest.mark.parametrize("size", [32, [32], "32,32", [32.0, 32], [0, 4], None])
 @pytest.mark.parametrize("mode", ["all", "longest"])
 def test_a_size_that_is_none_is_named(size: object, mode: str) -> None:
-    with pytest.raises(InputError, match=r"spatial_size must be two integers of 1 or more, .* got"):
+    with pytest.raises(InputError, match=r"spatial_size must be height and width, two integers of 4 or more, .* got"):
         SmoothResized("image", size, mode)

@@ -25,7 +25,7 @@ import pytest
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from PIL import Image
-from scripts.runtime.command_line import is_rewritten, keep_typed, refuse_unknown, remember, typed_options
+from scripts.runtime.command_line import Parser, is_rewritten, keep_typed, refuse_unknown, remember, typed_options
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import claim
 from scripts.runtime.processes import start_alone
@@ -239,3 +239,22 @@ def test_the_documented_command_takes_odd_folders(configs, quick_python, red_det
     assert done.returncode == 0, done.stderr[-2000:]
     names = sorted(path.name for path in (tmp_path / "20241231" / "predictions").iterdir() if path.suffix)
     assert "right_mask.png" in names
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("label a --shufle", "There is no option --shufle (did you mean --shuffle?); see cdws label -h."),
+        ("label a b", "'b' is one word too many; see cdws label -h."),
+        ("merge a --shuffle", "There is no option --shuffle; see cdws merge -h."),
+    ],
+)
+def test_an_unknown_option_is_one_of_its_command(typed: str, said: str, capsys) -> None:
+    parser = Parser(prog="cdws")
+    commands = parser.add_subparsers(required=True)
+    for name in ("label", "merge"):
+        commands.add_parser(name).add_argument("folder")
+    commands.choices["label"].add_argument("--shuffle", action="store_true")
+    with pytest.raises(SystemExit):
+        parser.parse_args(typed.split())
+    assert capsys.readouterr().err == f"error: {said}\n"

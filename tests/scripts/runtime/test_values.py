@@ -132,7 +132,9 @@ def test_each_setting_is_named_by_what_uses_it(name: str) -> None:
 
 @pytest.mark.parametrize("size", [[3, 4], 32, [32], [32, 32, 32], [32.0, 32], ["32", 32], None, [True, 32], "32,32"])
 def test_sizes_that_are_none_are_named(size) -> None:
-    with pytest.raises(InputError, match=r"spatial_size must be two integers of 4 or more, as .* got"):
+    with pytest.raises(
+        InputError, match=r"spatial_size must be height and width, two integers of 4 or more, as .* got"
+    ):
         DCAN().for_size(size)
 
 
@@ -143,5 +145,5 @@ def test_sizes_that_are_none_are_named(size) -> None:
 )
 def test_a_network_knows_its_smallest_image(network, least: int) -> None:
     assert network.for_size([least, least + 1]).spatial_size == (least, least + 1)
-    with pytest.raises(InputError, match=f"spatial_size must be two integers of {least} or more"):
+    with pytest.raises(InputError, match=f"spatial_size must be height and width, two integers of {least} or more"):
         network.for_size([least, least - 1])
