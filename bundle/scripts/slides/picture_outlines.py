@@ -86,12 +86,12 @@ class PictureOutlines:
                 continue
             marked, probability = (np.asarray(item[key].cpu())[0].T for key in ("pred", "probability"))
             values = np.where(marked > 0, probability, -1)
-            outlines = trace([values], values.shape[1], least=0)
             scale, origin, own = (1.0, 1.0), (0, 0), self.mpp
             if part is not None:
                 left, top, width, height = part.region
                 scale, origin, own = (width / values.shape[1], height / values.shape[0]), (left, top), part.mpp
             mpp = picture_mpp(path) if own is None else (own, own)
             area = None if mpp is None else mpp[0] * mpp[1]
+            outlines = trace([values], values.shape[1], least=0, pixel=area or scale[0] * scale[1], **self.limits)
             options = self.limits | {"pixel_um2": area, "origin": origin}
             write_geojson(file, outlines, scale, self.name, self.colour, **options)

@@ -21,6 +21,7 @@ regions that the last row still touches.
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from shapely import Polygon, to_geojson, transform
 from shapely.geometry.polygon import orient
 
 from scripts.runtime.files import replacing
+from scripts.slides.specks import without_specks
 
 __all__ = ["Outline", "OutlineTracer", "smooth_polygon", "trace", "write_geojson"]
 
@@ -59,11 +61,13 @@ class OutlineTracer:
     Args:
         width: of the map.
         least: value from which on a pixel is marked.
+        small_region, small_hole: most regions and holes of fewer pixels are passed over, see `without_specks`.
     """
 
-    def __init__(self, width: int, least: float = 1) -> None:
+    def __init__(self, width: int, least: float = 1, small_region: int = 0, small_hole: int = 0) -> None:
         self.width = width
         self.least = least
+        self.small_region, self.small_hole = small_region, small_hole
         self._above = np.zeros(width + 2, bool)  # the last row, with a pixel of nothing at each end
         self._y = 0
         self._open: dict[int, _End] = {}  # by column, the vertical sides that the last row ends with
@@ -78,16 +82,18 @@ class OutlineTracer:
         Yields:
             Each region that they complete.
         """
+        kept, filled = without_specks(values >= self.least, self.small_region, self.small_hole)
         for start in range(0, len(values), STRIP):
-            part = values[start : start + STRIP]
-            strip = np.concatenate([self._above[None], np.pad(part >= self.least, ((0, 0), (1, 1)))])
+            rows = slice(start, start + STRIP)
+            part, marked = values[rows], kept[rows]
+            strip = np.concatenate([self._above[None], np.pad(filled[rows], ((0, 0), (1, 1)))])
             changes = np.flatnonzero((strip[1:] != strip[:-1]).any(axis=1)).tolist()
             ends = [*changes, len(part)]
-            self._measure(part[: ends[0]])
+            self._measure(part[: ends[0]], marked[: ends[0]])
             for i, end in zip(changes, ends[1:], strict=True):
                 self._follow(self._y + i, strip[i], strip[i + 1])
                 yield from self._completed()
-                self._measure(part[i:end])
+                self._measure(part[i:end], marked[i:end])
             self._above = strip[-1]
             self._y += len(part)
 
@@ -95,17 +101,18 @@ class OutlineTracer:
         """The regions that end with the map."""
         return self.add(np.full((1, self.width), self.least) - 1)
 
-    def _measure(self, rows: np.ndarray) -> None:
-        """Add the values of rows, in all of which the runs are the same, to those of their regions."""
+    def _measure(self, rows: np.ndarray, marked: np.ndarray) -> None:
+        """Add the marked values of rows, in all of which the runs are the same, to those of their regions."""
         if not len(rows) or not self._runs:
             return
         runs = sorted(self._runs)
-        sums = np.concatenate([[0], rows.sum(axis=0, dtype=np.float64).cumsum()])
+        counts = np.concatenate([[0], marked.sum(axis=0).cumsum()])
+        sums = np.concatenate([[0], rows.sum(axis=0, dtype=np.float64, where=marked).cumsum()])
         highest = np.append(rows.max(axis=0), 0)  # a run may end with the row
         highest = np.maximum.reduceat(highest, np.ravel(runs))[::2]
         for (left, right), most in zip(runs, highest.tolist(), strict=True):
             region = self._open[left].chain.region.root()
-            region.pixels += len(rows) * (right - left)
+            region.pixels += int(counts[right] - counts[left])
             region.total += float(sums[right] - sums[left])
             region.highest = max(region.highest, most)
 
@@ -267,9 +274,26 @@ def _doubled_area(ring: Ring) -> int:
     return int(x[:-1] @ y[1:] - y[:-1] @ x[1:])
 
 
-def trace(strips: Iterable[np.ndarray], width: int, least: float = 1) -> Iterator[Outline]:
-    """Regions of a map from its strips (H, width); see `OutlineTracer`."""
-    tracer = OutlineTracer(width, least)
+def trace(
+    strips: Iterable[np.ndarray],
+    width: int,
+    least: float = 1,
+    *,
+    pixel: float = 1,
+    min_region: float = 0,
+    min_hole: float = 0,
+) -> Iterator[Outline]:
+    """
+    Regions of a map from its strips (H, width); see `OutlineTracer`.
+
+    Args:
+        strips: from top to bottom.
+        width: of the map.
+        least: value from which on a pixel is marked.
+        pixel: area of one, in the unit of the next two.
+        min_region, min_hole: of smaller regions and holes, which `write_geojson` would leave out, most are not traced.
+    """
+    tracer = OutlineTracer(width, least, math.floor(min_region / pixel), math.floor(min_hole / pixel))
     for strip in strips:
         yield from tracer.add(strip)
     yield from tracer.finish()

@@ -171,6 +171,43 @@ def test_measurements_of_regions_that_are_large_enough(tmp_path, least_um2, area
     assert sorted(said) == [f"Gland {i + 1}" for i in range(count)]
 
 
+@given(
+    arrays.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 9)),
+    st.integers(1, 24),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+@settings(max_examples=150, deadline=None)
+def test_what_is_passed_over_would_not_have_been_written(tmp_path_factory, values, rows, region, hole):
+    """A pixel has 2 um2; none of those that are too small, and all others as they are."""
+    path = tmp_path_factory.mktemp("outlines") / "a.geojson"
+    limits = {"min_region": 2 * region, "min_hole": 2 * hole}
+    strips = [values[start : start + rows] for start in range(0, len(values), rows)]
+    written = []
+    for given_limits in ({}, {"pixel": 2, **limits}):
+        outlines = trace(strips, values.shape[1], least=5, **given_limits)
+        write_geojson(path, outlines, (1.0, 1.0), "Gland", (1, 2, 3), pixel_um2=2, full=9, **limits)
+        features = json.loads(path.read_text())["features"]
+        shapes = [shapely.Polygon(rings[0], rings[1:]).normalize() for rings in map(rings_of, features)]
+        written.append(([feature["properties"] for feature in features], shapes))
+    assert written[0] == written[1]
+
+
+def rings_of(feature: dict) -> list:
+    return feature["geometry"]["coordinates"]
+
+
+def test_specks_are_not_traced():
+    mask = np.zeros((12, 12), bool)
+    mask[1, 1] = True  # a region of one pixel
+    mask[3:10, 3:10] = True
+    mask[5, 5] = mask[6, 6] = False  # a hole of two that touch at a corner
+    assert len(list(trace([mask], 12))) == 2
+    (outline,) = trace([mask], 12, min_region=5, min_hole=3)
+    assert outline.pixels == 47
+    assert len(outline.rings) == 1
+
+
 def test_geojson_of_nothing(tmp_path):
     assert write_geojson(tmp_path / "a.geojson", trace([], 6), (1.0, 1.0), "Cancer", (200, 0, 0)) == 0
     assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
