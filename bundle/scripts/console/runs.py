@@ -219,7 +219,8 @@ def demo(arguments: Sequence[str]) -> int:
     _refuse("demo", options, [file for chain in files.values() for file in chain])
     given = dict(options)
     data = given.get("demo_dir") or f"runs/demo/data-{given.get('seed') or DEMO_SEED}"
-    extra = {"evaluating": ["--split", "test"], "inferring": ["--dataset_dir", f"{data}/images"]}
+    test = ["--split", "test"]  # images that training has not seen
+    extra = {"evaluating": test, "inferring": ["--dataset_dir", f"{data}/dataset.json", *test]}
     for name, chain in files.items():
         known = {*top_of(chain), *MONAI_OPTIONS}
         own = [(k, v) for k, v in options if _top(k) in known]

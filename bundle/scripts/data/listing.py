@@ -36,7 +36,9 @@ RESULTS = (*(f"_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".nii.g
 logger = logging.getLogger(__name__)
 
 
-def list_images(images: str | PathLike | Sequence[str], allow_outside: bool = False) -> ImageList:
+def list_images(
+    images: str | PathLike | Sequence[str], allow_outside: bool = False, split: str | None = None
+) -> ImageList:
     """
     The images to infer on.
 
@@ -44,6 +46,7 @@ def list_images(images: str | PathLike | Sequence[str], allow_outside: bool = Fa
         images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files; or a
             ``dataset.json``, of which the images of all splits are taken, parts of slides too.
         allow_outside: see `load_datalist`.
+        split: of a ``dataset.json``, that alone.
 
     Returns:
         One item each, ``{"image": path}`` or with the part of the slide that it is, sorted by name for a folder. What
@@ -51,10 +54,12 @@ def list_images(images: str | PathLike | Sequence[str], allow_outside: bool = Fa
         `ImageList.report_left_out`.
 
     Raises:
-        InputError: when there is no image left, naming everything that was left out.
+        InputError: when there is no image left, naming everything that was left out; for a split that there is not.
     """
     if isinstance(images, (str, PathLike)) and Path(images).suffix == ".json" and not os.path.isdir(images):
-        return _usable(*_listed(images, allow_outside))
+        return _usable(*_listed(images, allow_outside, split))
+    if split is not None:
+        raise InputError(f"'{images}' has no splits, such as '{split}'; name a dataset.json, or leave --split out.")
     if isinstance(images, (str, PathLike)):
         is_folder = check_given(images, "image")
         try:
@@ -83,10 +88,12 @@ def list_images(images: str | PathLike | Sequence[str], allow_outside: bool = Fa
     return _usable([{"image": str(path)} for path in paths], [])
 
 
-def _listed(path: str | PathLike, allow_outside: bool) -> tuple[list[dict], list[str]]:
+def _listed(path: str | PathLike, allow_outside: bool, split: str | None) -> tuple[list[dict], list[str]]:
     """The items of a ``dataset.json``, of each image or part the first, and those that are none."""
     _, splits, _ = read_splits(path, (), allow_outside)
-    items = [item for split in splits.values() for item in split]
+    if split is not None and split not in list(splits):  # it may be anything
+        raise InputError(f"There is no split '{split}' in '{path}' (found: {', '.join(splits) or 'none'}).")
+    items = [item for name, listed in splits.items() if split in (None, name) for item in listed]
     images = [item for item in items if isinstance(item, dict) and isinstance(item.get("image"), str)]
     if not images:
         raise InputError(f"There is no image in '{path}'.")

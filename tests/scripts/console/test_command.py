@@ -346,7 +346,8 @@ def test_the_demo_gives_each_run_what_it_has(started, capsys, tmp_path: Path) ->
     assert all(words[words.index("--seed") + 1] == "3" for words in started)
     assert ["--val_interval" in words for words in started] == [True, True, False]
     assert all(words[words.index("--datalist::counts") + 1] == "{'training':8}" for words in started)
-    assert "runs/demo/data-3/images" in started[2]
+    assert "runs/demo/data-3/dataset.json" in started[2]
+    assert [words[words.index("--split") + 1] for words in started[1:]] == ["test", "test"]
     shown = capsys.readouterr().out
     assert "F+ 0.75  F- 1.00  (all pixels marked: 0.50 and 0.00)  AUC 0.88" in shown
     assert shown.splitlines()[-1].endswith(f"{tmp_path}/predictions/index.html")

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,20 @@ def test_a_file_and_a_list_of_files_in_its_order(tmp_path: Path) -> None:
         write_picture(Path(path))
     assert list_images(paths[0]) == [{"image": paths[0]}]
     assert list_images(paths) == [{"image": path} for path in paths]
+
+
+def test_a_split_of_a_data_set(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / name)
+    items = {"training": [{"image": "a.png", "label": 0}], "test": [{"image": "b.png", "label": 1}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(items))
+    assert len(list_images(tmp_path / "dataset.json")) == 2
+    assert list_images(tmp_path / "dataset.json", split="test") == [{"image": str(tmp_path / "b.png")}]
+    for split in ("validation", ["test"]):
+        with pytest.raises(InputError, match=r"no split .* \(found: training, test\)"):
+            list_images(tmp_path / "dataset.json", split=split)
+    with pytest.raises(InputError, match="leave --split out"):
+        list_images(tmp_path, split="test")
 
 
 def test_results_of_one_name_are_left_out(tmp_path: Path) -> None:
