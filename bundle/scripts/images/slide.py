@@ -136,9 +136,9 @@ class Slide:
                 picture = self.file.read_region((round(x * downsample), round(y * downsample)), level, size)
             except openslide.OpenSlideError as error:
                 raise InputError(f"'{self.path}' is damaged: {error}.") from error
-            rgba = np.array(picture)
+            rgba = np.asarray(picture)
             opaque = rgba[..., 3:]
-            block = rgba[..., :3]
+            block = np.ascontiguousarray(rgba[..., :3])
             if opaque.min() < 255:
                 weight = opaque.astype(np.float32) / 255
                 block = np.rint(block * weight + self.background * (1 - weight)).astype(np.uint8)
@@ -194,27 +194,29 @@ class SlideView:
             InputError: when the slide is damaged there.
         """
         region = np.empty((bottom - top, right - left, 3), np.float32)
-        region[:] = self.slide.background / np.float32(255)
         y0, y1, x0, x1 = max(top, 0), min(bottom, self.height), max(left, 0), min(right, self.width)
+        if (y0, y1, x0, x1) != (top, bottom, left, right):
+            region[:] = self.slide.background / np.float32(255)
         # not more than a few blocks of the level at once, however much finer it is
         rows, columns = (max(1, int(2 * BLOCK / step)) for step in (self._step_y, self._step_x))
         for y in range(y0, y1, rows):
             for x in range(x0, x1, columns):
                 bounds = (y, min(y + rows, y1), x, min(x + columns, x1))
-                part = self._scaled(*bounds)
-                region[y - top : bounds[1] - top, x - left : bounds[3] - left] = part
+                self._scale(*bounds, region[y - top : bounds[1] - top, x - left : bounds[3] - left])
         return region
 
-    def _scaled(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    def _scale(self, top: int, bottom: int, left: int, right: int, out: np.ndarray) -> None:
+        """Read a region into `out`."""
         if self._is_level:
-            return self.slide.level_region(self.level, top, bottom, left, right) / np.float32(255)
+            np.divide(self.slide.level_region(self.level, top, bottom, left, right), np.float32(255), out=out)
+            return
         y0, vertical = _triangles(top, bottom, self._step_y, self.level_height)
         x0, horizontal = _triangles(left, right, self._step_x, self.level_width)
         height, width = vertical.shape[1], horizontal.shape[1]
         pixels = self.slide.level_region(self.level, y0, y0 + height, x0, x0 + width).astype(np.float32) / 255
         rows = (vertical @ pixels.reshape(height, -1)).reshape(bottom - top, width, 3)
         columns = horizontal @ rows.swapaxes(0, 1).reshape(width, -1)
-        return columns.reshape(right - left, bottom - top, 3).swapaxes(0, 1)
+        out[:] = columns.reshape(right - left, bottom - top, 3).swapaxes(0, 1)
 
 
 def _triangles(start: int, stop: int, step: float, length: int) -> tuple[int, csr_matrix]:

@@ -140,7 +140,8 @@ class _Job:
     grid: TileGrid
     tissue: TissueMask
     left_out: Mapping[str, float]  # parts of the tissue, by their kinds
-    overview: np.ndarray
+    overview: tuple[int, int]  # height and width of the picture in which tissue was found
+    thumbnail: np.ndarray  # (H, W, 3) uint8
     store: TileStore
     rows: AwaitedRows
 
@@ -305,14 +306,15 @@ class SlideInference:
                 yield tile, grid.without_margin(tile, check_finite(self._map(image), str(view.slide.path)))
 
     def _read(self, view: SlideView, grid: TileGrid, tile: Tile) -> torch.Tensor:
-        """(3, W, H), as MONAI has pictures and the network has learned from them."""
+        """(1, 3, W, H), as MONAI has pictures and the network has learned from them."""
         outer = grid.with_margin(tile)
         pixels = torch.from_numpy(view.read(outer.top, outer.bottom, outer.left, outer.right))  # (H, W, 3)
-        return (pixels.permute(2, 1, 0) - self.mean) / self.std
+        image = pixels.permute(2, 1, 0)[None].contiguous(memory_format=torch.channels_last)
+        return image.sub_(self.mean).div_(self.std)
 
     @torch.inference_mode()
     def _map(self, image: torch.Tensor) -> torch.Tensor:
-        batch = image[None].to(self.device, memory_format=torch.channels_last)
+        batch = image.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, enabled=self.amp and self.device.type == "cuda"):
             return self.network(batch)[0, 0].float().cpu().T  # (H, W)
 
@@ -322,6 +324,8 @@ class SlideInference:
             overview_view = view.fitting(OVERVIEW)
             overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
             found, left_out = self._usable(name, overview, overview_view)
+            thumbnail = _thumbnail(overview)
+            del overview  # 50 MB
             tissue = TissueMask(found, view.width, view.height)
             key = self._key(path, view, tissue)
             unfinished = self.output_dir / UNFINISHED / name
@@ -342,13 +346,13 @@ class SlideInference:
             store = TileStore(unfinished, key, self.tile_size, np.uint16)
             with closing(store):
                 self._path(name, ".json").unlink(missing_ok=True)
-                wanted = [tile for tile in grid if _tissue_in(tissue, grid, tile).any()]
+                wanted = [tile for tile in grid if tissue.meets(*_bounds(grid, tile))]
                 missing = [tile for tile in wanted if (tile.row, tile.column) not in store]
                 if len(missing) < len(wanted):
                     logger.info(f"{name}: goes on after {len(wanted) - len(missing)} of {len(wanted)} tiles")
                 # the thread first: it ends when the rows say that no more will come
                 with ThreadPoolExecutor(1) as writer, AwaitedRows(tile.row for tile in missing) as rows:
-                    job = _Job(name, view, grid, tissue, left_out, overview, store, rows)
+                    job = _Job(name, view, grid, tissue, left_out, found.shape, thumbnail, store, rows)
                     written = writer.submit(self._write, job)
                     self._fill(job, missing, len(wanted))
                 result = written.result()
@@ -377,10 +381,8 @@ class SlideInference:
     def _fill(self, job: _Job, missing: Sequence[Tile], total: int) -> None:
         """Map the tiles, of all that have tissue, that are not in the store yet."""
 
-        def keep(tile: Tile, probability: np.ndarray) -> None:
-            inside = _tissue_in(job.tissue, job.grid, tile)
-            values = np.where(inside, np.rint(probability * FULL), 0).astype(np.uint16)
-            job.store.put(tile.row, tile.column, values)
+        def keep(tile: Tile, values: np.ndarray) -> None:
+            job.store.put(tile.row, tile.column, values * job.tissue.region(*_bounds(job.grid, tile)))
             job.rows.arrived(tile.row)
 
         done = total - len(missing)
@@ -388,7 +390,9 @@ class SlideInference:
         with progress, ThreadPoolExecutor(1) as writer:
             pending: deque[Future] = deque()
             for tile, probability in self.map_tiles(job.view, job.grid, missing):
-                pending.append(writer.submit(keep, tile, probability.numpy()))
+                # a copy: what waits to be written must not hold the network's memory
+                values = np.rint(probability.numpy() * FULL).astype(np.uint16)
+                pending.append(writer.submit(keep, tile, values))
                 if len(pending) > AHEAD:
                     pending.popleft().result()
                 progress.update()
@@ -401,7 +405,7 @@ class SlideInference:
         least = max(1, int(np.ceil(self.threshold * FULL)))  # 0 is no tissue
 
         counts = ValueCounts()
-        small = np.zeros(job.overview.shape[:2], bool)  # the mask in the overview
+        small = np.zeros(job.overview, bool)  # the mask in the overview
 
         def strips() -> Iterator[np.ndarray]:
             rows = ((np.arange(small.shape[0]) + 0.5) * view.height / small.shape[0]).astype(int)
@@ -412,7 +416,9 @@ class SlideInference:
                 strip = np.zeros((bottom - top, grid.columns * grid.size), np.uint16)
                 for column in range(grid.columns):
                     tile = grid.tile(row, column)
-                    inside = _tissue_in(job.tissue, grid, tile)
+                    if not job.tissue.meets(*_bounds(grid, tile)):
+                        continue
+                    inside = job.tissue.region(*_bounds(grid, tile))
                     values = store.get(row, column)[: inside.shape[0], : inside.shape[1]]
                     counts.add(values[inside])
                     strip[: inside.shape[0], tile.left : tile.left + inside.shape[1]] = values
@@ -439,20 +445,21 @@ class SlideInference:
         with ThreadPoolExecutor(2) as writers:
             maps = {"probability": probability_bytes, "mask": mask_bytes}
             written = [writers.submit(write_map, *item) for item in maps.items()]
+            pixel = view.mpp[0] * view.mpp[1]
+            smallest = {"min_region": self.min_region_um2, "min_hole": self.min_hole_um2}
             regions = write_geojson(
                 self._path(name, ".geojson"),
-                trace(strips(), view.width, least),
+                trace(strips(), view.width, least, pixel=pixel, **smallest),
                 (view.scale_x, view.scale_y),
                 self.class_name,
                 self.class_colour,
-                pixel_um2=view.mpp[0] * view.mpp[1],
+                pixel_um2=pixel,
                 full=FULL,
-                min_region=self.min_region_um2,
-                min_hole=self.min_hole_um2,
+                **smallest,
             )
             for future in written:
                 future.result()
-        self._draw_thumbnail(name, job.overview, small)
+        self._draw_thumbnail(name, job.thumbnail, small)
         self._write_zarr(name, view.mpp)
         if view.slide.path.suffix.lower() == ".dcm":
             self._write_dicom(name, view)
@@ -498,12 +505,8 @@ class SlideInference:
                 raise
             logger.warning(f"{name}: no DICOM segmentation: {first_line(error)}.")
 
-    def _draw_thumbnail(self, name: str, overview: np.ndarray, mask: np.ndarray) -> None:
-        factor = min(1.0, THUMBNAIL / max(mask.shape))
-        size = [max(1, round(n * factor)) for n in mask.shape[::-1]]
-        picture = np.asarray(
-            Image.fromarray(np.rint(overview * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX)
-        )
+    def _draw_thumbnail(self, name: str, picture: np.ndarray, mask: np.ndarray) -> None:
+        size = picture.shape[1::-1]
         small = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))  # one that can be written to
         drawn = OutlineOverlay()(picture.transpose(2, 0, 1) / 255, small[None])
         with replacing(self._path(name, "_thumbnail.png"), binary=True) as file:
@@ -611,8 +614,17 @@ def _cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _tissue_in(tissue: TissueMask, grid: TileGrid, tile: Tile) -> np.ndarray:
-    return tissue.region(tile.top, min(tile.bottom, grid.height), tile.left, min(tile.right, grid.width))
+def _thumbnail(overview: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of (H, W, 3) in 0..1."""
+    height, width = overview.shape[:2]
+    factor = min(1.0, THUMBNAIL / max(height, width))
+    size = [max(1, round(n * factor)) for n in (width, height)]
+    return np.asarray(Image.fromarray(np.rint(overview * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX))
+
+
+def _bounds(grid: TileGrid, tile: Tile) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of a tile, cut at the end of the view."""
+    return tile.top, min(tile.bottom, grid.height), tile.left, min(tile.right, grid.width)
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:

@@ -51,7 +51,18 @@ class TissueMask:
 
     def region(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         """(bottom - top, right - left) bool, where the view's pixels are in tissue: the overview's nearest says."""
+        if self._under(top, bottom, left, right).all():
+            return np.ones((bottom - top, right - left), bool)
         return self.mask[np.ix_(self.rows[top:bottom], self.columns[left:right])]
+
+    def meets(self, top: int, bottom: int, left: int, right: int) -> bool:
+        """Whether there is tissue in a region, for which it isn't made."""
+        return bool(self._under(top, bottom, left, right).any())
+
+    def _under(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """What of the overview, which is no larger than the view, a region shows."""
+        rows, columns = self.rows[top:bottom], self.columns[left:right]
+        return self.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def tissue_of(tissue: str, overview: np.ndarray, view: SlideView, name: str | None = None) -> np.ndarray:

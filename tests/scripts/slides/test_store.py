@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import zlib
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -96,6 +97,15 @@ def test_no_finished_tile_is_lost_wherever_the_run_is_cut_off(tmp_path):
         assert [int(again.get(0, k)[0, 0]) for k in range(3) if (0, k) in again] == [1000, 1001, 1002][:complete]
         assert again.get(5, 5).min() == 55
         again.close()
+
+
+def test_a_tile_of_version_0_7_0_is_taken_over(tmp_path):
+    """It was written by zlib."""
+    filled(tmp_path / "s").close()
+    content = zlib.compress(np.full((4, 4), 77, np.uint16).tobytes(), 1)
+    (tmp_path / "s" / "tiles.bin").write_bytes(content)
+    (tmp_path / "s" / "tiles.jsonl").write_text(f"[0, 9, 0, {len(content)}, {zlib.crc32(content)}]\n")
+    assert (TileStore(tmp_path / "s", "a", 4, np.uint16).get(0, 9) == 77).all()
 
 
 def test_a_damaged_tile_costs_no_other(tmp_path):
