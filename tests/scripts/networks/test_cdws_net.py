@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks import copy_model_state
+from networks import assert_scripted_gives_the_same, images
 from scripts.losses.cdws import CDWSLoss
 from scripts.networks import CDWSNet, WeightedFusion, load_trunk_weights
 from scripts.networks.map_network import trained_as
@@ -64,10 +65,6 @@ def pass_through(stages: int = 3, gain: float = 1.0, bias: float = 0.0) -> CDWSN
             side.weight[0, 0] = gain
             side.bias.fill_(bias)
     return network
-
-
-def images(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
@@ -283,13 +280,7 @@ def test_an_average_over_sites_keeps_method_and_size() -> None:
 
 def test_scripted_network_gives_the_same_in_both_modes(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = random_sides(CDWSNet())
-    scripted = torch.jit.script(network)
-    scripted.save(tmp_path / "model.ts")
-    loaded = torch.jit.load(tmp_path / "model.ts")
-    image = images(1, 3, 9, 14)
-    for training in (True, False):
-        torch.testing.assert_close(loaded.train(training)(image), network.train(training)(image))
+    assert_scripted_gives_the_same(random_sides(CDWSNet()), tmp_path, [(9, 14)], modes=[True, False])
 
 
 def test_after_one_step_every_parameter_is_reached() -> None:

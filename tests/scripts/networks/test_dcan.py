@@ -17,15 +17,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import assert_scripted_gives_the_same, images
 from scripts.networks import DCAN
 from torch import nn
 
 OBJECT_NAMES = ["fusion", "level 8", "level 16", "level 32"]
 CONTOUR_NAMES = ["contour", "contour level 8", "contour level 16", "contour level 32"]
-
-
-def images(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def scores(network: DCAN) -> list[nn.Conv2d]:
@@ -157,11 +154,7 @@ def test_scripted_network_gives_the_same_in_both_modes(tmp_path: Path, contour: 
     torch.manual_seed(0)
     network = random_scores(DCAN(contour, method="dcan"))
     assert network.method == "dcan"
-    torch.jit.script(network).save(tmp_path / "model.ts")
-    loaded = torch.jit.load(tmp_path / "model.ts")
-    for training in (True, False):
-        image = images(1, 3, 45, 61)
-        torch.testing.assert_close(loaded.train(training)(image), network.train(training)(image))
+    assert_scripted_gives_the_same(network, tmp_path, [(45, 61)], modes=[True, False])
 
 
 def test_maps_are_float32_in_autocast() -> None:

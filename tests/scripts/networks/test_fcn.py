@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import assert_scripted_gives_the_same, images
 from scripts.networks import FCN
 from scripts.networks.fcn import BilinearUpsampling, load_head_weights
 from scripts.runtime.errors import InputError
@@ -27,10 +28,6 @@ from torchvision.models import vgg16
 WIDTH = 8  # of the head, as the published one is 4096 wide
 TRUNK_PARAMETERS = 14_714_688
 FINAL = {32: "upscore", 16: "upscore16", 8: "upscore8"}
-
-
-def images(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def random_scores(network: FCN) -> FCN:
@@ -252,10 +249,7 @@ def test_scripted_network_gives_the_same(tmp_path: Path, stride: int) -> None:
     torch.manual_seed(0)
     network = random_scores(FCN(stride, head_channels=WIDTH, method="fcn")).eval()
     assert network.method == "fcn"
-    torch.jit.script(network).save(tmp_path / "model.ts")
-    loaded = torch.jit.load(tmp_path / "model.ts")
-    for size in ((45, 61), (64, 32)):
-        torch.testing.assert_close(loaded(images(1, 3, *size)), network(images(1, 3, *size)))
+    assert_scripted_gives_the_same(network, tmp_path, [(45, 61), (64, 32)])
 
 
 def test_maps_are_float32_in_autocast() -> None:

