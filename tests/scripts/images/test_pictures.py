@@ -20,31 +20,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from marked_pictures import COLUMN, ROW, SIZE, contiguous, marked, tiff
 from monai.transforms import LoadImage
 from PIL import Image
 from scripts.images.loading import load_image, load_mask
 from scripts.images.readers import PictureReader
-
-SIZE = (5, 7)  # height, width
-
-
-ROW, COLUMN = 1, 4
-
-
-def marked(mark: object, ground: object, dtype: type) -> np.ndarray:
-    """(H, W) or (H, W, C) of `ground`, with one pixel of `mark`."""
-    array = np.broadcast_to(np.array(ground, dtype), (*SIZE, *np.shape(ground))).copy()
-    array[ROW, COLUMN] = mark
-    return array
-
-
-def tiff(array: np.ndarray, **options: object) -> Callable[[Path], None]:
-    return lambda path: tifffile.imwrite(path, array, **options)
-
-
-def contiguous(extra: str) -> dict:
-    return {"planarconfig": "contig", "extrasamples": [extra]}
-
 
 COLOUR_MAP = np.zeros((3, 256), np.uint16)
 COLOUR_MAP[:, 0], COLOUR_MAP[:, 1] = (65535, 65535, 65535), (13107, 26214, 52428)

@@ -26,30 +26,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from marked_pictures import SIZE, contiguous, marked, tiff
 from PIL import Image
 from scripts.images import room
 from scripts.images.annotations import AnnotationReader
 from scripts.images.loading import load_image, load_mask
 from scripts.images.readers import PictureReader
 from scripts.images.room import Room, room_for
-
-SIZE = (5, 7)  # height, width
-ROW, COLUMN = 1, 4
-
-
-def marked(mark: object, ground: object, dtype: type) -> np.ndarray:
-    """(H, W) or (H, W, C) of `ground`, with one pixel of `mark`."""
-    array = np.broadcast_to(np.array(ground, dtype), (*SIZE, *np.shape(ground))).copy()
-    array[ROW, COLUMN] = mark
-    return array
-
-
-def tiff(array: np.ndarray, **options: object) -> Callable[[Path], None]:
-    return lambda path: tifffile.imwrite(path, array, **options)
-
-
-def contiguous(extra: str) -> dict:
-    return {"planarconfig": "contig", "extrasamples": [extra]}
 
 
 def exif_of(entries: list[tuple[int, int, int, bytes]]) -> bytes:
