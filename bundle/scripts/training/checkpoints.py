@@ -18,8 +18,9 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
 from scripts import bundle_version
+from scripts.images.originals import Originals
 from scripts.metrics.area import THRESHOLDS, area_errors, threshold_by_areas
 from scripts.networks.map_network import trained_as, trained_originals
 from scripts.networks.weights import load_tensors, not_finite
@@ -63,8 +65,8 @@ def trained_size(path: str | PathLike, default: Sequence[int]) -> list[int]:
         path: of the file.
         default: where it doesn't say, or can't be read, which `NetworkLoader` reports.
     """
-    found = _read_state(path, trained_as)
-    return list(found[1] if found and found[1] else default)
+    size, _ = _trained(path)
+    return list(size or default)
 
 
 def original_size(path: str | PathLike) -> list[float] | None:
@@ -74,13 +76,13 @@ def original_size(path: str | PathLike) -> list[float] | None:
     Returns:
         Height, width and spread, see `Originals`; None where the file doesn't say, or can't be read.
     """
-    found = _read_state(path, trained_originals)
+    _, found = _trained(path)
     return None if found is None else list(found[:3])
 
 
 def original_mpp(path: str | PathLike) -> float | None:
     """Micrometres per pixel, before the resizing, of the images that the network of a checkpoint was trained on."""
-    found = _read_state(path, trained_originals)
+    _, found = _trained(path)
     return None if found is None else found.mpp
 
 
@@ -118,14 +120,22 @@ def used_model(path: str | PathLike, shipped: str | PathLike, settings: MutableM
     return {"model": described, "model_checksum": f"{checksum:08x}"}
 
 
-def _read_state(path: str | PathLike, read: Callable[[Any], Any]) -> Any:
-    """What is read from the state dict of a file; None where that fails, which `NetworkLoader` reports."""
+def _trained(path: str | PathLike) -> tuple[tuple[int, int] | None, Originals | None]:
+    """The images that a network was trained on, resized and in their files; None where the file doesn't say."""
     if not Path(path).is_file():  # one would wait for what is written into a pipe
-        return None
+        return None, None
+    file = os.stat(path)
+    return _read_trained(str(path), file.st_ino, file.st_mtime_ns, file.st_size)
+
+
+@lru_cache(maxsize=1)
+def _read_trained(path: str, *version: int) -> tuple[tuple[int, int] | None, Originals | None]:
+    """Read a version of a file once; a damaged one says nothing, which `NetworkLoader` reports."""
     try:
-        return read(_weights(torch.load(path, weights_only=True, map_location="cpu", mmap=True)))
+        state = _weights(torch.load(path, weights_only=True, map_location="cpu", mmap=True))
+        return trained_as(state)[1], trained_originals(state)
     except Exception:  # torch.load raises nearly anything on a damaged file
-        return None
+        return None, None
 
 
 def _weights(content: Any) -> Any:
