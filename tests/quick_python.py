@@ -29,6 +29,7 @@ import sys
 
 IMPORTED = ("monai.bundle", "monai.handlers", "monai.engines", "ignite.handlers", "torch.utils.tensorboard", "nibabel")
 IMPORTED += ("torchvision.models", "matplotlib.pyplot", "scipy.ndimage", "skimage.measure", "tifffile", "jsonschema")
+IMPORTED += ("timm", "numba", "skimage.color", "shapely", "jinja2", "torch.distributed.run")
 
 
 def run(path: str, arguments: list[str]) -> int:
@@ -56,6 +57,7 @@ def serve(path: str) -> dict:
 
     for name in IMPORTED:
         importlib.import_module(name)
+    sys.modules["numba"].njit(lambda: 0)()  # its first function takes seconds
     gc.freeze()
     parent, running = os.getppid(), {}
     listener = socket.socket(socket.AF_UNIX)
