@@ -40,6 +40,7 @@ BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
 SLOW_FIXTURES = {"quick_python", "demo_run", "browser"}
 SLOW_PLACES = {"configs", "experiments"}
 LONGEST = ("test_commands_of_a_page", "test_commands_of_a_page[docs/results")  # the second more than all others
+SHARED = "test_experiments.py"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 CHROMIUM_OPTIONS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-component-update"]
 CHROMIUM_OPTIONS += ["disable-background-networking", "disable-sync", "disable-dev-shm-usage", "window-size=1280,800"]
@@ -49,13 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Mark what `make test-quick` leaves out: tests that train or start programs, and places of such.
 
-    The longest come first, so that no worker is left with one of them while the others have nothing more to do.
+    The longest come first, so that no worker is left with one of them while the others have nothing more to do; then
+    those that share a study, which is trained in each worker that has one of them.
     """
     for item in items:
         places = item.path.relative_to(Path(__file__).parent).parts
         if SLOW_FIXTURES & set(item.fixturenames) or SLOW_PLACES & set(places):
             item.add_marker("slow")
-    items.sort(key=lambda item: sum(map(item.name.startswith, LONGEST)), reverse=True)
+    items.sort(key=lambda item: (sum(map(item.name.startswith, LONGEST)), item.path.name == SHARED), reverse=True)
 
 
 @pytest.fixture(scope="session")
