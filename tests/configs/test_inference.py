@@ -72,23 +72,16 @@ def test_resized_mask_covers_the_same_part_of_the_picture(configs, red_detector,
     assert (mask != truth).mean() < 0.02  # the edge alone, 150 pixels long, may move by a network pixel
 
 
-def test_probability_map_has_16_bits(configs, red_detector, tmp_path):
+def test_probability_map_has_16_bits_and_the_heat_map_its_colours(configs, red_detector, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a.png")
     out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
-    values = np.asarray(Image.open(out / "a_probability.png"))
+    values, heat = (np.asarray(Image.open(out / f"a_{name}.png")) for name in ("probability", "heat"))
     # black gives sigmoid(-20); red, normalised to (1 - 0.485) / 0.229, saturates
     assert values.dtype == np.uint16
     assert (values[5, 35], values[35, 5]) == (65535, 0)
-
-
-def test_heat_map_is_the_map_in_colour(configs, red_detector, tmp_path):
-    (tmp_path / "in").mkdir()
-    Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a.png")
-    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
-    heat = np.asarray(Image.open(out / "a_heat.png"))
-    assert heat.dtype == np.uint8
     # Matplotlib's inferno ends at #fcffa4 and begins at #000004
+    assert heat.dtype == np.uint8
     assert (tuple(heat[5, 35]), tuple(heat[35, 5])) == ((0xFC, 0xFF, 0xA4), (0, 0, 4))
 
 
