@@ -72,7 +72,7 @@ def test_settings_table_agrees_with_the_config(configs):
             )
 
 
-BASES = ("train", "recommended", "second_round", "evaluate", "inference")
+BASES = ("train", "recommended", "next_round", "evaluate", "inference")
 
 
 def _flat(value):

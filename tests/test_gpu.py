@@ -151,11 +151,11 @@ def test_what_does_not_fit_into_the_gpu_goes_through_in_parts(cramped, caplog) -
     assert (weights[1] - weights[0]).norm() < 1e-2 * (weights[0] - before).norm()  # TF32 in another order
 
 
-def test_a_second_round_follows_the_first(phantoms, tmp_path, configs) -> None:
+def test_a_next_round_follows_the_first(phantoms, tmp_path, configs) -> None:
     """Its ranking is made by networks on the device, and comes with the images from the processor."""
     settings = {"dataset_dir": str(phantoms), "pretrained": "random", "spatial_size": [64, 64], "steps": 2}
     settings |= {"device": f"$torch.device('{DEVICE}')", "logging_file": False}
-    for name in ("recommended", "second_round"):
+    for name in ("recommended", "next_round"):
         used = ["train", *dict.fromkeys(("recommended", name))]
         files = [str(configs / f"{config}.json") for config in used]
         run("training", config_file=files, output_dir=str(tmp_path / name), **settings)

@@ -158,7 +158,7 @@ NEW_KEYS = {
     "dcan": {"contour", "momentum"},
     "recommended": {"encoder", "encoder_learning_rate", "steps", "unsure", "warm_up"},
     "demo_recommended": {"steps"},
-    "second_round": {"ranked_by", "smallest_part", "warm_up"},
+    "next_round": {"ranked_by", "smallest_part", "warm_up"},
     **{name: {"momentum"} for name in ("fcn32s", "fcn16s", "fcn8s")},
     "multi_gpu_train": {"finalize"},
     "multi_gpu_evaluate": {"finalize", "calibrate"},

@@ -112,17 +112,17 @@ def test_the_other_fcns_differ_from_fcn_8s_in_their_stride_alone(configs, stride
     assert other == eight
 
 
-def test_a_second_round_follows_the_ranking_of_the_first(study) -> None:
+def test_a_next_round_follows_the_ranking_of_the_first(study) -> None:
     changes = {"spatial_size": [40, 40], "encoder": "resnet10t", "max_epochs": 1, "seed": 1}
     first = study.train("first_round", "recommended", **changes)
     ranked_by = [str(first / "models" / "model.pt")]
-    second = study.train("second_round", "recommended", "second_round", ranked_by=ranked_by, **changes)
+    second = study.train("next_round", "recommended", "next_round", ranked_by=ranked_by, **changes)
     alone = study.train("second_alone", "recommended", **changes)
     weights = [torch.load(folder / "models" / "last.pt", weights_only=True) for folder in (first, second, alone)]
     weights = [w["model"]["lateral.0.weight"] for w in weights]
     torch.testing.assert_close(weights[0], weights[2], rtol=0, atol=0)  # by its seed
     assert not torch.equal(weights[1], weights[2])
-    assert study.evaluate("second_round", "recommended", "second_round", ranked_by=ranked_by, **changes)["images"] == 4
+    assert study.evaluate("next_round", "recommended", "next_round", ranked_by=ranked_by, **changes)["images"] == 4
 
 
 def test_dcan_takes_its_contour_branch(study) -> None:

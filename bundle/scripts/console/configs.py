@@ -40,7 +40,7 @@ __all__ = [
 
 DEFAULT_METHOD = "recommended"
 # overlays of an overlay
-AFTER = {"recommended_supervised": "recommended", "second_round": "recommended", "mri": "slices", "ct": "slices"}
+AFTER = {"recommended_supervised": "recommended", "next_round": "recommended", "mri": "slices", "ct": "slices"}
 BASES = ("train", "inference", "evaluate", "check", "review", "metadata")
 # of MONAI Label, of torchrun, of federations, of the experiments and of exports, which start them
 OF_OTHERS = ("monai_label", "multi_gpu_train", "multi_gpu_evaluate", "federated", "study_training", "study_evaluation")

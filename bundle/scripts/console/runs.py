@@ -69,7 +69,7 @@ MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "
 MONAI_OPTIONS += ("workflow_type", "properties_path")
 OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
 INCLUDED = "included"  # as ckpt_path: the model that comes with the bundle
-AREA_RANKED, SECOND_ROUND = "area_ranked", "second_round"
+AREA_RANKED, NEXT_ROUND, ROUNDS = "area_ranked", "next_round", 3
 NEXT = {"train": "evaluate", "evaluate": "infer"}
 # settings that the next command needs as well: where things are, and what turns an image into a map
 CARRIED = (
@@ -87,9 +87,9 @@ CARRIED += ("fusion_weights", "pooling", "r", "top_fraction", "in_channels", "de
 DEMO_SEED = "0"
 DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
 
-ROUNDS = (
-    "The recommended method trains twice: a first network, in output_dir/first_round, ranks the pixels for the\n"
-    "second. --rounds 1 takes half the time.\n"
+OF_ROUNDS = (
+    f"The recommended method trains in {ROUNDS} rounds: each network, in output_dir/round_1 and so on, ranks the\n"
+    "pixels for a fresh one; the last is in output_dir. --rounds 1 takes a third of the time, --rounds 2 two thirds.\n"
 )
 
 
@@ -128,12 +128,12 @@ def run_help(command: str) -> str:
     lists = [f"\n{title}:\n" + "\n".join(f"  {k:24}{v}" for k, v in texts.items()) for title, texts in rows.items()]
     what = {"DATA": "the folder of dataset.json", "FOLDER": "a folder of images, or files"}[run.data]
     return (
-        f"usage: cdws {command} {run.data} [--method NAME] [--overlay NAME]{' [--rounds 1]' * (command == 'train')} "
+        f"usage: cdws {command} {run.data} [--method NAME] [--overlay NAME]{' [--rounds N]' * (command == 'train')} "
         "[--SETTING VALUE]\n\n"
         f"{run.summary[0].upper()}{run.summary[1:]}. {run.data} is {what}.\n"
         f"Prints the command of MONAI that does the same. The method is '{DEFAULT_METHOD}' unless another is named;\n"
         "checking, training, evaluation and inference need the same method and overlays. An overlay may be a file.\n"
-        + ROUNDS * (command == "train")
+        + OF_ROUNDS * (command == "train")
         + "\n".join(lists)
         + "\n\nsettings, which `cdws settings` describes:\n"
         + textwrap.fill(names, 112, initial_indent="  ", subsequent_indent="  ")
@@ -154,21 +154,23 @@ def run(command: str, arguments: Sequence[str]) -> int:
     words, options = typed_words(arguments)
     method, added = _take_own(options, DEFAULT_METHOD)
     files = config_files(chosen.base, method, added, chosen.last)
-    rounds = _take_rounds(options) if command == "train" else None
+    typed_rounds = _take_rounds(options) if command == "train" else None
     _refuse(command, options, files)
     data = _data(command, words, options, added)
     top = top_of(files)
-    has_two = command == "train" and top["method"] == AREA_RANKED and "ranked_by" not in top
-    if rounds is not None and (rounds not in ("1", "2") or not has_two):
-        raise UsageError(f"--rounds is 1 or 2, of cdws train by the method '{DEFAULT_METHOD}' alone; got '{rounds}'.")
+    is_ranked = command == "train" and top["method"] == AREA_RANKED and "ranked_by" not in top
+    if typed_rounds is not None and not (is_ranked and typed_rounds.isdecimal() and int(typed_rounds) > 0):
+        of = f"of cdws train by the method '{DEFAULT_METHOD}' alone"
+        raise UsageError(f"--rounds is a whole number of 1 or more, {of}; got '{typed_rounds}'.")
+    rounds = int(typed_rounds or ROUNDS) if is_ranked else 1
     given = list(options)
     if "ckpt_path" in top:  # of the runs that use what has been trained
         _require_own_model(dict(given))
         options = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in given]
     typed = words[0] if words else dict(options).get("dataset_dir")
-    if has_two and rounds is None and typed and _has_no_area(Path(typed)):
-        print("One round: no training image has an area, by which a second could rank pixels.")
-        rounds = "1"
+    if rounds > 1 and typed_rounds is None and typed and _has_no_area(Path(typed)):
+        print("One round: no training image has an area, by which a next could rank pixels.")
+        rounds = 1
     checked = _plain_check(files, options, typed)
     if checked is not None and command == "check":
         _print_line("monai.bundle", ["run", chosen.name, *_config_file(files), *data, *_typed(options)])
@@ -176,18 +178,20 @@ def run(command: str, arguments: Sequence[str]) -> int:
         return 0
     if checked is not None:
         _look_at_once(**checked)
-    if has_two and rounds != "1":
-        output = dict(options).get("output_dir") or top["output_dir"]
-        first = f"{output}/first_round"
+    output = dict(options).get("output_dir") or top["output_dir"]
+    ranked_by: list[tuple[str, str | None]] = []
+    for number in range(1, rounds):
         own = [option for option in options if option[0] not in ("output_dir", "ckpt_dir")]
-        run_monai(["run", chosen.name, *_config_file(files), *data, *_typed([*own, ("output_dir", first)])])
-        files = config_files(chosen.base, method, [*added, SECOND_ROUND])
-        own = [option for option in options if option[0] != "output_dir"]
-        options = [*own, ("ranked_by", _path(f"{first}/models/model.pt")), ("output_dir", output)]
+        folder = f"{output}/round_{number}"
+        own += [*ranked_by, ("output_dir", folder)]
+        run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(own)])
+        files = config_files(chosen.base, method, [*added, NEXT_ROUND])
+        ranked_by = [("ranked_by", _path(f"{folder}/models/model.pt"))]
+    if ranked_by:
+        options = [*(option for option in options if option[0] != "output_dir"), *ranked_by, ("output_dir", output)]
     run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(options)])
     if command in NEXT and typed:
         print(f"Next: {_next(NEXT[command], typed, method, added, given)}", flush=True)
-    output = dict(given).get("output_dir") or top["output_dir"]
     page = Path(dict(given).get("prediction_dir") or f"{output}/predictions") / "index.html"
     if command == "infer" and _is_there(page):
         print(f"Look at: {page}", flush=True)
@@ -196,7 +200,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
 
 def _next(command: str, data: str, method: str, added: Sequence[str], options: Sequence[tuple[str, str | None]]) -> str:
     """The command that goes on with what another has made."""
-    overlays = [name for name in added if name != SECOND_ROUND]
+    overlays = [name for name in added if name != NEXT_ROUND]
     run = RUNS[command]
     known = top_of(config_files(run.base, method, overlays, run.last)).keys() & CARRIED
     known -= {"allow_outside"} if run.data != "DATA" else set()  # which is of this data set

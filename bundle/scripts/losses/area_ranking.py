@@ -14,9 +14,9 @@ Area-ranked labels: the rough area as a budget of pixels, spent on those that a 
 
 A rough area a, rounded up to a step s, says that between a - s and a of the image is positive, not where. The teacher
 says where: of an image's N pixels, the (a - s) N that it ranks highest are positive, those below the a N highest are
-negative, and those between may be either. It is an expectation-maximisation step with the area as its constraint. Where
-an area is hardly above a step no pixel is surely positive; then only a part u of the interval, in its middle, is left
-without labels.
+negative, and those between may be either. It is an expectation-maximisation step with the area as its constraint. A
+part u of the interval, in its middle, is left without labels: all of it by default, but half of it at most where the
+area is a step or less, or else no pixel of a small structure would ever be positive.
 Pixels under strokes have the strokes' label, and come out of the budget first.
 
 Shapes: a probability map is (B, M, H, W), M maps of B images; a weak target is (B, 2), label and area, NaN where it is
@@ -41,6 +41,8 @@ from scripts.runtime.values import fraction, number, positive_fraction
 
 __all__ = ["AreaRankedLoss", "area_ranked_labels", "proportion_loss"]
 
+UNSURE_OF_SMALL = 0.5  # u at most, where the area is a step or less
+
 
 def area_ranked_labels(
     ranking: torch.Tensor,
@@ -61,7 +63,8 @@ def area_ranked_labels(
         area_step: that step, a fraction of the image.
         valid: (B, 1, H, W), above 0 where a pixel belongs to the image; all of them where it is None.
         strokes: (B, 1, H, W), see `scripts.images.strokes`: pixels whose label is theirs, whatever their score.
-        unsure: u, the part of the interval between the area less a step and the area whose pixels have no label.
+        unsure: u, the part of the interval between the area less a step and the area whose pixels have no label; a half
+            at most where no pixel would be surely positive.
 
     Returns:
         Labels (B, 1, H, W), 0. or 1.; and (B, 1, H, W), True for the pixels that have one.
@@ -79,7 +82,8 @@ def area_ranked_labels(
     ordered = torch.where(inside, score, -torch.inf).sort(dim=1, descending=True).values
     count = inside.sum(dim=1)  # (B,)
     least = (area - area_step).clamp(min=0)
-    taken = (1 - unsure) / 2 * (area - least)  # off both ends of the interval
+    small = (least * count).round() == 0
+    taken = (1 - torch.where(small, min(unsure, UNSURE_OF_SMALL), unsure)) / 2 * (area - least)  # off both ends
     surely = ((least + taken) * count).round().long()
     at_most = ((area - taken) * count).round().long()
 
@@ -136,7 +140,7 @@ class AreaRankedLoss(nn.Module):
         interval_weight: w.
         pool: of the MIL loss; the paper's generalized mean by default.
         stroke_weight: of the strokes' loss.
-        unsure: u, the part of the interval whose pixels have no label, 0..1.
+        unsure: u, the part of the interval whose pixels have no label, 0..1; a half at most for an area of a step.
         reduction: ``"mean"`` over the images, or ``"none"`` for one value an image.
 
     Raises:

@@ -20,6 +20,7 @@ import numpy as np
 __all__ = ["THRESHOLDS", "area_errors", "middle_of_best", "pixels_reaching", "threshold_by_areas"]
 
 THRESHOLDS = tuple(threshold / 100 for threshold in range(1, 100))
+LEAST_OF_SMALL = 0.25  # part of an area of a step or less that is positive at least, as in `area_ranked_labels`
 
 
 def pixels_reaching(probability: np.ndarray) -> np.ndarray:
@@ -34,11 +35,13 @@ def area_errors(probability: np.ndarray, area: float, area_step: float) -> np.nd
 
     Args:
         probability: (H, W) in 0..1.
-        area: rounded up to `area_step`: from a step below it to itself is as stated.
+        area: of a positive image, rounded up to `area_step`: from a step below it to itself is as stated, from a quarter
+            of it where that is a step or less, since something is positive.
         area_step: a fraction of the image.
     """
     marked = pixels_reaching(probability) / probability.size
-    return np.maximum(np.maximum(marked - area, area - area_step - marked), 0)
+    least = area - area_step if area > area_step else LEAST_OF_SMALL * area
+    return np.maximum(np.maximum(marked - area, least - marked), 0)
 
 
 def threshold_by_areas(errors: np.ndarray) -> float:

@@ -93,8 +93,9 @@ REFUSED = {
     "review DATA": "cdws review RUN DATA",
     "review RUN DATA": "no trained model 'RUN/models/model.pt'",
     "review RUN DATA --prot 9": "--prot",
-    "train DATA --rounds 3": "--rounds is 1 or 2, of cdws train by the method 'recommended' alone; got '3'",
-    "train DATA --rounds 2 --method cdws": "--rounds is 1 or 2, of cdws train by the method 'recommended' alone",
+    "train DATA --rounds 0": "--rounds is a whole number of 1 or more, of cdws train by the method 'recommended' alone",
+    "train DATA --rounds x": "of cdws train by the method 'recommended' alone; got 'x'",
+    "train DATA --rounds 2 --method cdws": "of cdws train by the method 'recommended' alone; got '2'",
     "evaluate DATA --rounds 1": "There is no option --rounds",
     "demo --rounds 1": "There is no option --rounds",
     "demo DATA": "takes no 'DATA'; for yours: cdws train DATA",
@@ -216,20 +217,29 @@ def test_configs_follow_each_other_as_they_must(line: str, started) -> None:
     assert ("--mpp 1" in " ".join(started[0])) == ("--mpp" in line)
 
 
-def test_the_recommended_method_trains_in_two_rounds(started) -> None:
+def test_the_recommended_method_trains_in_rounds(started) -> None:
     assert main(["train", "DATA", "--overlay", "slices", "--seed", "3", "--output_dir", "mine", "--ckpt_dir", "c"]) == 0
     assert [names(words) for words in started] == [
         ["train", "recommended", "slices"],
-        ["train", "recommended", "slices", "second_round"],
+        ["train", "recommended", "slices", "next_round"],
+        ["train", "recommended", "slices", "next_round"],
     ]
     lines = [" ".join(words) for words in started]
     assert all("--dataset_dir DATA" in line and "--seed 3" in line for line in lines)
-    assert lines[0].endswith("--output_dir mine/first_round")
-    assert "ckpt_dir" not in lines[0]
-    assert lines[1].endswith("--ckpt_dir c --ranked_by mine/first_round/models/model.pt --output_dir mine")
+    assert lines[0].endswith("--output_dir mine/round_1")
+    assert lines[1].endswith("--ranked_by mine/round_1/models/model.pt --output_dir mine/round_2")
+    assert lines[2].endswith("--ckpt_dir c --ranked_by mine/round_2/models/model.pt --output_dir mine")
+    assert not any("ckpt_dir" in line for line in lines[:2])
 
 
-@pytest.mark.parametrize(("area", "rounds"), [(0.3, 2), (None, 1)])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_the_last_round_is_in_the_folder_itself(rounds: int, started) -> None:
+    assert main(["train", "DATA", "--rounds", str(rounds), "--output_dir", "mine"]) == 0
+    folders = [words[words.index("--output_dir") + 1] for words in started]
+    assert folders == [["mine"], ["mine/round_1", "mine"]][rounds - 1]
+
+
+@pytest.mark.parametrize(("area", "rounds"), [(0.3, 3), (None, 1)])
 def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(listed(tmp_path, area)))
     assert main(["train", str(tmp_path)]) == 0
@@ -245,7 +255,7 @@ def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(start
     (Path() / "dataset.json").write_text(json.dumps(listed(Path(), None)))
     (tmp_path / "args.json").write_text(json.dumps({"dataset_dir": "DATA"}))
     assert main(["train", "--args_file", str(tmp_path / "args.json")]) == 0
-    assert len(started) == 3
+    assert len(started) == 1 + 3
 
 
 @pytest.mark.parametrize("name", ["steps", "warm_up", "encoder", "artefacts", "tta", "learning_rate", "spatial_size"])
@@ -270,7 +280,7 @@ NEXT = {
     "train --dataset_dir DATA --method dws --overlay superpixels --n_segments 9": (
         "cdws evaluate DATA --method dws --overlay superpixels --n_segments 9"
     ),
-    "train DATA --overlay second_round --ranked_by a.pt --ckpt_dir c": "cdws evaluate DATA --ckpt_dir c",
+    "train DATA --overlay next_round --ranked_by a.pt --ckpt_dir c": "cdws evaluate DATA --ckpt_dir c",
     "label DATA --port 0": "cdws train DATA",
     "evaluate DATA --output_dir=-x --ckpt_path included --allow_outside True": (
         "cdws infer FOLDER --output_dir=-x --ckpt_path included"
@@ -302,9 +312,9 @@ def test_the_included_model_has_a_word(started, method: str, model: str) -> None
         assert words[words.index("--ckpt_path") + 1] == str(BUNDLE / "models" / model)
 
 
-def test_a_second_round_is_not_repeated(started) -> None:
-    assert main(["train", "DATA", "--overlay", "second_round", "--ranked_by", "a.pt"]) == 0
-    assert [names(words) for words in started] == [["train", "recommended", "second_round"]]
+def test_a_next_round_is_not_repeated(started) -> None:
+    assert main(["train", "DATA", "--overlay", "next_round", "--ranked_by", "a.pt"]) == 0
+    assert [names(words) for words in started] == [["train", "recommended", "next_round"]]
 
 
 def test_options_arrive_as_they_were_typed(started) -> None:

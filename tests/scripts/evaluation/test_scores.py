@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from scripts.evaluation.scores import (
     DISC_FRACTIONS,
-    THRESHOLDS,
     ImageScores,
     Thresholds,
     baseline_table,
@@ -31,6 +30,7 @@ from scripts.evaluation.scores import (
     summarise,
     volume_dice,
 )
+from scripts.metrics.area import THRESHOLDS, area_errors, threshold_by_areas
 from scripts.metrics.region import compute_region_f_measure
 from scripts.runtime.errors import InputError
 
@@ -149,6 +149,13 @@ def test_pixel_threshold_by_areas_by_hand() -> None:
     # as stated in both from .41 to .8, whose middle is .61; .25 is as stated when .3 is
     assert choose_thresholds([stated, also, unknown, negative]).areas == pytest.approx(0.61)
     assert choose_thresholds([unknown, negative]).areas is None
+
+
+def test_marking_nothing_is_not_as_stated_where_the_area_is_less_than_a_step() -> None:
+    """Of 0.4 at least a quarter is positive: of .9, .3, .2 and .1 the thresholds of .31 to .9 alone mark enough."""
+    errors = area_errors(levels("93", "21"), area=0.4, area_step=0.5)
+    assert errors == pytest.approx((0.6,) * 10 + (0.35,) * 10 + (0.1,) * 10 + (0.0,) * 60 + (0.1,) * 9)
+    assert threshold_by_areas(errors) == pytest.approx(0.61)
 
 
 @pytest.mark.parametrize("truth", ["random", "empty", "full"])

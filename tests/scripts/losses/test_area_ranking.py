@@ -36,7 +36,7 @@ def image(values: list[float]) -> torch.Tensor:
         (RANKING, 0.5, 0.25, "+-?-"),  # one surely, two at most
         (RANKING, 0.5, 0.5, "?-?-"),
         (RANKING, 1.0, 0.25, "+++?"),
-        (RANKING, 1.0, 1.0, "????"),
+        (RANKING, 1.0, 1.0, "+??-"),  # a step: 0 to 4, less a quarter of it at both ends
         (RANKING, 0.25, 0.5, "?---"),  # less than a step
         (RANKING, 0.0, 0.25, "----"),  # a negative image
         ([0.5, 0.5, 0.5, 0.1], 0.5, 0.25, "???-"),  # the budget's end divides equals
@@ -61,6 +61,9 @@ def test_four_pixels(ranking: list[float], area: float, step: float, expected: s
         (0.8, 0.5, "+++++??---"),  # 0.5 and 0.7
         (0.8, 0.0, "++++++----"),  # 0.6
         (0.4, 0.5, "+??-------"),  # of 0 to 0.4, 0.1 and 0.3: a step or less, and yet a pixel is positive
+        (0.4, 1.0, "+??-------"),
+        (0.2, 1.0, "??--------"),  # 0.05 and 0.15, to even
+        (0.5, 1.0, "+????-----"),  # above a step
         (0.2, 0.0, "+---------"),
         (0.0, 0.5, "----------"),
     ],
