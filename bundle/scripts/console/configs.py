@@ -46,7 +46,7 @@ BASES = ("train", "inference", "evaluate", "check", "review", "metadata")
 OF_OTHERS = ("monai_label", "multi_gpu_train", "multi_gpu_evaluate", "federated", "study_training", "study_evaluation")
 OF_OTHERS += ("export",)
 OF_INFERENCE = ("slides", "inference_onnx", "inference_trt")
-OF_TRAINING = ("second_round",)
+OF_TRAINING = ("next_round",)
 ROW = re.compile(r"^\| (`.+?) \| (.+?) \| (.+?) \|$")
 
 

@@ -69,7 +69,7 @@ MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "
 MONAI_OPTIONS += ("workflow_type", "properties_path")
 OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
 INCLUDED = "included"  # as ckpt_path: the model that comes with the bundle
-AREA_RANKED, NEXT_ROUND, ROUNDS = "area_ranked", "next_round", 3
+AREA_RANKED, NEXT_ROUND, ROUNDS = "area_ranked", "next_round", 2
 NEXT = {"train": "evaluate", "evaluate": "infer"}
 # settings that the next command needs as well: where things are, and what turns an image into a map
 CARRIED = (
@@ -88,8 +88,8 @@ DEMO_SEED = "0"
 DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
 
 OF_ROUNDS = (
-    f"The recommended method trains in {ROUNDS} rounds: each network, in output_dir/round_1 and so on, ranks the\n"
-    "pixels for a fresh one; the last is in output_dir. --rounds 1 takes a third of the time, --rounds 2 two thirds.\n"
+    f"The recommended method trains in {ROUNDS} rounds: a network, in output_dir/round_1, ranks the pixels for a\n"
+    "fresh one; the last is in output_dir. --rounds 1 takes half the time.\n"
 )
 
 

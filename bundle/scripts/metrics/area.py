@@ -35,8 +35,8 @@ def area_errors(probability: np.ndarray, area: float, area_step: float) -> np.nd
 
     Args:
         probability: (H, W) in 0..1.
-        area: of a positive image, rounded up to `area_step`: from a step below it to itself is as stated, from a quarter
-            of it where that is a step or less, since something is positive.
+        area: of a positive image, rounded up to `area_step`: from a step below it to itself is as stated; from a
+            quarter of it where that is a step or less, since something is positive.
         area_step: a fraction of the image.
     """
     marked = pixels_reaching(probability) / probability.size

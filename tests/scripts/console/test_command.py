@@ -218,7 +218,8 @@ def test_configs_follow_each_other_as_they_must(line: str, started) -> None:
 
 
 def test_the_recommended_method_trains_in_rounds(started) -> None:
-    assert main(["train", "DATA", "--overlay", "slices", "--seed", "3", "--output_dir", "mine", "--ckpt_dir", "c"]) == 0
+    line = "train DATA --overlay slices --seed 3 --output_dir mine --ckpt_dir c --rounds 3"
+    assert main(line.split()) == 0
     assert [names(words) for words in started] == [
         ["train", "recommended", "slices"],
         ["train", "recommended", "slices", "next_round"],
@@ -232,14 +233,16 @@ def test_the_recommended_method_trains_in_rounds(started) -> None:
     assert not any("ckpt_dir" in line for line in lines[:2])
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_the_last_round_is_in_the_folder_itself(rounds: int, started) -> None:
-    assert main(["train", "DATA", "--rounds", str(rounds), "--output_dir", "mine"]) == 0
-    folders = [words[words.index("--output_dir") + 1] for words in started]
-    assert folders == [["mine"], ["mine/round_1", "mine"]][rounds - 1]
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [("", ["mine/round_1", "mine"]), ("--rounds 2", ["mine/round_1", "mine"]), ("--rounds 1", ["mine"])],
+)
+def test_the_last_round_is_in_the_folder_itself(rounds: str, expected: list[str], started) -> None:
+    assert main(f"train DATA {rounds} --output_dir mine".split()) == 0
+    assert [words[words.index("--output_dir") + 1] for words in started] == expected
 
 
-@pytest.mark.parametrize(("area", "rounds"), [(0.3, 3), (None, 1)])
+@pytest.mark.parametrize(("area", "rounds"), [(0.3, 2), (None, 1)])
 def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(listed(tmp_path, area)))
     assert main(["train", str(tmp_path)]) == 0
@@ -255,7 +258,7 @@ def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(start
     (Path() / "dataset.json").write_text(json.dumps(listed(Path(), None)))
     (tmp_path / "args.json").write_text(json.dumps({"dataset_dir": "DATA"}))
     assert main(["train", "--args_file", str(tmp_path / "args.json")]) == 0
-    assert len(started) == 1 + 3
+    assert len(started) == 1 + 2
 
 
 @pytest.mark.parametrize("name", ["steps", "warm_up", "encoder", "artefacts", "tta", "learning_rate", "spatial_size"])
@@ -270,7 +273,7 @@ def test_help_has_the_overlays_of_the_run(capsys) -> None:
         main([command, "-h"])
         text = capsys.readouterr().out.partition("overlays (")[2].partition("settings, which")[0]
         listed[command] = set(re.findall(r"^  (\w+)  ", text, re.M))
-    assert listed["train"] - listed["infer"] == {"second_round"}
+    assert listed["train"] - listed["infer"] == {"next_round"}
     assert listed["infer"] - listed["train"] == {"slides", "inference_onnx", "inference_trt"}
 
 
