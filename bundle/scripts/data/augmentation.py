@@ -40,6 +40,7 @@ def random_changes(
     window: float = 1.0,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
+    pasting: Transform | None = None,
 ) -> list[Transform]:
     """
     Flips along both axes and, of a square, quarter turns, each of every second image at random; and other colours.
@@ -54,6 +55,7 @@ def random_changes(
         stain_shift: by which factor and offset the density of each stain changes at most, see `RandStain`.
         window: part of height and width in which the network is trained, see `RandWindowd`; 1 for the whole image.
         mean, std: by which the images have been normalised.
+        pasting: what comes before all others, see `RandPasteNegatived`.
 
     Returns:
         Transforms for a list of others: in a `Compose` of their own they would draw other numbers from a seed.
@@ -78,4 +80,6 @@ def random_changes(
     if colour_shift:
         changes.append(RandScaleIntensityd(keys[0], factors=colour_shift, prob=1.0, channel_wise=True))
         changes.append(RandShiftIntensityd(keys[0], offsets=colour_shift, prob=1.0, channel_wise=True))
+    if pasting is not None:
+        changes.insert(0, pasting)
     return [*changes, SelectItemsd(["label", "window", *keys], allow_missing_keys=True)]

@@ -52,11 +52,11 @@ def positive_number(name: str, value: Any) -> None:
         raise InputError(f"{name} must be a number above 0; got {value!r}.")
 
 
-def fraction(name: str, value: Any) -> None:
-    """Raises InputError unless the value is a number from 0 to 1."""
+def fraction(name: str, value: Any, words: str = "") -> None:
+    """Raises InputError unless the value is a number from 0 to 1; words name what else is taken."""
     if not is_number(value) or not 0 <= value <= 1:
         hint = f" (did you mean {value / 100:g}?)" if is_number(value) and 1 < value <= 100 else ""
-        raise InputError(f"{name} must be a fraction from 0 to 1; got {value!r}{hint}.")
+        raise InputError(f"{name} must be {words}a fraction from 0 to 1; got {value!r}{hint}.")
 
 
 def positive_fraction(name: str, value: Any) -> None:
