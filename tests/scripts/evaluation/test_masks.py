@@ -21,31 +21,37 @@ from scripts.evaluation.masks import map_to_mask
 from scripts.images.resizing import SmoothResized
 from scripts.runtime.errors import InputError
 
-PREPROCESSING = Compose([SmoothResized("image", (2, 2))])
+PREPROCESSING = Compose([SmoothResized("image", (4, 4))])
 
 
 def item_of(probability: list[list[float]], **more: torch.Tensor) -> dict:
-    """Of an image of 4 x 4 pixels, with a map of 2 x 2."""
-    item = PREPROCESSING({"image": MetaTensor(torch.zeros(3, 4, 4))})
-    return item | {"pred": MetaTensor(torch.tensor([probability]), meta=item["image"].meta), **more}
+    """Of an image of 8 x 8 pixels, with a map of 4 x 4: of four equal blocks."""
+    item = PREPROCESSING({"image": MetaTensor(torch.zeros(3, 8, 8))})
+    return item | {"pred": MetaTensor(blocks(probability), meta=item["image"].meta), **more}
+
+
+def blocks(values: list[list[float]]) -> torch.Tensor:
+    """(1, 4, 4) of 2 x 2 values."""
+    return torch.tensor([values]).repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 def test_a_mask_has_the_size_of_the_file_and_its_map_is_kept() -> None:
     found = Compose(map_to_mask(PREPROCESSING, 0.6))(item_of([[0.9, 0.9], [0.3, 0.3]]))
-    assert found["pred"].shape == found["probability"].shape == (1, 4, 4)
-    assert found["pred"][0].as_tensor().tolist() == [[1.0] * 4] * 2 + [[0.0] * 4] * 2
-    assert found["probability"][0, :, 0].tolist() == pytest.approx([0.9, 0.75, 0.45, 0.3])  # bilinear
+    assert found["pred"].shape == found["probability"].shape == (1, 8, 8)
+    assert found["pred"][0].as_tensor().tolist() == [[1.0] * 8] * 4 + [[0.0] * 8] * 4
+    bilinear = [0.9, 0.9, 0.9, 0.75, 0.45, 0.3, 0.3, 0.3]
+    assert found["probability"][0, :, 0].tolist() == pytest.approx(bilinear)
 
 
 def test_superpixels_are_taken_or_left_as_a_whole() -> None:
     """Two on the left and right: their means are 0.6 and 0.3."""
     item = item_of([[0.9, 0.1], [0.3, 0.5]])
-    item["superpixels"] = MetaTensor(torch.tensor([[[0, 1], [0, 1]]]), meta=item["image"].meta)
-    item["mask"] = torch.ones(1, 4, 4)
+    item["superpixels"] = MetaTensor(blocks([[0, 1], [0, 1]]), meta=item["image"].meta)
+    item["mask"] = torch.ones(1, 8, 8)
     found = Compose(map_to_mask(PREPROCESSING, 0.5, superpixels=True))(item)
-    torch.testing.assert_close(found["probability"][0].as_tensor(), torch.tensor([[0.6, 0.6, 0.3, 0.3]] * 4))
-    assert found["pred"][0].as_tensor().tolist() == [[1.0, 1.0, 0.0, 0.0]] * 4
-    assert found["instances"].shape == (1, 4, 4)
+    torch.testing.assert_close(found["probability"][0].as_tensor(), torch.tensor([[0.6] * 4 + [0.3] * 4] * 8))
+    assert found["pred"][0].as_tensor().tolist() == [[1.0] * 4 + [0.0] * 4] * 8
+    assert found["instances"].shape == (1, 8, 8)
     assert torch.equal(found["truth"], item["mask"])
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ print(json.dumps(results))
 """
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path, quick_python):
+def test_two_processes_give_the_numbers_of_one(tmp_path):
     rng = np.random.default_rng(0)
     y_pred = ndimage.gaussian_filter(rng.random((4, 1, 40, 50)), (0, 0, 3, 3))
     y_pred = (y_pred - y_pred.min()) / np.ptp(y_pred)
@@ -65,7 +66,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, quick_python):
     bundle = Path(scripts.__file__).parent.parent
     workers = [
         subprocess.Popen(
-            [quick_python, "-c", WORKER, str(rank), str(tmp_path)],
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path)],
             env=os.environ | {"PYTHONPATH": str(bundle)},
             stdout=subprocess.PIPE,
             text=True,
