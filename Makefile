@@ -18,7 +18,7 @@ $(INSTALLED): requirements.txt tests/requirements.txt pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 5 minutes on 2 CPU cores
+demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 4 minutes on 2 CPU cores
 	$(VENV)/bin/cdws demo --seed $(SEED)
 
 study: $(INSTALLED)  ## all experiments of the paper at demo scale, with their report
