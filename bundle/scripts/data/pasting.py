@@ -83,11 +83,10 @@ class RandPasteNegatived(Randomizable, MapTransform):
         if not drawn or not self._items or label != 1 or math.isnan(area) or "superpixels" in d or "valid" in d:
             return d
         pasted = self._part(d[self.keys[0]].shape[1:])
+        donor = self._donors[self.R.randint(len(self._items))]
         for key in self.keys:
-            donor = torch.as_tensor(self._donors[self.R.randint(len(self._items))][key])
-            image = d[key].clone()
-            image[:, pasted] = donor[:, pasted].to(image.dtype)
-            d[key] = image
+            d[key] = d[key].clone()
+            d[key][:, pasted] = torch.as_tensor(donor[key])[:, pasted].to(d[key].dtype)
         d["strokes"] = d["strokes"].masked_fill(pasted, NEGATIVE)
         if "truth" in d:
             d["truth"] = d["truth"].masked_fill(pasted, 0)

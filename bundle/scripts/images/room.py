@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
-from scripts.images.pictures import FORMATS, MAX_PIXELS, is_plain, open_picture
+from scripts.images.pictures import MAX_PIXELS, is_plain, picture_size
 from scripts.images.slide_parts import SlidePart
 
 __all__ = ["DECODING", "Room", "room_for"]
@@ -78,8 +78,7 @@ def _size(path: str | PathLike) -> tuple[int, ...]:
     if not os.path.isfile(path):
         return (0,)
     if is_plain(path):
-        with open_picture(path, FORMATS) as picture:
-            return picture.size
+        return picture_size(path)
     from scripts.images.reading import image_size  # with MONAI, which takes seconds
 
     return image_size(path)
