@@ -97,7 +97,7 @@ def train(folder: Path, images: int, cache_rate: float) -> None:
     data.write_text(json.dumps(listed))
     settings = {"dataset_dir": str(data.parent), "output_dir": str(folder), "pretrained": "random", "max_epochs": 2}
     parser = config("train", "minibatch", **settings, spatial_size=[32, 32], cache_rate=cache_rate, batch_size=16)
-    parser.update({"val_interval": 10**6, "micro_batch_size": 16, "network_def": OneLayer()})
+    parser.update({"validate#dataset#data": [], "micro_batch_size": 16, "network_def": OneLayer()})
     parser.get_parsed_content("train#trainer").run()
 
 

@@ -103,7 +103,7 @@ def main() -> None:
         configs.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", arguments.config)])
         changes = {"dataset_dir": str(data), "output_dir": folder, "ckpt_dir": folder, "bundle_root": str(BUNDLE)}
         changes |= {"spatial_size": list(size), "pretrained": "random", "num_workers": arguments.num_workers}
-        configs.update(changes | {"val_interval": 10**6, "max_epochs": arguments.rounds + 1})  # the first one warms up
+        configs.update(changes | {"validate#dataset#data": [], "max_epochs": arguments.rounds + 1})  # one warms up
         if configs.get("warm_up") is not None:
             configs.update({"warm_up": 0 if arguments.ranked else arguments.rounds + 1})
         trainer, network = configs.get_parsed_content("train#trainer"), configs.get_parsed_content("network")

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
@@ -24,7 +24,7 @@ __all__ = ["Validation"]
 
 class Validation(ValidationHandler):
     """
-    Handler of a trainer that validates every few epochs, where there are images to validate on.
+    Handler of a trainer that validates every few epochs and after the last, where there are images to validate on.
 
     MONAI Label has none while few images are labelled.
 
@@ -42,5 +42,8 @@ class Validation(ValidationHandler):
 
     def attach(self, engine: Engine) -> None:
         if len(self.validator.data_loader.dataset) > 0:
-            super().attach(engine)
+            engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_due), self)
             engine.state.val_interval = self.interval  # for the record
+
+    def _is_due(self, engine: Engine, epoch: int) -> bool:
+        return epoch % self.interval == 0 or epoch == engine.state.max_epochs
