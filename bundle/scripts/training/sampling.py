@@ -130,6 +130,8 @@ class SeededDataset(CacheDataset):
     """
     `CacheDataset` whose random transforms draw the same for an image in an epoch, whoever asks for it and when.
 
+    Its copies in loader processes that outlive an epoch know the number of the epoch too.
+
     Args:
         seed: of the random transforms; None leaves them to their own random state.
         kwargs: see `CacheDataset`; the transform must be a `Compose`.
@@ -137,16 +139,16 @@ class SeededDataset(CacheDataset):
 
     def __init__(self, *, seed: int | None = None, **kwargs: Any) -> None:
         self.seed = seed
-        self.epoch = 0
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         fraction("cache_rate", kwargs.get("cache_rate", 1.0))
         super().__init__(**kwargs)
 
     def set_epoch(self, epoch: int) -> None:
         """Number of the epoch whose images are asked for next."""
-        self.epoch = epoch
+        self.epoch.fill_(epoch)
 
     def _transform(self, index: int) -> Any:
         if self.seed is not None:
-            drawn = np.random.SeedSequence([self.seed, self.epoch, index % len(self)]).generate_state(1)
+            drawn = np.random.SeedSequence([self.seed, int(self.epoch), index % len(self)]).generate_state(1)
             self.transform.set_random_state(seed=int(drawn[0]))
         return super()._transform(index)

@@ -78,7 +78,9 @@ def train(
     ]
     transform = Compose([RandFlipd("image", prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=0.5)])
     dataset = SeededDataset(data=items, transform=transform, progress=False, seed=0)
-    loader = DataLoader(dataset, batch_sampler=StepSampler(dataset, 4, 2, seed=0), num_workers=workers)
+    sampler = StepSampler(dataset, 4, 2, seed=0)
+    workers = {"num_workers": workers, "persistent_workers": workers > 0, "generator": torch.Generator()}
+    loader = DataLoader(dataset, batch_sampler=sampler, **workers)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.Dropout(0.3), torch.nn.Conv2d(3, 1, 3))
     evaluator = SupervisedEvaluator(
         torch.device("cpu"),

@@ -142,3 +142,13 @@ def test_random_changes_depend_on_seed_epoch_and_image_alone():
     assert not torch.allclose(differences[0], differences[1])
     assert not torch.allclose(epoch_of(noisy(), 6)[0], expected[0])
     assert not torch.allclose(epoch_of(noisy(seed=1), 5)[0], expected[0])
+
+
+def test_loader_processes_that_stay_know_the_epoch():
+    dataset = noisy()
+    loader = DataLoader(dataset, batch_size=4, num_workers=2, persistent_workers=True)
+    for epoch in (1, 2, 7):
+        dataset.set_epoch(epoch)
+        (batch,) = loader
+        expected = epoch_of(noisy(), epoch)
+        assert all(torch.equal(x, expected[i][0]) for i, x in enumerate(batch["x"])), epoch
