@@ -44,7 +44,7 @@ def test_the_citation_is_of_this_version(configs):
     assert citation["version"] == json.loads((configs / "metadata.json").read_text())["version"]
 
 
-@pytest.mark.parametrize("document", ["README.md", "bundle/docs/README.md", "docs/results.md", "docs/volumes.md"])
+@pytest.mark.parametrize("document", ["README.md", "bundle/docs/README.md", "docs/paper-results.md", "docs/volumes.md"])
 def test_commands_name_existing_configs_and_settings(document, configs):
     text = (ROOT / document).read_text().replace("\\\n", " ")
     commands = re.findall(r"^(?:\$ )?\s*python -m monai\.bundle run .*$", text, flags=re.MULTILINE)
@@ -107,3 +107,13 @@ def test_the_demo_studys_tables_have_the_numbers_of_its_runs():
         for key, cell in zip(("f_pos", "f_neg", "ods", "px_ap"), cells, strict=True):
             values = [float(run[key]) for run in seeds]
             assert cell == f"{mean(values):.3f} ± {stdev(values):.3f}", (name, key)
+
+
+def test_the_table_of_weaker_labels_has_the_numbers_of_its_runs():
+    text = (ROOT / "docs" / "results.md").read_text()
+    runs = json.loads((ROOT / "docs" / "results" / "colon_weaker.json").read_text())
+    rows = re.findall(r"^\| `(quarters|noisy|half_missing|\d+_percent)` \| [^|]+ \|(.+)\|$", text, re.M)
+    assert len(rows) == 6
+    for name, cells in rows:
+        for key, cell in zip(("f_pos", "f_neg", "ods", "px_ap"), cells.split("|"), strict=True):
+            assert cell.strip() == ", ".join(f"{runs[name][seed][key]:.3f}" for seed in "012"), (name, key)

@@ -211,6 +211,7 @@ LAY_OUT = {
     "bundle/docs/README.md": lay_out_results,
     "docs/labelling.md": lay_out_labelling,
     "docs/quick-start.md": lay_out_own,
+    "docs/paper-results.md": lay_out_results,
     "docs/results.md": lay_out_results,
     "docs/slides.md": lay_out_slides,
     "docs/volumes.md": lay_out_volumes,
