@@ -11,7 +11,8 @@
 
 
 """
-One cell of a study in a process of its own: its training, then its evaluations, each by the bundle's own configs.
+One cell of a study in a process of its own: its training, which may be of several rounds, then its evaluations, each
+by the bundle's own configs.
 
 A run that has finished is not repeated; what a killed one left is removed, and it starts again.
 """
@@ -28,7 +29,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,13 @@ def evaluation_folder(cell: Path, map_name: str = "") -> Path:
 
 
 def runs_of(specification: Mapping[str, Any], cell: Path) -> list[Run]:
-    """The training and the evaluations of a cell, from the content of its ``cell.json``."""
+    """
+    The training and the evaluations of a cell, from the content of its ``cell.json``.
+
+    The rounds of a training before the last are in ``round_1`` and so on, the last is in ``training``. What is
+    evaluated is the last epoch's: where its map is to be shifted, no other is validated, so that ``model.pt`` is that.
+    """
     configs = Path(bundle_root()) / "configs"
-    trained = [*specification["overlays"], "study_training"]
     evaluated = [*specification["overlays"], "evaluate", "study_evaluation"]
     common = {
         "dataset_dir": specification["dataset_dir"],
@@ -82,20 +87,24 @@ def runs_of(specification: Mapping[str, Any], cell: Path) -> list[Run]:
         "allow_outside": True,  # the data of a cell are links to the user's
         **specification["settings"],
     }
-    training = cell / "training"
-    runs = [("training", trained, {"ckpt_dir": str(training / "models")}, training)]
+
+    def run(name: str, overlays: Sequence[str], own: Mapping[str, Any], folder: Path) -> Run:
+        files = tuple(str(configs / f"{overlay}.json") for overlay in ("train", *overlays))
+        return Run(name, files, {**common, **own, "output_dir": str(folder)}, folder)
+
+    runs = []
+    folders = [*(cell / f"round_{number}" for number in range(1, specification["rounds"])), cell / "training"]
+    for before, folder in zip([None, *folders], folders, strict=False):
+        trained = [*specification["overlays"], *(["next_round"] if before else []), "study_training"]
+        own = {"ckpt_dir": str(folder / "models")}
+        own |= {"ranked_by": str(before / "models" / "model.pt")} if before else {}
+        own |= {"val_interval": "@max_epochs"} if specification["shifted"] and folder is folders[-1] else {}
+        runs.append(run("training", trained, own, folder))
+    model = folders[-1] / "models" / ("model.pt" if specification["shifted"] else "last.pt")
     for name in ("", *specification["maps"]):
-        own = {"ckpt_path": str(training / "models" / "last.pt"), "split": "test", "map": name}
-        runs.append(("evaluating", evaluated, own, evaluation_folder(cell, name)))
-    return [
-        Run(
-            run_id,
-            tuple(str(configs / f"{overlay}.json") for overlay in ("train", *overlays)),
-            {**common, **own, "output_dir": str(folder)},
-            folder,
-        )
-        for run_id, overlays, own, folder in runs
-    ]
+        own = {"ckpt_path": str(model), "split": "test", "map": name}
+        runs.append(run("evaluating", evaluated, own, evaluation_folder(cell, name)))
+    return runs
 
 
 def is_finished(specification: Mapping[str, Any], cell: Path) -> bool:

@@ -31,6 +31,10 @@ class Method:
 
     overlays: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 1
+    """Trainings, of which each but the first learns from what the one before says of the pixels."""
+    shifted: bool = False
+    """Whether ``model.pt`` has its maps shifted by the areas of the validation images, as they are to be used."""
 
 
 METHODS: dict[str, Method] = {
@@ -50,8 +54,11 @@ METHODS |= {
 SUPERVISED: dict[str, Method] = {  # learn from masks
     **{name: Method((name,)) for name in ("vgg_supervised", "fcn32s", "fcn16s", "fcn8s", "unet", "dcan")},
     "dcan, contour": Method(("dcan",), {"contour": True}),
+    "recommended_supervised": Method(("recommended", "recommended_supervised"), shifted=True),
 }
 METHODS |= {
+    "recommended": Method(("recommended",), rounds=2, shifted=True),  # what `cdws train` does
+    "recommended, one round": Method(("recommended",), shifted=True),
     "cam": Method(("cam",)),
     # as large in the image as 64 pixels at 500, the paper's; a tree is not an epoch
     "mil_boosting": Method(("mil_boosting",), {"max_epochs": 100, "val_interval": 100, "patch_size": 16}),

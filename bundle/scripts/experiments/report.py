@@ -151,8 +151,9 @@ def results_table(plan: Plan, results: Sequence[RowResults], groups: Mapping[str
 
 def times_table(results: Sequence[RowResults]) -> Table:
     table = Table(
-        "Seconds per image. Training: an image in an epoch, loading and steps, without validation. Inference: from the "
-        "loaded image to its map, the median. On the machine of the run, with whatever else it did.",
+        "Seconds per image. Training: an image in an epoch, loading and steps, without validation; of several rounds "
+        "the sum. Inference: from the loaded image to its map, the median. On the machine of the run, with whatever "
+        "else it did.",
         ["", *TIMES.values()],
     )
     for r in results:
@@ -293,7 +294,8 @@ def _settings(sections: Sequence[Section]) -> list[Table]:
         seen.add(cell)
         s = evaluation.specification
         settings = ", ".join(f"{key} {value}" for key, value in s["settings"].items())
-        table.add(cell.name, ", ".join(s["overlays"]), settings, Path(s["dataset_dir"]).name, str(s["seed"]))
+        overlays = ", ".join(s["overlays"]) + (f"; {s['rounds']} rounds" if s["rounds"] > 1 else "")
+        table.add(cell.name, overlays, settings, Path(s["dataset_dir"]).name, str(s["seed"]))
         found = json.loads((cell / "training" / "environment.json").read_text(encoding="utf-8"))
         text = ", ".join(f"{key} {value}" for key, value in found.items())
         machines[text] = machines.get(text, 0) + 1

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.experiments.cell import SPECIFICATION, evaluation_folder
+from scripts.experiments.cell import SPECIFICATION, evaluation_folder, runs_of
 from scripts.experiments.plan import Plan, Row
 from scripts.experiments.records import read_maps
 from scripts.experiments.runner import cell_folder
@@ -87,11 +87,12 @@ def _read_evaluation(cell: Path, map_name: str) -> Evaluation:
         images = tuple(csv.DictReader(file))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     metrics["marked"] = mean(float(image["area_predicted"]) for image in images if image["label"] == "1")
-    for key, timing in (("training_seconds", cell / "training"), ("inference_seconds", folder)):
-        path = timing / "timing.json"
-        if path.is_file():
-            metrics[key] = json.loads(path.read_text(encoding="utf-8"))["seconds_per_image"]
     specification = json.loads((cell / SPECIFICATION).read_text(encoding="utf-8"))
+    rounds = [run.folder for run in runs_of(specification, cell) if run.id == "training"]
+    for key, timed in (("training_seconds", rounds), ("inference_seconds", [folder])):
+        paths = [part / "timing.json" for part in timed]
+        if all(path.is_file() for path in paths):
+            metrics[key] = sum(json.loads(path.read_text(encoding="utf-8"))["seconds_per_image"] for path in paths)
     return Evaluation(folder, metrics, images, specification)
 
 

@@ -74,7 +74,8 @@ def prepare_cells(
     for cell in cells:
         folder = cell_folder(output_dir, cell)
         method = METHODS[cell.method]
-        data = write_variant(study.variants[cell.data], output_dir / "data" / cell.data.replace(" ", "_"))
+        splits = study.variants[cell.data]
+        data = write_variant(splits, output_dir / "data" / cell.data.replace(" ", "_"))
         wanted = {
             "method": cell.method,
             "overlays": [*overlays, *method.overlays],
@@ -83,6 +84,9 @@ def prepare_cells(
             "data": sha256((data / "dataset.json").read_bytes()).hexdigest(),
             "seed": cell.seed,
             "maps": list(cell.maps),
+            # as `cdws train` does: without areas no network ranks pixels for a next
+            "rounds": method.rounds if any(item.get("area") for item in splits["training"]) else 1,
+            "shifted": method.shifted,
         }
         path = folder / SPECIFICATION
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else wanted
