@@ -61,7 +61,7 @@ DEMO = {  # what --demo sets where nothing else is asked for
     "folds": 3,
     "fractions": [0.25, 0.5, 1.0],
     "area_weights": 3,
-    "methods": [
+    "compared": [
         *("baseline", "baseline_ac", "dws", "cdws"),
         *("dws + superpixels", "cdws + superpixels", "cam", "vgg_supervised"),
     ],
@@ -81,8 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_dir", type=Path, help="folder of dataset.json")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the study, its runs and reports")
     parser.add_argument("--demo", action="store_true", help="small: phantoms, fewer methods, seeds, folds and steps")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of comparison (all that the masks allow)")
-    parser.add_argument("--cross_validated", nargs="+", default=["cdws"], metavar="METHOD", help="(cdws)")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="of comparison (all that the masks allow), less_data (dws cdws), cross_validation and area_noise (cdws)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="(0 1 2)")
     parser.add_argument("--folds", type=int, help="(5)")
     parser.add_argument("--fractions", type=float, nargs="+", help="of the images in less_data (0.2 0.4 0.6 0.8 1)")
@@ -138,18 +142,18 @@ def _study(options: argparse.Namespace, settings: dict[str, Any]) -> Study:
         )
     base = load_base(dataset_dir, options.training, options.validation)
     masked = has_masks(base["training"]) and has_masks(base["validation"])
-    methods = options.methods or defaults.get("methods") or [m for m in METHODS if masked or m not in SUPERVISED]
-    check_methods([*methods, *options.cross_validated])
+    check_methods(options.methods or [])
+    compared = defaults.get("compared") or [m for m in METHODS if masked or m not in SUPERVISED]
     if not has_masks(base["test"]):
         raise InputError("Every positive test image needs a mask: experiments score masks.")
     return Study(
         base,
-        methods,
+        compared,
         chosen["seeds"],
+        options.methods or (),
         chosen["folds"],
         chosen["fractions"],
         area_candidates()[: chosen["area_weights"]],
-        cross_validated=options.cross_validated,
     )
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import cycle
 from typing import Any
 
 from scripts.experiments.variants import forget_areas, make_folds, noisy_areas, stepped_areas, take_subset
@@ -64,7 +66,6 @@ METHODS |= {
     "mil_boosting": Method(("mil_boosting",), {"max_epochs": 100, "val_interval": 100, "patch_size": 16}),
     **SUPERVISED,
 }
-WITHOUT_AREA = "dws"
 SIDES = ("side 1", "side 2", "side 3")
 AREA_STEPS = (0.05, 0.1, 0.25)
 AREA_NOISE = 0.15  # standard deviation, of the image
@@ -128,32 +129,31 @@ class Study:
 
     Args:
         base: the data set's splits, see `load_base`.
-        methods: of `comparison` and `cross_validation`.
+        compared: methods of `comparison` where `methods` names none.
+        methods: of `comparison`, `less_data`, `cross_validation` and `area_noise`; none for those of each.
         seeds: each a run of every row, but for folds.
         folds: number of folds.
         fractions: of the training images in `less_data`.
         area_weights: candidates of `area_weight`, each three sides and the fusion.
         fusion_step: of the grid of `fusion_weights`.
-        cross_validated: methods of `cross_validation`.
-        area_step: of the areas in the data set, which `area_noise` starts from.
     """
 
     base: Mapping[str, list]
-    methods: Sequence[str]
+    compared: Sequence[str]
     seeds: Sequence[int]
+    methods: Sequence[str] = ()
     folds: int = 5
     fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
     area_weights: Sequence[tuple[float, ...]] = ()
     fusion_step: float = 0.05
-    cross_validated: Sequence[str] = ("cdws",)
     variants: dict[str, Mapping[str, list]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.variants["base"] = self.base
 
-    def variant(self, name: str, training: list[dict], test: list[dict] | None = None) -> str:
-        """Enter a variant; where it doesn't differ from the data set as it is, that is its name."""
-        splits = self.base | {"training": training, "test": self.base["test"] if test is None else test}
+    def variant(self, name: str, **changed: list[dict]) -> str:
+        """Enter a variant by its changed splits; where none differs from the data set as it is, that is its name."""
+        splits = self.base | changed
         if splits == self.base:
             return "base"
         self.variants[name] = splits
@@ -165,28 +165,29 @@ class Study:
         names = []
         for number, test in enumerate(folds):
             training = [item for other in folds if other is not test for item in other]
-            names.append(self.variant(f"fold{number + 1}of{self.folds}", training, test))
+            names.append(self.variant(f"fold{number + 1}of{self.folds}", training=training, test=test))
         return names
 
 
 def comparison(study: Study) -> Plan:
-    rows = [Row(name, tuple(Cell(name, seed=seed) for seed in study.seeds)) for name in study.methods]
+    methods = study.methods or study.compared
+    rows = [Row(name, tuple(Cell(name, seed=seed) for seed in study.seeds)) for name in methods]
     return Plan(
         "Comparison of methods",
         "Which method segments best? Tables II and VII of the paper.",
         tuple(rows),
-        reference="cdws" if "cdws" in study.methods else study.methods[0],
+        reference="cdws" if "cdws" in methods else methods[0],
     )
 
 
 def less_data(study: Study) -> Plan:
     rows = []
-    for method in (WITHOUT_AREA, "cdws"):
+    for method in study.methods or ("dws", "cdws"):
         for fraction in study.fractions:
             cells = []
             for seed in study.seeds:
                 subset = take_subset(study.base["training"], fraction, seed)
-                cells.append(Cell(method, study.variant(f"{fraction:.0%} seed{seed}", subset), seed))
+                cells.append(Cell(method, study.variant(f"{fraction:.0%} seed{seed}", training=subset), seed))
             rows.append(Row(f"{method}, {fraction:.0%}", tuple(cells), series=method, x=100 * fraction))
     return Plan(
         "Less training data",
@@ -211,7 +212,7 @@ def side_outputs(study: Study) -> Plan:
 
 def cross_validation(study: Study) -> Plan:
     folds = study.fold_names()
-    rows = [Row(name, tuple(Cell(name, fold) for fold in folds)) for name in study.cross_validated]
+    rows = [Row(name, tuple(Cell(name, fold) for fold in folds)) for name in study.methods or ("cdws",)]
     return Plan(
         "Cross-validation",
         f"{study.folds} folds of the training images, by group; each is the test of a network that was trained on the "
@@ -261,32 +262,42 @@ def fusion_weights(study: Study) -> Plan:
 
 
 def area_noise(study: Study) -> Plan:
-    training = study.base["training"]
+    # of validation images too, whose areas may set thresholds; those of test images say nothing
+    base = {split: study.base[split] for split in ("training", "validation")}
+    exact = {split: stepped_areas(items, 0.1) for split, items in base.items()}
 
-    def row(name: str, alter: Callable[[int], list[dict]], step: float = 0.1) -> Row:
-        settings = () if step == 0.1 else (("area_step", step),)
-        cells = []
-        for seed in study.seeds:
-            altered = alter(seed)
-            same = altered == alter(seed + 1)  # steps don't depend on the seed
-            variant = study.variant(f"area {name}" + ("" if same else f" seed{seed}"), altered)
-            cells.append(Cell("cdws", variant, seed, settings))
-        return Row(f"area, {name}", tuple(cells))
+    def enter(name: str, splits: Mapping[str, list], alter: Callable[[list[dict]], list[dict]]) -> str:
+        return study.variant(f"area {name}", **{split: alter(items) for split, items in splits.items()})
 
-    rows = [
-        row(f"steps of {step:g}", lambda seed, step=step: stepped_areas(training, step), step) for step in AREA_STEPS
+    steps = {f"steps of {step:g}": step for step in AREA_STEPS}
+    noise, half = f"noise of {AREA_NOISE:g}", "missing for half"
+    noisy = [
+        enter(f"{noise} seed{seed}", base, partial(noisy_areas, deviation=AREA_NOISE, seed=seed))
+        for seed in study.seeds
     ]
-    exact = stepped_areas(training, 0.1)
-    rows.append(row(f"noise of {AREA_NOISE:g}", lambda seed: noisy_areas(training, AREA_NOISE, seed)))
-    rows.append(row("missing for half", lambda seed: forget_areas(exact, 0.5, seed)))
-    rows.append(Row("no area (dws)", tuple(Cell(WITHOUT_AREA, seed=seed) for seed in study.seeds)))
+    halved = [
+        enter(f"{half} seed{seed}", exact, partial(forget_areas, fraction=0.5, seed=seed)) for seed in study.seeds
+    ]
+    variants = {  # a variant for each seed, or one for all
+        **{name: [enter(name, base, partial(stepped_areas, step=step))] for name, step in steps.items()},
+        noise: noisy,
+        half: halved,
+        "no area": [enter("missing", exact, partial(forget_areas, fraction=1, seed=0))],
+    }
+    settings = {name: (("area_step", step),) for name, step in steps.items() if step != 0.1}
+    rows = []
+    for method in study.methods or ("cdws",):
+        for name, data in variants.items():
+            cells = zip(cycle(data), study.seeds, strict=False)
+            own = settings.get(name, ())
+            rows.append(Row(f"{method}, {name}", tuple(Cell(method, variant, seed, own) for variant, seed in cells)))
     return Plan(
         "Noise of the area",
         "How rough may the area be? True areas from the masks, rounded up to steps of 0.05, 0.1 and 0.25; with normal "
         f"noise of standard deviation {AREA_NOISE:g} of the image, to the nearest 0.1; and in steps of 0.1, missing "
-        "for half of the positive images.",
+        "for half of the positive images or for all. Those of training and validation images alike.",
         tuple(rows),
-        reference="area, steps of 0.1",
+        reference=rows[AREA_STEPS.index(0.1)].name,
     )
 
 
