@@ -28,8 +28,9 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
+import torch
 from scripts.experiments.__main__ import run
-from scripts.experiments.plan import METHODS, SUPERVISED, Cell, Plan, Row
+from scripts.experiments.plan import EXPERIMENTS, METHODS, SUPERVISED, Cell, Plan, Row, Study, merge_cells
 from scripts.experiments.report import ratios
 from scripts.experiments.results import (
     Evaluation,
@@ -39,6 +40,8 @@ from scripts.experiments.results import (
     fusion_scores,
     simplex,
 )
+from scripts.experiments.runner import prepare_cells
+from scripts.experiments.variants import load_base
 from scripts.runtime.errors import InputError
 
 SETTINGS = ["--spatial_size", "[32,32]", "--pretrained", "random", "--max_epochs", "1", "--val_interval", "1"]
@@ -104,6 +107,58 @@ def test_each_run_keeps_what_repeats_it(study) -> None:
     assert json.loads((cell / "training" / "timing.json").read_text())["images"] == 6
 
 
+@pytest.fixture(scope="module")
+def two_rounds(demo_run, tmp_path_factory, quick_python) -> Path:
+    """The recommended method: its cell, stopped in the second round, then gone on with."""
+    folder = tmp_path_factory.mktemp("rounds")
+    words = ["comparison", "--dataset_dir", str(demo_run / "data"), "--output_dir", str(folder), "--seeds", "3"]
+    words += ["--methods", "recommended", *SETTINGS[:4], "--max_epochs", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3] / "bundle")}
+    process = subprocess.Popen([quick_python, "-m", "scripts.experiments", *words], env=environment)
+    cell = folder / "cells" / "recommended_base_seed3"
+    while not (cell / "training" / "command.txt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    process.wait()
+    first = (cell / "round_1" / "finished.json").stat().st_mtime_ns
+    assert not (cell / "training" / "finished.json").exists()
+    run(words)
+    assert (cell / "round_1" / "finished.json").stat().st_mtime_ns == first
+    return cell
+
+
+def test_a_round_learns_from_the_one_before_at_the_settings_of_all(two_rounds) -> None:
+    first, second = (json.loads((two_rounds / name / "config.json").read_text()) for name in ("round_1", "training"))
+    assert "ranked_by" not in first
+    assert second["ranked_by"] == str(two_rounds / "round_1" / "models" / "model.pt")
+    assert Path(second["ranked_by"]).is_file()
+    for config in (first, second):
+        assert config["method"] == "area_ranked"
+        assert (config["max_epochs"], config["spatial_size"]) == (2, [32, 32])
+
+
+def test_the_last_epoch_of_the_last_round_is_scored_as_it_is_to_be_used(two_rounds) -> None:
+    """Over flips, and shifted: in biases of its heads alone the weights differ from those of the last step."""
+    assert json.loads((two_rounds / "evaluation" / "config.json").read_text())["tta"]
+    metrics = json.loads((two_rounds / "evaluation" / "metrics.json").read_text())
+    models = two_rounds / "training" / "models"
+    assert metrics["model"].startswith(f"{models / 'model.pt'} ")
+    shifted = torch.load(models / "model.pt", weights_only=True)
+    last = torch.load(models / "last.pt", weights_only=True)["model"]
+    changed = [name for name, value in last.items() if not torch.equal(value, shifted[name])]
+    assert changed
+    assert all(name.startswith("heads.") and name.endswith(".bias") for name in changed)
+
+
+def test_the_times_of_rounds_add_up(two_rounds) -> None:
+    rounds = [json.loads((two_rounds / name / "timing.json").read_text()) for name in ("round_1", "training")]
+    with (two_rounds.parents[1] / "comparison_times.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["training_seconds"]) == pytest.approx(sum(timing["seconds_per_image"] for timing in rounds))
+    assert "recommended; 2 rounds" in (two_rounds.parents[1] / "comparison.html").read_text(encoding="utf-8")
+
+
 def test_what_is_finished_is_not_run_again_and_the_table_stays(study, demo_run) -> None:
     files = sorted((study / "cells").rglob("finished.json"))
     before, table = [file.stat().st_mtime_ns for file in files], (study / "comparison.md").read_text()
@@ -148,6 +203,60 @@ def test_what_cannot_be_used_is_named(more, message, demo_run, tmp_path) -> None
     with pytest.raises(InputError, match=message):
         run(arguments(demo_run / "data", tmp_path, *more))
     assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "more", "cells"),
+    [
+        ("less_data", [], ["dws_50_seed3_seed3", "dws_base_seed3", "cdws_50_seed3_seed3", "cdws_base_seed3"]),
+        ("less_data", ["--methods", "recommended"], ["recommended_50_seed3_seed3", "recommended_base_seed3"]),
+        ("cross_validation", ["--methods", "dws"], ["dws_fold1of2_seed0", "dws_fold2of2_seed0"]),
+        (
+            "area_noise",
+            ["--methods", "recommended"],
+            [
+                "recommended_area_steps_of_0.05_area_step_0.05_seed3",
+                "recommended_base_seed3",
+                "recommended_area_steps_of_0.25_area_step_0.25_seed3",
+                "recommended_area_noise_of_0.15_seed3_seed3",
+                "recommended_area_missing_for_half_seed3_seed3",
+                "recommended_area_missing_seed3",
+            ],
+        ),
+    ],
+)
+def test_experiments_are_of_the_methods_that_are_named(experiment, more, cells, demo_run, tmp_path, capsys) -> None:
+    words = [experiment, "--dataset_dir", str(demo_run / "data"), "--output_dir", str(tmp_path), "--list"]
+    words += ["--seeds", "3", "--folds", "2", "--fractions", "0.5", "1"]
+    run([*words, *more])
+    assert capsys.readouterr().out.split() == cells
+    with pytest.raises(InputError, match="no method 'recomended'"):
+        run([*words, "--methods", "recomended"])
+
+
+def test_areas_of_training_and_validation_images_are_altered_and_without_them_there_is_one_round(
+    demo_run, tmp_path
+) -> None:
+    study = Study(load_base(demo_run / "data"), (), seeds=[3], methods=["recommended"])
+    plan = EXPERIMENTS["area_noise"](study)
+    assert plan.reference == "recommended, steps of 0.1"
+    rows = {row.name.removeprefix("recommended, "): study.variants[row.cells[0].data] for row in plan.rows}
+    for split, positives in (("training", 3), ("validation", 2)):
+        areas = {
+            name: [item["area"] for item in variant[split] if "area" in item and item["label"]]
+            for name, variant in rows.items()
+        }
+        assert len(areas["steps of 0.25"]) == positives
+        assert {area % 0.25 for area in areas["steps of 0.25"]} == {0}
+        assert len(areas["missing for half"]) < positives
+        assert areas["no area"] == []
+    assert all(variant["test"] == study.base["test"] for variant in rows.values())
+    prepare_cells(tmp_path, study, merge_cells([plan]), [], {})
+    rounds = {
+        path.parent.name: json.loads(path.read_text())["rounds"] for path in (tmp_path / "cells").glob("*/cell.json")
+    }
+    assert rounds.pop("recommended_area_missing_seed3") == 1
+    assert set(rounds.values()) == {2}
 
 
 def test_a_failed_run_is_named_with_its_reason(demo_run, tmp_path) -> None:
