@@ -155,7 +155,9 @@ def run(command: str, arguments: Sequence[str]) -> int:
     rounds = int(typed_rounds or ROUNDS) if is_ranked else 1
     given = list(options)
     if "ckpt_path" in top:  # of the runs that use what has been trained
-        _require_own_model(dict(given))
+        # new images may be anybody's
+        is_own = command == "evaluate" and all(file.suffix == ".json" for file in files)
+        _require_own_model(({"output_dir": top["output_dir"]} if is_own else {}) | dict(given))
         options = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in given]
     typed = words[0] if words else dict(options).get("dataset_dir")
     if rounds > 1 and typed_rounds is None and typed and _has_no_area(Path(typed)):
@@ -572,7 +574,7 @@ def _trained_as(top: Mapping[str, Any]) -> str:
 
 
 def _require_own_model(given: Mapping[str, str | None]) -> None:
-    """Raise InputError where a training is named, by its output_dir alone, that there is not."""
+    """Raise InputError where a training is meant, by its output_dir alone, that there is not."""
     if given.get("output_dir") and not any(given.get(name) for name in ("ckpt_dir", "ckpt_path", "args_file")):
         require_training(given["output_dir"], INCLUDED)
 

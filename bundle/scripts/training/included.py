@@ -17,7 +17,7 @@ import logging
 from os import PathLike
 from pathlib import Path
 
-from scripts.runtime.command_line import did_you_mean, typed_setting
+from scripts.runtime.command_line import did_you_mean
 from scripts.runtime.errors import InputError
 
 __all__ = ["LEARNED_FROM", "included_model", "is_included", "model_of", "require_training"]
@@ -26,6 +26,7 @@ LEARNED_FROM = (
     "on H&E-stained colon biopsies of one source. Of other tissue, stains, scanners or magnifications its masks may be "
     "wrong, and nothing warns of it; for research, not for diagnosis"
 )
+SHOWN = 3  # trainings that are proposed
 logger = logging.getLogger(__name__)
 
 
@@ -55,15 +56,15 @@ def model_of(
         output_dir: of the training.
         shipped: folder of the models that come with the bundle, see `included_model`.
         method: name of the method.
-        is_scored: whether the scores of one model must not stand in the folder of another. Results of new images may
-            be put anywhere, as is usual in MONAI's bundles.
+        is_scored: whether a training is meant: the scores of one model must not be taken for those of another. Results
+            of new images may be put anywhere, as is usual in MONAI's bundles.
 
     Returns:
         Path of ``model.pt`` in `ckpt_dir`, even if it isn't there, when the folder has been named, or when a training
         has left something in it: one that was stopped early has no model yet.
 
     Raises:
-        InputError: when a model is scored, and an `output_dir` was typed in which nothing has been trained.
+        InputError: when a model is scored, and nothing has been trained in `output_dir`.
     """
     folder = Path(ckpt_dir)
     model = str(folder / "model.pt")
@@ -71,7 +72,7 @@ def model_of(
     included = included_model(shipped, method)
     if is_named or _has_checkpoint(output_dir) or not included.is_file():
         return model
-    if is_scored and typed_setting("output_dir") is not None:
+    if is_scored:
         require_training(output_dir, str(included))
     logger.warning(f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{included}'.")
     return str(included)
@@ -79,22 +80,24 @@ def model_of(
 
 def require_training(output_dir: str | PathLike, included: str) -> None:
     """
-    Refuse a folder that somebody has named, and in which nothing has been trained: another model's results would stand
-    in it.
+    Refuse a folder in which nothing has been trained: another model's results would be taken for its.
 
     Args:
-        output_dir: as it was named.
+        output_dir: of the training that is meant.
         included: what ``ckpt_path`` must be for the model that comes with the bundle.
 
     Raises:
-        InputError: with the nearest folder beside it that has a model.
+        InputError: with the folder beside it that is nearest by name and has a model, else with the newest ones.
     """
     folder = Path(output_dir)
     if _has_checkpoint(folder):
         return
-    trained = sorted(str(path.parent.parent) for path in folder.parent.glob("*/models/model.pt"))
+    models = sorted(folder.parent.glob("*/models/model.pt"), key=lambda path: -path.stat().st_mtime)
+    trained = [str(path.parent.parent) for path in models]
+    others = f", but in {', '.join(map(repr, trained[:SHOWN]))}" if trained else ""
+    near = did_you_mean(str(folder), trained) or others
     raise InputError(
-        f"Nothing has been trained in '{folder}'{did_you_mean(str(folder), trained)}: name the --output_dir of a "
+        f"Nothing has been trained in '{folder}'{near}: name the --output_dir of a "
         f"training. For the model that comes with the bundle add --ckpt_path {included}."
     )
 

@@ -125,6 +125,7 @@ ABSENT = {
     "merge_masks DATA NONE OUT": "no folder or file 'NONE'",
     "curve NONE": "no data set at 'NONE'",
     "study NONE": "no data set at 'NONE'",
+    "evaluate DATA": "trained in 'runs/recommended', but in 'runs/a': name the --output_dir of a training",
     "evaluate DATA --output_dir RNU": "trained in 'RNU' (did you mean RUN?): name the --output_dir of a training",
     "infer a.png --output_dir x/y": "add --ckpt_path included",
     "export a.ts --output_dir RNU": "trained in 'RNU' (did you mean RUN?)",
@@ -137,9 +138,10 @@ ABSENT = {
 
 @pytest.mark.parametrize("line", ABSENT)
 def test_data_that_is_not_there_is_refused_at_once(line: str, started) -> None:
-    for name in ("EMPTY", "RUN/models"):
+    for name in ("EMPTY", "RUN/models", "runs/a/models"):
         Path(name).mkdir(parents=True)
-    Path("RUN/models/model.pt").touch()
+    for name in ("RUN", "runs/a"):
+        Path(name, "models/model.pt").touch()
     with pytest.raises(InputError, match=re.escape(ABSENT[line])):
         main(line.split())
     assert started == []
@@ -164,17 +166,17 @@ def test_what_is_wrong_with_a_data_set_is_seen_before_anything_starts(started) -
         main(["train", ".", "--method", "unet"])
     assert len(started) == 1
     # evaluation looks for its own split, and needs no masks
-    assert main(["evaluate", ".", "--method", "unet"]) == 0
+    assert main(["evaluate", ".", "--method", "unet", "--ckpt_path", "a.pt"]) == 0
     with pytest.raises(InputError, match="there is no split 'tset'"):
-        main(["evaluate", ".", "--split", "tset"])
+        main(["evaluate", ".", "--ckpt_path", "a.pt", "--split", "tset"])
     Path("validation_0.png").unlink()
     with pytest.raises(InputError, match=r"validation_0\.png': there is no such file"):
-        main(["evaluate", "."])
+        main(["evaluate", ".", "--ckpt_path", "a.pt"])
     assert len(started) == 2
 
 
 def test_what_the_demo_draws_need_not_be_there(started) -> None:
-    assert main(["evaluate", "NONE", "--overlay", "demo"]) == 0
+    assert main(["evaluate", "NONE", "--overlay", "demo", "--ckpt_dir", "c"]) == 0
     assert main(["label", "NONE", "-h"]) == 0
 
 
@@ -201,7 +203,7 @@ CHOSEN = {
     "train DATA --rounds 1": ["train", "recommended"],
     "check DATA --overlay slices": ["train", "recommended", "slices", "check"],
     "train DATA --method recommended_supervised": ["train", "recommended", "recommended_supervised"],
-    "evaluate DATA --method cdws --overlay superpixels": ["train", "cdws", "superpixels", "evaluate"],
+    "evaluate DATA --method cdws --overlay superpixels --ckpt_dir c": ["train", "cdws", "superpixels", "evaluate"],
     "infer DATA --overlay mri --overlay superpixels": ["inference", "recommended", "slices", "mri", "superpixels"],
     "train --method cdws --overlay demo,five_stages": ["train", "cdws", "demo", "five_stages"],
     "train DATA --overlay slices,ct": ["train", "recommended", "slices", "ct"],

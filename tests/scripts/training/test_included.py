@@ -12,11 +12,10 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 import pytest
-from scripts.runtime.command_line import keep_typed, remember
 from scripts.runtime.errors import InputError
 from scripts.training.included import model_of
 
@@ -51,18 +50,20 @@ def test_a_folder_that_was_named_is_taken_at_its_word(tmp_path: Path, shipped: P
     assert model_of(tmp_path / "typo", tmp_path / "out", shipped) == str(tmp_path / "typo" / "model.pt")
 
 
-def test_no_other_model_is_scored_in_the_place_of_one_that_was_typed(tmp_path: Path, shipped: Path, monkeypatch):
-    (tmp_path / "mine" / "models").mkdir(parents=True)
-    (tmp_path / "mine" / "models" / "model.pt").touch()
-    monkeypatch.setattr(sys, "argv", ["monai/bundle/__main__.py", "run", "--output_dir", str(tmp_path / "mien")])
-    keep_typed({})
-    try:
+def test_no_other_model_is_scored_in_the_place_of_one_of_ones_own(tmp_path: Path, shipped: Path) -> None:
+    def refusal(folder: str) -> str:
         with pytest.raises(InputError) as raised:
-            model_of(tmp_path / "mien" / "models", tmp_path / "mien", shipped, is_scored=True)
-        assert model_of(tmp_path / "mien" / "models", tmp_path / "mien", shipped) == str(shipped / "model.pt")
-    finally:
-        remember({})
-        monkeypatch.setattr(sys, "argv", ["pytest"])
-        keep_typed({})
-    assert f"in '{tmp_path}/mien' (did you mean {tmp_path}/mine?)" in str(raised.value)
-    assert f"--ckpt_path {shipped}/model.pt" in str(raised.value)
+            model_of(tmp_path / folder / "models", tmp_path / folder, shipped, is_scored=True)
+        assert f"--ckpt_path {shipped}/model.pt" in str(raised.value)
+        return str(raised.value)
+
+    assert f"Nothing has been trained in '{tmp_path}/mien': " in refusal("mien")
+    for name, time in {"mine": 1, "a": 4, "b": 3, "c": 2}.items():
+        (tmp_path / name / "models").mkdir(parents=True)
+        (tmp_path / name / "models" / "model.pt").touch()
+        os.utime(tmp_path / name / "models" / "model.pt", (time, time))
+    assert f"in '{tmp_path}/mien' (did you mean {tmp_path}/mine?)" in refusal("mien")
+    newest = ", ".join(f"'{tmp_path}/{name}'" for name in "abc")
+    long = "recommended_of_another_name_that_is_like_none_of_these" * 3
+    assert f"in '{tmp_path}/{long}', but in {newest}: name the --output_dir of a training" in refusal(long)
+    assert model_of(tmp_path / "mien" / "models", tmp_path / "mien", shipped) == str(shipped / "model.pt")
