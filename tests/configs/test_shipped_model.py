@@ -111,6 +111,7 @@ def test_evaluation_of_the_recommended_model_gives_the_numbers_of_its_card(confi
         config_file=[str(configs / f"{name}.json") for name in ("train", "recommended", "evaluate")],
         dataset_dir=str(COLON),
         output_dir=str(tmp_path),
+        ckpt_path=str(configs.parent / "models" / "area_ranked.pt"),
         logging_file=False,
     )
     assert not (tmp_path / "side_outputs.png").exists()  # the network has one output
@@ -129,6 +130,7 @@ def test_evaluation_gives_the_numbers_of_the_metadata(configs, claimed, tmp_path
         config_file=[str(configs / f"{name}.json") for name in ("train", "minibatch", "colon", "evaluate")],
         dataset_dir=str(COLON),
         output_dir=str(tmp_path),
+        ckpt_path=str(configs.parent / "models" / "model.pt"),
         logging_file=False,
     )
     metrics = json.loads((tmp_path / "metrics.json").read_text())

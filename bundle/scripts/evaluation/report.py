@@ -31,10 +31,12 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.evaluation.figures import Example, draw_curves, draw_examples, render
 from scripts.evaluation.predictions import image_probability
 from scripts.evaluation.scores import (
+    ENOUGH,
     ImageScores,
     Thresholds,
     baseline_table,
     choose_thresholds,
+    is_rough,
     score_image,
     summarise,
     volume_dice,
@@ -173,7 +175,9 @@ class EvaluationReport(ScoreCollector):
             raise InputError(f"The split '{self.split}' can't be scored: no image of one of the classes could be used.")
         metrics = {"split": self.split, "images": len(scores), **self.model}
         metrics |= {} if self.spatial_size is None else {"spatial_size": self.spatial_size}
-        metrics |= summarise(scores, self._thresholds())
+        thresholds, chosen_on = self._thresholds()
+        metrics |= summarise(scores, thresholds)
+        metrics |= {} if thresholds.image is None else {"calibration_images": chosen_on}
         written: list[Path] = []
         volumes = volume_dice(scores)
         if volumes:
@@ -223,16 +227,22 @@ class EvaluationReport(ScoreCollector):
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
         return written
 
-    def _thresholds(self) -> Thresholds:
-        """Chosen on the validation images; none where the data set has none of both classes."""
+    def _thresholds(self) -> tuple[Thresholds, int]:
+        """Chosen on the validation images, and their number; none where the data set has none of both classes."""
         scores = self.calibration.all_scores()
         if {s.label for s in scores} == {0, 1}:
-            return choose_thresholds(scores)
+            thresholds = choose_thresholds(scores)
+            if is_rough(len(scores)):
+                logger.warning(
+                    f"The threshold of a yes, {thresholds.image:.3g}, is rough: {len(scores)} validation images chose "
+                    f"it; with {ENOUGH} or more it would be surer."
+                )
+            return thresholds, len(scores)
         logger.warning(
             "There are no validation images to choose thresholds on: accuracy and the scores at the best threshold are "
             "left out."
         )
-        return Thresholds(None, None)
+        return Thresholds(None, None), 0
 
     def _draw(self, scores: list[ImageScores | None], px_ap: float | None) -> list[Path]:
         """Draw the examples, and the curves where there is a score of all pixels."""

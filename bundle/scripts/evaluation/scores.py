@@ -26,17 +26,22 @@ from scripts.runtime.errors import InputError
 
 __all__ = [
     "DISC_FRACTIONS",
+    "ENOUGH",
     "ImageScores",
     "Thresholds",
     "baseline_table",
     "centred_disc",
     "choose_thresholds",
+    "is_rough",
     "score_image",
     "summarise",
     "volume_dice",
 ]
 
 DISC_FRACTIONS = tuple(fraction / 100 for fraction in range(5, 100, 5))
+# validation images that choose a threshold well: of fewer than 40 one counts for more than 2.5 % of the accuracy, and
+# the standard error of an accuracy of 90 % is about 5 % or more
+ENOUGH = 40
 BORDER = 0.07  # of the height at top and bottom, and of the width at the sides
 
 
@@ -171,6 +176,11 @@ def _f_by_threshold(predicted: np.ndarray, hits: np.ndarray, truth: np.ndarray) 
     if positives:
         return 2 * hits / (predicted + positives)
     return 2 * (pixels - predicted) / (2 * pixels - predicted)
+
+
+def is_rough(images: int) -> bool:
+    """Whether a threshold chosen on so many images may be far from the best one of others."""
+    return images < ENOUGH
 
 
 def choose_thresholds(scores: Sequence[ImageScores]) -> Thresholds:
