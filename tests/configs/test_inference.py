@@ -111,6 +111,23 @@ def test_the_page_says_what_the_table_says(configs, red_detector, tmp_path):
     assert f"Model: {red_detector} of 20" in page
 
 
+def test_results_of_subfolders_have_names_of_their_own(configs, red_detector, tmp_path):
+    for name, picture in (("red", red_corner(40, 40)), ("black", np.zeros((40, 40, 3), np.uint8))):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "in" / name / "1.png")
+    out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    kinds = ("heat.png", "mask.png", "outlines.geojson", "overlay.png", "probability.png")
+    files = {f"{name}_1_{kind}" for name in ("red", "black") for kind in kinds}
+    assert {path.name for path in out.glob("[!.]*")} == files | {"index.html", "predictions.csv"}
+    assert [np.asarray(Image.open(out / f"{name}_1_mask.png")).mean() / 255 for name in ("red", "black")] == [0.25, 0]
+    with (out / "predictions.csv").open() as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [
+            str(tmp_path / "in" / name / "1.png") for name in ("black", "red")
+        ]
+    assert set(re.findall(r'<a href="(.*?)"', (out / "index.html").read_text())) == files
+    assert re.findall(r"<h2>(.*)</h2>", (out / "index.html").read_text()) == ["black_1.png", "red_1.png"]
+
+
 def test_a_model_is_used_at_the_size_it_was_trained_at_unless_one_is_typed(
     configs, red_detector, tmp_path, monkeypatch
 ):

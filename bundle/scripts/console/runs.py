@@ -116,7 +116,10 @@ def run_help(command: str) -> str:
     )
     rows = {"methods (--method NAME)": methods(), "overlays (--overlay NAME, again for each)": overlays(run.base)}
     lists = [f"\n{title}:\n" + "\n".join(f"  {k:24}{v}" for k, v in texts.items()) for title, texts in rows.items()]
-    what = {"DATA": "the folder of dataset.json", "FOLDER": "a folder of images, or files"}[run.data]
+    what = {
+        "DATA": "the folder of dataset.json",
+        "FOLDER": "a folder of images, or of folders of them; or several, or files",
+    }[run.data]
     return (
         f"usage: cdws {command} {run.data} [--method NAME] [--overlay NAME]{' [--rounds N]' * (command == 'train')} "
         "[--SETTING VALUE]\n\n"

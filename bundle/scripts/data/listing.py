@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from scripts.data.datalist import SHOWN, check_picture, data_error, file_problem, first_names, read_splits
 from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
@@ -43,13 +44,14 @@ def list_images(
     The images to infer on.
 
     Args:
-        images: a folder, whose pictures are taken (not those of its subfolders); a file; or a list of files; or a
-            ``dataset.json``, of which the images of all splits are taken, parts of slides too.
+        images: a folder, whose pictures are taken, or those of its subfolders where it has none; a file; or a list of
+            files and folders; or a ``dataset.json``, of which the images of all splits are taken, parts of slides too.
         allow_outside: see `load_datalist`.
         split: of a ``dataset.json``, that alone.
 
     Returns:
-        One item each, ``{"image": path}`` or with the part of the slide that it is, sorted by name for a folder. What
+        One item each, ``{"image": path}`` or with the part of the slide that it is, sorted by name for a folder; with
+        ``results``, what its results are called, where its file's name alone might be that of others. What
         is missing, can't be read, or would overwrite another's results is logged as an error and left out: see
         `ImageList.report_left_out`.
 
@@ -61,31 +63,75 @@ def list_images(
     if split is not None:
         raise InputError(f"'{images}' has no splits, such as '{split}'; name a dataset.json, or leave --split out.")
     if isinstance(images, (str, PathLike)):
-        is_folder = check_given(images, "image")
-        try:
-            files = sorted(p for p in Path(images).iterdir() if os.path.isfile(p)) if is_folder else [Path(images)]
-        except OSError as error:
-            raise InputError(f"The folder '{images}' can't be read ({error.strerror}).") from error
-        if is_folder:
-            results = earlier_results(Path(images))
-            files = [p for p in files if p not in results]
-        paths = [p for p in files if p.suffix[1:].lower() in SUFFIXES] if is_folder else files
-        skipped = sorted({p.name for p in files} - {p.name for p in paths})
-        if skipped:
-            logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {first_names(skipped)}")
+        items = _in_folder(Path(images)) if check_given(images, "image") else [{"image": str(images)}]
     else:
-        files = paths = [Path(image) for image in images]
-    slides = [p.name for p in paths or files if p.suffix[1:].lower() in SLIDE_SUFFIXES]
+        items = []
+        for path in map(Path, images):
+            if os.path.isdir(path):
+                whole = os.path.basename(os.path.abspath(path))
+                named = [(item, item.get("results", Path(item["image"]).stem)) for item in _in_folder(path)]
+                items += [item | {"results": f"{whole}_{name}"} for item, name in named]
+            else:
+                items.append({"image": str(path)})
+    _refuse_slides(item["image"] for item in items)
+    if not items:
+        raise InputError(
+            f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'. Volumes need their overlay: cdws infer with "
+            "--overlay slices, or 'bundle/configs/slices.json' after 'bundle/configs/inference.json' in --config_file."
+        )
+    return _usable(items, [])
+
+
+def _in_folder(folder: Path) -> list[dict[str, str]]:
+    """
+    Pictures of a folder by name; where it has none, those of its subfolders, whose results are named after these too.
+
+    Raises:
+        InputError: when it can't be read, or has slides instead.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if os.path.isfile(path))
+    except OSError as error:
+        raise InputError(f"The folder '{folder}' can't be read ({error.strerror}).") from error
+    results = earlier_results(folder)
+    files = [path for path in files if path not in results]
+    pictures = [path for path in files if _is_picture(path)]
+    if not pictures:
+        _refuse_slides(files)
+        inside = sorted(path for path in folder.rglob("*") if _is_picture(path) and path.is_file())
+        made = {parent for parent in {path.parent for path in inside} if _has_table(parent)}
+        results = set().union(*map(earlier_results, made))
+        # elsewhere the results of an inference lie without their images
+        inside = [path for path in inside if path not in results and not (path.parent in made and _is_result(path))]
+        names = ("_".join(path.relative_to(folder).with_suffix("").parts) for path in inside)
+        if inside:
+            return [{"image": str(path), "results": name} for path, name in zip(inside, names, strict=True)]
+    skipped = [path.name for path in files if path not in pictures]
+    if skipped:
+        logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {first_names(skipped)}")
+    return [{"image": str(path)} for path in pictures]
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix[1:].lower() in SUFFIXES
+
+
+def _is_result(path: Path) -> bool:
+    return path.name.endswith(RESULTS)
+
+
+def _results_of(item: Mapping[str, Any]) -> str:
+    """What the results of an item are called. Raises InputError when that can't be the name of a file."""
+    return result_name(item_name(item), item.get("results"))
+
+
+def _refuse_slides(paths: Iterable[str | PathLike]) -> None:
+    slides = [path.name for path in map(Path, paths) if path.suffix[1:].lower() in SLIDE_SUFFIXES]
     if slides:
         raise InputError(
             f"Whole slides ({', '.join(slides)}) need their overlay: cdws infer with --overlay slides, or "
             "'bundle/configs/slides.json' after 'bundle/configs/inference.json' in --config_file."
         )
-    if not paths:
-        raise InputError(
-            f"There is no picture ({', '.join(SUFFIXES)}) in '{images}'; for volumes add the overlay slices.json."
-        )
-    return _usable([{"image": str(path)} for path in paths], [])
 
 
 def _listed(path: str | PathLike, allow_outside: bool, split: str | None) -> tuple[list[dict], list[str]]:
@@ -113,11 +159,16 @@ def _usable(items: Sequence[dict], left_out: Sequence[str]) -> ImageList:
             problems = [f"'{name}': {problem}" for problem in check_picture(source_of(item))[1]]
         except InputError as error:
             problems = [f"'{name}': {error}"]
-        problems = problems or _name_problems(name, seen)
+        try:
+            results = _results_of(item)
+        except InputError as error:
+            results, problems = "", problems or [str(error)]
+        if results in seen and not problems:
+            problems = [f"'{name}': its results would have the same name as those of '{seen[results]}'"]
         if problems:
             found.left_out += problems
         else:
-            seen[result_name(name)] = name
+            seen[results] = name
             found.append(item)
     found.log_left_out("the images")
     return found
@@ -125,13 +176,17 @@ def _usable(items: Sequence[dict], left_out: Sequence[str]) -> ImageList:
 
 def earlier_results(folder: Path) -> set[Path]:
     """Results of an inference into the folder of its images: files named after one, beside its table."""
-    if not (is_table(folder / TABLE, COLUMNS) or (folder / f"{TABLE}.part").exists()):
+    if not _has_table(folder):
         return set()
     names = os.listdir(folder)
     sources = [*names, os.path.basename(os.path.abspath(folder))]  # the folder itself may be a DICOM series
     parts = [name.split(".") for name in sources]  # a name may have dots, and so may its suffix
     owners = {".".join(part[:count]) for part in parts for count in range(1, len(part) + 1)} - {""}
     return {folder / n for n in names if any(n.endswith(e) and n.removesuffix(e) in owners for e in RESULTS)}
+
+
+def _has_table(folder: Path) -> bool:
+    return is_table(folder / TABLE, COLUMNS) or (folder / f"{TABLE}.part").exists()
 
 
 def check_given(path: str | PathLike, what: str) -> bool:
@@ -153,15 +208,6 @@ def check_given(path: str | PathLike, what: str) -> bool:
     if problem:
         raise InputError(f"'{path}' {problem}; name another (cdws infer FOLDER, or --dataset_dir).")
     return False
-
-
-def _name_problems(path: str, seen: Mapping[str, str]) -> list[str]:
-    """Why the results of an image can't have its name, beside those of images by theirs."""
-    try:
-        name = result_name(path)
-    except InputError as error:
-        return [str(error)]
-    return [f"'{path}': its results would have the same name as those of '{seen[name]}'"] if name in seen else []
 
 
 class ImageList(list):

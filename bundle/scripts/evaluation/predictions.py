@@ -26,11 +26,12 @@ from ignite.engine import Engine, Events
 
 from scripts.data.listing import COLUMNS, RESULTS, TABLE
 from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
+from scripts.evaluation.scores import is_rough
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, refuse_to_replace, result_name, write_rows
-from scripts.runtime.values import fraction, is_number
+from scripts.runtime.values import fraction, is_number, is_whole
 
 __all__ = ["ImageThreshold", "PredictionTable", "image_probability"]
 
@@ -71,6 +72,9 @@ class ImageThreshold:
                     self.origin = f"the evaluation in {metrics} {other}: evaluate again"
                 else:
                     self.value, self.origin = float(chosen), f"chosen by the evaluation in {metrics}"
+                    images = found.get("calibration_images")
+                    if is_whole(images) and is_rough(images):
+                        self.origin += f", roughly: on {images} images alone"
         else:
             fraction("image_threshold", value)
             self.value, self.origin = value, "as given"
@@ -166,7 +170,8 @@ class PredictionTable:
             refuse_to_replace([*called, self.path], f"there is no {self.path.name} of an inference beside it")
         if not is_page(self.page.path):
             refuse_to_replace([self.page.path], "it has no mark of an inference")
-        self.earlier = {self._name_of(image) for path in (self.path, self.partial) for image in _images_in(path)}
+        images = {image for path in (self.path, self.partial) for image in _images_in(path)}
+        self.earlier = {name for image in images for name in _names_of(image)}
         self.names.clear()
         self.page.clear()
         self._write("w", [self.columns])
@@ -179,11 +184,18 @@ class PredictionTable:
             area = float(item["pred"].float().mean())
             picture, values = (np.asarray(part.cpu()) for part in (source["picture"], item["probability"]))
             view = draw_view(picture.transpose(2, 1, 0), values[0].T, self.threshold)  # from MONAI's (C, W, H)
-            path = item["image"].meta["filename_or_obj"]
-            self.add(path, probability, area, [view])
+            meta = item["image"].meta
+            self.add(meta["filename_or_obj"], probability, area, [view], results=meta.get("results"))
 
     def add(
-        self, path: str, probability: float, area: float, views: Sequence[View], *more: str, shown: int = 0
+        self,
+        path: str,
+        probability: float,
+        area: float,
+        views: Sequence[View],
+        *more: str,
+        shown: int = 0,
+        results: str | None = None,
     ) -> None:
         """
         Write the row of an image, and its place in the page.
@@ -193,23 +205,18 @@ class PredictionTable:
             probability, area: of the image, and the fraction of it that is marked.
             views, shown: see `ResultsPage.add`.
             more: cells of further columns.
+            results: what its results are called, if not as its file.
         """
         row = (path, f"{probability:.6g}", f"{area:.6g}", self.is_positive(probability), *more)
         self._write("a", [row])
-        name = self._name_of(path)
+        name = results or _name_of(path)
         self.names.add(name)
         files = {
             ending[1:]: f"{name}{ending}" for ending in RESULTS if self.path.with_name(f"{name}{ending}").is_file()
         }
         cells = dict(zip(self.columns, row, strict=True))
-        self.page.add(Path(path).name, cells, views, shown, files)
-
-    def _name_of(self, path: str) -> str:
-        """What the results of an image are called; nothing where there can be none, as of a line that isn't ours."""
-        try:
-            return result_name(path)
-        except InputError:
-            return ""
+        title = Path(path).name if results is None else f"{results}{Path(path).suffix}"
+        self.page.add(title, cells, views, shown, files)
 
     def _remove(self, names: Iterable[str]) -> None:
         """Remove the results of these names from the folder, and say so."""
@@ -229,6 +236,21 @@ class PredictionTable:
     def _write(self, mode: str, rows: list[tuple]) -> None:
         with self.partial.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
             write_rows(file, rows)
+
+
+def _name_of(path: str) -> str:
+    """What the results of an image are called; nothing where there can be none, as of a line that isn't ours."""
+    try:
+        return result_name(path)
+    except InputError:
+        return ""
+
+
+def _names_of(path: str) -> list[str]:
+    """What the results of an image may be called: after its file alone, or after folders that it lies in as well."""
+    name, folder = _name_of(path), Path(path).parent
+    parts = folder.parts[bool(folder.anchor) :]
+    return ["_".join([*parts[place:], name]) for place in range(len(parts) + 1)] if name else []
 
 
 def _images_in(path: Path) -> list[str]:

@@ -111,6 +111,8 @@ class LoadPictured(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self.read(d, key)
+            if "results" in d:  # their name, where it isn't that of the file
+                d[key].meta["results"] = d["results"]
             if self.picture is not None:
                 d[self.picture] = in_8_bit(d[key])
         return d

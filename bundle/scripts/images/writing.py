@@ -13,14 +13,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from monai.config import PathLike
 from monai.data import PILWriter
+from monai.data.folder_layout import default_name_formatter
 
-__all__ = ["PictureWriter"]
+__all__ = ["PictureWriter", "name_of_results"]
+
+
+def name_of_results(meta: Mapping[str, Any], saver: object) -> dict[str, Any]:
+    """What MONAI's `SaveImage` names a file after: the image's own, or ``results`` in its metadata."""
+    named = default_name_formatter(meta, saver)
+    return named if "results" not in meta else named | {"subject": f"{meta['results']}{Path(named['subject']).suffix}"}
 
 
 class PictureWriter(PILWriter):

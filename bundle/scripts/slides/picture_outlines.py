@@ -79,7 +79,7 @@ class PictureOutlines:
         for item in engine.state.output or ():
             meta = item["image"].meta
             path = meta["filename_or_obj"]
-            file = self.output_dir / f"{result_name(path)}{OUTLINES}"
+            file = self.output_dir / f"{result_name(path, meta.get('results'))}{OUTLINES}"
             part = source_of(json.loads(meta["part"])) if "part" in meta else None
             if not self.enabled or (part is not None and part.region is None):  # fields lie in many places
                 file.unlink(missing_ok=True)  # of an earlier run

@@ -36,6 +36,27 @@ def test_pictures_of_a_folder_by_name_whatever_the_case_of_their_suffix(tmp_path
     assert list_images(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a.tif", "b.PNG", "c.JPeG")]
 
 
+def test_a_folder_without_pictures_has_those_of_its_subfolders_under_names_of_their_own(tmp_path: Path) -> None:
+    names = ("cancer/1.png", "normal/1.png", "normal/deep/b.2.tif")
+    for name in (*names, "out/1_mask.png", "out/index.html"):
+        write_picture(tmp_path / Path(name).with_suffix(".png"))
+        (tmp_path / Path(name).with_suffix(".png")).rename(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "out" / "predictions.csv").write_text("image,probability,area_fraction\n")
+    results = ("cancer_1", "normal_1", "normal_deep_b.2")
+    expected = [{"image": str(tmp_path / n), "results": r} for n, r in zip(names, results, strict=True)]
+    assert list_images(tmp_path) == expected
+    # of several folders as well, whose own names are before those
+    (tmp_path / "c").mkdir()
+    write_picture(tmp_path / "normal_1.png")
+    several = list_images([str(tmp_path / "normal"), str(tmp_path / "cancer"), str(tmp_path / "normal_1.png")])
+    named = [("normal/1.png", "normal_1"), ("cancer/1.png", "cancer_1")]
+    assert several == [{"image": str(tmp_path / name), "results": results} for name, results in named]
+    assert several.left_out == [
+        f"'{tmp_path / 'normal_1.png'}': its results would have the same name as those of '{tmp_path / 'normal/1.png'}'"
+    ]
+
+
 def test_a_file_and_a_list_of_files_in_its_order(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("b.png", "a.bmp")]
     for path in paths:
@@ -69,7 +90,7 @@ def test_results_of_one_name_are_left_out(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_and_an_empty_list_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match=rf"no picture \(png, .*tiff\) in '{tmp_path}'"):
+    with pytest.raises(InputError, match=rf"no picture \(png, .*tiff\) in '{tmp_path}'.*with --overlay slices"):
         list_images(tmp_path)
     with pytest.raises(InputError, match="no picture"):
         list_images([])

@@ -69,6 +69,14 @@ def test_results_of_an_earlier_run_s_images_are_removed_when_a_run_without_them_
     assert "results of 3 images that are not in this one (a, b, c)" in caplog.text
 
 
+def test_results_named_after_folders_are_removed_as_others(tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text("image,probability,area_fraction\n/in/sub/a.png,0.5,0.1\n")
+    for name in ("sub_a_mask.png", "other_a_mask.png"):
+        (tmp_path / name).touch()
+    run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "other_a_mask.png", "predictions.csv"}
+
+
 @pytest.mark.parametrize(
     ("content", "value"),
     [
@@ -90,6 +98,13 @@ def test_yes_is_from_what_evaluation_has_chosen(tmp_path: Path, content: str | N
     assert [is_positive(p) for p in (value, value - 1e-6)] == ["yes", "no"]
     assert ("evaluation in" in str(is_positive)) == (value == 0.3)
     assert ImageThreshold(0.7, str(path)).value == 0.7
+
+
+@pytest.mark.parametrize(("images", "told"), [(8, ", roughly: on 8 images alone)."), (40, "metrics.json).")])
+def test_a_threshold_of_few_images_is_called_rough(tmp_path: Path, images: int, told: str) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"image_threshold": 0.613, "calibration_images": images}))
+    assert str(ImageThreshold("auto", str(path))).endswith(told)
 
 
 @pytest.mark.parametrize(
