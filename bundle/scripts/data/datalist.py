@@ -36,7 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.images.limits import MIN_SIZE
-from scripts.images.pictures import is_plain, is_tiff, picture_size, read_picture
+from scripts.images.pictures import is_plain, is_tiff, lacks_end, picture_size, read_picture
 from scripts.images.room import room_for
 from scripts.images.slide_parts import PART_KEYS, SlidePart, source_of
 from scripts.runtime.errors import InputError, first_line
@@ -520,7 +520,7 @@ def check_picture(path: str | PathLike, decoded: bool = True) -> tuple[tuple[int
             return None, ["can't be read as an image (it is empty)"]
         if not decoded and not (is_plain(path) or is_tiff(path)):
             return None, []
-        width, height = _size_of(path) if decoded else picture_size(path)
+        width, height = _size_of(path) if decoded or lacks_end(path) else picture_size(path)
     except Exception as error:  # a decoder may raise anything on a damaged file
         if isinstance(path, SlidePart) and isinstance(error, InputError):
             return None, [str(error).removesuffix(".")]

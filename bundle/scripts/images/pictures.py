@@ -26,7 +26,17 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "is_plain", "is_tiff", "only_page", "open_picture", "picture_size", "read_picture"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "is_plain",
+    "is_tiff",
+    "lacks_end",
+    "only_page",
+    "open_picture",
+    "picture_size",
+    "read_picture",
+]
 
 logger = logging.getLogger(__name__)
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff")
@@ -45,6 +55,7 @@ UNSPECIFIED, PREMULTIPLIED = 0, 1  # kinds of what is extra
 EXIF_MARKS = (b"eXIf", b"exif", b"xmp")  # chunks of a PNG in which its orientation may be
 # Modes whose numbers are not grey levels or colours as they stand.
 CONVERTED_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
+ENDS, TAIL = {b"\x89PN": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}, 2**16  # of PNG and JPEG by their beginnings
 STRIP = 2**20  # pixels that are converted at a time
 
 
@@ -73,9 +84,19 @@ def picture_size(path: str | PathLike) -> tuple[int, int]:
     if is_tiff(path):
         with tifffile.TiffFile(path) as tiff:
             page = only_page(tiff)
+            _refuse_cut_short(page)
             return page.imagewidth, page.imagelength
     with open_picture(path, FORMATS) as picture:
         return picture.size
+
+
+def lacks_end(path: str | PathLike) -> bool:
+    """Whether a PNG or JPEG has no mark of its end in its last 64 KiB, behind which some programs put more."""
+    with open(path, "rb") as file:
+        begin = file.read(3)
+        file.seek(max(0, os.path.getsize(path) - TAIL))
+        mark = ENDS.get(begin, b"")
+        return mark not in file.read()
 
 
 @contextmanager
@@ -250,14 +271,17 @@ def _photometric(page: tifffile.TiffPage) -> str:
 
 def _decoded(page: tifffile.TiffPage) -> np.ndarray:
     """(H, W, samples) in the type of the file."""
-    size = page.parent.filehandle.size
-    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    if len(ends) < np.prod(page.chunked) or 0 in page.databytecounts or max(ends) > size:
-        raise OSError("is cut short")  # tifffile would leave what is missing black
+    _refuse_cut_short(page)  # tifffile would leave what is missing black
     array = page.asarray()
     if page.axes[:1] == "S":  # the planes one by one
         array = np.moveaxis(array, 0, -1)
     return array.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+
+
+def _refuse_cut_short(page: tifffile.TiffPage) -> None:
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if len(ends) < np.prod(page.chunked) or 0 in page.databytecounts or max(ends) > page.parent.filehandle.size:
+        raise OSError("is cut short")
 
 
 class _Look:

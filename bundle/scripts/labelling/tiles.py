@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from scripts.images.pictures import FORMATS, MAX_PIXELS, is_tiff, open_picture
+from scripts.images.pictures import FORMATS, MAX_PIXELS, is_plain, is_tiff, open_picture, read_picture
 from scripts.images.room import DECODING, room_for
 
 __all__ = ["PictureTiles", "Tiles", "TilesCache", "thumbnail"]
@@ -175,4 +175,6 @@ def _directly(path: Path, at_least: int | None) -> Image.Image | None:
                 mode = DIRECT[picture.mode]
                 return picture.convert(mode) if mode else picture.copy()
     except Exception:
-        return None  # what is wrong with it the other way says
+        if is_plain(path):
+            read_picture(path)  # which says what is wrong; the other way does too, after seconds
+        return None

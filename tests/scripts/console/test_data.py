@@ -72,6 +72,23 @@ def test_groups_that_are_too_few_are_named(folders: Path, capsys) -> None:
     assert "The groups now: no, yes." in capsys.readouterr().err
 
 
+def test_pictures_that_are_cut_short_are_named(folders: Path, capsys) -> None:
+    """Their headers are whole. Behind the end of another there is more than belongs to it, which does no harm."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    suffixes = ("png", "jpg", "tif")
+    for suffix in suffixes:
+        path = folders / "yes" / f"cut.{suffix}"
+        noise.save(path)
+        path.write_bytes(path.read_bytes()[:-500])
+    for suffix in ("png", "jpg"):
+        noise.save(folders / "yes" / f"more.{suffix}")
+        with (folders / "yes" / f"more.{suffix}").open("ab") as file:
+            file.write(bytes(70_000))
+    assert main(["data", "from-folders", str(folders / "yes"), str(folders / "no")]) == 1
+    problems = re.findall(r"'(\S+)': can't be read", capsys.readouterr().err)
+    assert problems == [str(folders / "yes" / f"cut.{suffix}") for suffix in sorted(suffixes)]
+
+
 def test_a_seed_draws_the_split(folders: Path) -> None:
     line = ["data", "from-folders", str(folders / "yes"), str(folders / "no")]
     drawn = []

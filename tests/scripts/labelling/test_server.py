@@ -18,6 +18,7 @@ import math
 import os
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,10 +127,15 @@ def test_thumbnails_are_small(client):
     assert client.get(f"/{TOKEN}/thumbnail/2").status_code == 422
 
 
-def test_a_damaged_picture_is_named(client):
-    answer = client.get(f"/{TOKEN}/image/2")
-    assert answer.status_code == 422
-    assert "can't be read" in answer.json()["detail"]
+def test_a_damaged_picture_is_named_without_what_takes_seconds_to_begin(client, folder, monkeypatch):
+    whole = (folder / "a.png").read_bytes()
+    cut = whole[: len(whole) * 3 // 4]
+    monkeypatch.setitem(sys.modules, "scripts.images.loading", None)  # which imports MONAI
+    for content in (b"not a picture", cut):
+        (folder / "broken.png").write_bytes(content)
+        answer = client.get(f"/{TOKEN}/image/2")
+        assert answer.status_code == 422
+        assert "can't be read: not a picture" in answer.json()["detail"]
     assert client.get(f"/{TOKEN}/image/3").status_code == 404
 
 
