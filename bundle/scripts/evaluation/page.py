@@ -32,10 +32,11 @@ from skimage.measure import find_contours
 from scripts.images.heat import heat_palette
 from scripts.runtime.files import replacing
 
-__all__ = ["Column", "ResultsPage", "View", "draw_view", "is_page"]
+__all__ = ["Column", "ResultsPage", "View", "draw_view", "is_page", "shown_side"]
 
 MARK = '<meta name="generator" content="CDWS-MIL">'
 SIDE = 360  # pixels of the longer side of a picture in the page, of a small one
+LARGE, LARGE_SIDES, LARGEST = 1024, (1600, 720), 50  # see `shown_side`
 MAP_SIDE = 112
 PICTURE_BYTES = 11_500  # of such a picture; in text a third more
 QUALITIES = (80, 70, 60, 50, 40, 30, 20)  # of JPEG, from which the first is taken that is small enough
@@ -72,6 +73,20 @@ class View(NamedTuple):
     heat: str
     outline: str
     title: str = ""
+
+
+def shown_side(longest: int, earlier: int) -> int:
+    """
+    Pixels of the longer side of an image's picture in the page.
+
+    Details of a large image can be judged in a picture of 1600, of a third of a megabyte at most; after the first 50
+    such pictures they have 720, so that a page of hundreds can still be opened.
+
+    Args:
+        longest: side of the image.
+        earlier: number of the large images before it.
+    """
+    return SIDE if longest <= LARGE else LARGE_SIDES[earlier >= LARGEST]
 
 
 def draw_view(

@@ -25,7 +25,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.data.listing import COLUMNS, RESULTS, TABLE
-from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
+from scripts.evaluation.page import SIDE, Column, ResultsPage, View, draw_view, is_page, shown_side
 from scripts.evaluation.scores import is_rough
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
@@ -149,6 +149,7 @@ class PredictionTable:
         self.page = ResultsPage(self.path.with_name("index.html"), self.shown, note)
         self.earlier: set[str] = set()
         self.names: set[str] = set()
+        self.large = 0  # pictures of the page
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -173,6 +174,7 @@ class PredictionTable:
         images = {image for path in (self.path, self.partial) for image in _images_in(path)}
         self.earlier = {name for image in images for name in _names_of(image)}
         self.names.clear()
+        self.large = 0
         self.page.clear()
         self._write("w", [self.columns])
 
@@ -183,7 +185,11 @@ class PredictionTable:
             probability = image_probability(item, self.pool, source.get("tissue"))
             area = float(item["pred"].float().mean())
             picture, values = (np.asarray(part.cpu()) for part in (source["picture"], item["probability"]))
-            view = draw_view(picture.transpose(2, 1, 0), values[0].T, self.threshold)  # from MONAI's (C, W, H)
+            side = shown_side(max(values.shape[1:]), self.large)
+            self.large += side > SIDE
+            view = draw_view(
+                picture.transpose(2, 1, 0), values[0].T, self.threshold, side=side
+            )  # from MONAI's (C, W, H)
             meta = item["image"].meta
             self.add(meta["filename_or_obj"], probability, area, [view], results=meta.get("results"))
 

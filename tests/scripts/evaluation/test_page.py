@@ -23,7 +23,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
+from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page, shown_side
 
 VOID = {"meta", "link", "input", "br", "img"}
 COLUMNS = [Column("probability", "probability", "fraction"), Column("positive", "yes/no", "text")]
@@ -112,6 +112,16 @@ def test_a_view_of_any_shape_is_small(shape: tuple[int, int]) -> None:
     view = draw_view(rng.integers(0, 256, (*shape, 3), np.uint8), rng.random(shape, np.float32), 0.5)
     assert max(view.width, view.height) <= 360
     assert len(view.picture) + len(view.heat) < 45_000  # of noise, than which nothing is larger
+
+
+def test_large_images_are_shown_large_until_there_are_many() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1800, 3), np.uint8)
+    for earlier, size, most in ((0, (1600, 1067), 800_000), (50, (720, 480), 170_000)):
+        view = draw_view(noise, np.zeros((2, 3), np.float32), 0.5, side=shown_side(1800, earlier))
+        assert decoded(f"data:image/jpeg;base64,{view.picture}").size == size
+        assert len(view.picture) + len(view.heat) < most
+    assert [shown_side(1800, earlier) for earlier in (49, 500)] == [1600, 720]
+    assert shown_side(1024, 0) == 360
 
 
 def test_names_are_escaped_and_nothing_leads_out(tmp_path: Path) -> None:
