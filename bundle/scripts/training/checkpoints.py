@@ -20,7 +20,7 @@ import os
 import zlib
 from collections.abc import MutableMapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -251,10 +251,7 @@ class BestCheckpoint:
         engine.network.shift(-float(torch.logit(torch.tensor(threshold))))
         write_checkpoint(engine.network.state_dict(), self.path)
         engine.network.load_state_dict(before)
-        logger.info(
-            f"In '{self.path}' a probability of {threshold:.2f} was made 0.5: there the masks of the positive "
-            "validation images come nearest to their areas in the data set."
-        )
+        _tell_of_shift()
 
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output if hasattr(engine.network, "shift") else []:
@@ -265,6 +262,15 @@ class BestCheckpoint:
                 self._area_errors += torch.from_numpy(
                     area_errors(item["probability"].cpu().numpy(), area, self.area_step)
                 )
+
+
+@cache
+def _tell_of_shift() -> None:
+    """Once in a program, which may train several rounds."""
+    logger.info(
+        "The probabilities of a saved model are adjusted: at 0.5 its masks of the positive validation images come "
+        "nearest to the areas that the data set states."
+    )
 
 
 class LastCheckpoint:

@@ -73,6 +73,8 @@ class ProgressBar:
     """
     One bar over a whole run, all epochs, with the time left; Ignite's begins anew in each epoch.
 
+    It counts batches; where a `StepSampler` makes several of a step, steps.
+
     Args:
         desc: what is going on.
         shown: attributes of the engine's state to show beside the bar.
@@ -81,6 +83,7 @@ class ProgressBar:
     def __init__(self, desc: str, shown: Sequence[str] = ()) -> None:
         self.desc = desc
         self.shown = list(shown)
+        self.steps = 0  # of an epoch
         self.bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -89,12 +92,18 @@ class ProgressBar:
         engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
 
     def start(self, engine: Engine) -> None:
-        total = engine.state.max_epochs * engine.state.epoch_length
-        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.desc, mininterval=0.5)
+        sampler = getattr(getattr(engine, "data_loader", None), "batch_sampler", None)
+        of_epoch = engine.state.epoch_length
+        self.steps = sum(batch.ends_step for batch in sampler.plan()) if hasattr(sampler, "plan") else of_epoch
+        total = engine.state.max_epochs * self.steps
+        self.bar = tqdm(total=total, initial=self._done(engine), desc=self.desc, mininterval=0.5)
+
+    def _done(self, engine: Engine) -> int:
+        return engine.state.iteration * self.steps // engine.state.epoch_length
 
     def __call__(self, engine: Engine) -> None:
         self.bar.set_postfix({name: getattr(engine.state, name) for name in self.shown}, refresh=False)
-        self.bar.update()
+        self.bar.update(self._done(engine) - self.bar.n)
 
 
 class HyperParameters:

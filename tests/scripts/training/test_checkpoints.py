@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import CopyItemsd
 from scripts.networks import DCAN, FCN, CDWSNet, MapNetwork, UNet
 from scripts.runtime.errors import InputError
+from scripts.training import checkpoints
 from scripts.training.checkpoints import BestCheckpoint, NetworkLoader
 from scripts.training.trainer import MeanLoss
 
@@ -162,6 +165,14 @@ def test_best_checkpoint_is_shifted_by_the_areas(tmp_path: Path) -> None:
     assert torch.allclose(probabilities, odds / (1 + odds))
     assert (probabilities >= 0.5).tolist() == [True, True, True, False]
     assert torch.equal(network.logits, before)
+
+
+def test_the_shift_of_many_checkpoints_is_told_once(tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoints, "_tell_of_shift", cache(checkpoints._tell_of_shift.__wrapped__))
+    with caplog.at_level(logging.INFO, logger=checkpoints.__name__):
+        for _ in range(2):
+            best_of(Shifted(0.9, 0.8, 0.3, 0.1), tmp_path / "model.pt", [[1, 0.75], [0, 0.0]])
+    assert caplog.text.count("probabilities of a saved model are adjusted") == 1
 
 
 def test_best_checkpoint_is_the_network_itself_without_areas_or_a_shift(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import logging
 
 import pytest
 from ignite.engine import Engine, Events
-from scripts.training.progress import EpochLog
+from scripts.training.progress import EpochLog, ProgressBar
+from scripts.training.sampling import StepSampler
+from torch.utils.data import DataLoader
 
 
 def test_an_epoch_is_a_line_of_short_numbers(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,3 +61,14 @@ def test_the_best_loss_is_named_as_the_loss_beside_it(caplog: pytest.LogCaptureF
     assert [record.getMessage() for record in caplog.records if record.name == "of_loss"] == [
         "epoch 1: val_loss 0.5000 (best val_loss 0.2500, epoch 3)"
     ]
+
+
+def test_the_bar_of_a_training_counts_steps(capsys) -> None:
+    """Five images in steps of four, of which two fit into memory at once: three batches, two steps."""
+    loader = DataLoader(range(5), batch_sampler=StepSampler(range(5), 4, 2))
+    assert len(loader) == 3
+    engine = Engine(lambda engine, batch: None)
+    engine.data_loader = loader
+    ProgressBar("training").attach(engine)
+    engine.run(loader, max_epochs=2)
+    assert "4/4" in capsys.readouterr().err
