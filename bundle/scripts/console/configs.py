@@ -119,9 +119,8 @@ def config_files(base: str, method: str, added: Sequence[str] = (), last: Sequen
             continue
         if name not in _stems():
             known = [*overlays(base), *methods()]
-            raise UsageError(
-                f"There is no overlay '{name}'{did_you_mean(name, known)}; cdws train -h lists the overlays."
-            )
+            lists = f"cdws {'infer' if base == 'inference' else 'train'} -h lists the overlays"
+            raise UsageError(f"There is no overlay '{name}'{did_you_mean(name, known)}; {lists}.")
         if name in OF_INFERENCE and base != "inference":
             raise UsageError(f"The overlay '{name}' is of inference alone: cdws infer FOLDER --overlay {name}.")
         chain = [AFTER[name], name] if name in AFTER else [name]

@@ -583,7 +583,17 @@ def _require_own_model(given: Mapping[str, str | None]) -> None:
 
 
 def _model(typed: str | None, top: Mapping[str, Any]) -> str | None:
-    """What was typed as the path of a model; by a word of its own the one that comes with the bundle is meant."""
+    """
+    What was typed as the path of a model; by a word of its own the one that comes with the bundle is meant.
+
+    Raises:
+        UsageError: for what is nearly that word, and no file.
+    """
+    if typed and typed != INCLUDED and did_you_mean(typed, [INCLUDED]) and not _is_there(Path(typed)):
+        raise UsageError(
+            f"There is no checkpoint '{typed}' (did you mean {INCLUDED}?); give the word {INCLUDED}, or a file, with "
+            "--ckpt_path."
+        )
     return _shown(included_model(f"{bundle_root()}/models", _trained_as(top))) if typed == INCLUDED else typed
 
 
@@ -626,7 +636,10 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     known = {*top_of(files), *OWN, *MONAI_OPTIONS}
     if "tracking" in given or any(file.suffix != ".json" for file in files):
         return
-    unknown = [f"--{k}{did_you_mean(_top(k), known, '--')}" for k in given if _top(k) not in known]
+    meant = {k: did_you_mean(_top(k), known, "--") for k in given if _top(k) not in known}
+    # of the two that are as near the one that takes this word
+    meant |= {k: " (did you mean --ckpt_path?)" for k in meant if given[k] == INCLUDED and "ckpt_path" in known}
+    unknown = [f"--{name}{near}" for name, near in meant.items()]
     if unknown:
         raise UsageError(f"There is no option {', '.join(unknown)}; `cdws settings` lists the settings.")
 

@@ -449,7 +449,8 @@ def _check_item(where: str, item: object, opened: bool) -> tuple[list[str], bool
         return [f"{where} '{item['image']}': {problem}" for problem in (str(error), *label_problems)], label, []
     area_problems = _area_problems(item)
     if not opened:
-        files = {"": source, "mask": _mask_path(item), "strokes": item.get("strokes")}
+        mask = item.get("mask") if label_problems else _mask_path(item)  # what is no label is no mask either
+        files = {"": source, "mask": mask, "strokes": item.get("strokes")}
         missing = [
             f"{f'the {key}: ' if key else ''}{problem}"
             for key, path in files.items()
@@ -494,7 +495,8 @@ def _area_problems(item: dict) -> list[str]:
     if label == 0:
         return [f"label is 0, but an area of {_repr.repr(area)} is given; remove one"]
     if not isinstance(area, (int, float)) or isinstance(area, bool) or not 0 < area <= 1:
-        is_percent = isinstance(area, (int, float)) and not isinstance(area, bool) and 1 < area <= 100
+        # below 2 it may be as well one that is a little too large
+        is_percent = isinstance(area, (int, float)) and not isinstance(area, bool) and 2 <= area <= 100
         hint = f" ({area / 100:g} for {area:g} %)" if is_percent else ""
         return [f"area is {_repr.repr(area)}, must be a fraction of the image above 0 and up to 1{hint}"]
     return []

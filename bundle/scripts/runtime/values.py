@@ -55,7 +55,7 @@ def positive_number(name: str, value: Any) -> None:
 def fraction(name: str, value: Any, words: str = "") -> None:
     """Raises InputError unless the value is a number from 0 to 1; words name what else is taken."""
     if not is_number(value) or not 0 <= value <= 1:
-        hint = f" (did you mean {value / 100:g}?)" if is_number(value) and 1 < value <= 100 else ""
+        hint = f" (did you mean {value / 100:g}?)" if is_number(value) and 2 <= value <= 100 else ""
         raise InputError(f"{name} must be {words}a fraction from 0 to 1; got {value!r}{hint}.")
 
 

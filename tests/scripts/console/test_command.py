@@ -74,6 +74,10 @@ REFUSED = {
     "train DATA --spatail_size [64,64]": "--spatail_size (did you mean --spatial_size?)",
     "train DATA --tile_size 64": "--tile_size",  # of slides
     "evaluate DATA --spilt test": "--spilt (did you mean --split?)",
+    "infer a.png --ckpt included": "--ckpt (did you mean --ckpt_path?)",
+    "infer a.png --ckpt_path inlcuded": "no checkpoint 'inlcuded' (did you mean included?); give the word included",
+    "evaluate DATA --ckpt_path Included": "no checkpoint 'Included' (did you mean included?)",
+    "infer a.png --overlay slide": "no overlay 'slide' (did you mean slides?); cdws infer -h lists the overlays",
     "train DATA --split test": "There is no option --split",
     "train DATA --spatial_size 96": "must be height and width, two integers of 4 or more, as [500,500]; got 96 (did",
     "infer a.png --spatial_size 96": "got 96 (did you mean [96,96]?)",
@@ -151,10 +155,17 @@ def test_what_is_wrong_with_a_data_set_is_seen_before_anything_starts(started) -
     content = listed(Path())
     content["training"][0]["area"] = 30
     content["training"].append({"image": "gone.png", "label": 1, "mask": "none.png"})
+    content["validation"][1]["label"] = "no"
+    content["validation"].append({"image": "a.png", "label": 0})
     Path("dataset.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="3 problems in") as raised:
+    with pytest.raises(InputError, match="4 problems in") as raised:
         main(["train", "."])
-    for problem in ("(0.3 for 30 %)", "'gone.png': there is no such file", "the mask: there is no such file"):
+    for problem in (
+        "(0.3 for 30 %)",
+        "label is 'no', must be 0 or 1",
+        "'gone.png': there is no such file",
+        "the mask: there is no such file",
+    ):
         assert problem in str(raised.value)
     assert started == []
     # masks are of this method alone

@@ -166,7 +166,7 @@ def test_negative_items_that_keep_the_contract(item: dict, folder: Path) -> None
         ({"label": [1]}, "label is [1], must be 0 or 1"),
         ({"label": "1"}, "label is the text '1'; write the number 1, without quotes"),
         ({"area": 30}, "area is 30, must be a fraction of the image above 0 and up to 1 (0.3 for 30 %)"),
-        ({"area": 1.5}, "area is 1.5, must be a fraction of the image above 0 and up to 1 (0.015 for 1.5 %)"),
+        ({"area": 1.5}, "area is 1.5, must be a fraction of the image"),
         ({"area": 0}, "area is 0, must be a fraction"),
         ({"area": -0.2}, "area is -0.2, must be a fraction"),
         ({"area": 1.01}, "area is 1.01, must be a fraction"),
@@ -198,6 +198,13 @@ def test_an_offence_is_named_with_its_place_and_image(change: dict, problem: str
     write_set(folder, training=[POSITIVE, NEGATIVE, item])
     (found,) = problems_of(folder)
     assert found.startswith(f"training[2] '{folder / item['image']}': {problem.replace('{folder}', str(folder))}")
+
+
+@pytest.mark.parametrize(("area", "guessed"), [(1.3, False), (1.99, False), (2, True)])
+def test_an_area_is_taken_for_percent_where_it_can_hardly_be_anything_else(area: float, guessed, folder: Path) -> None:
+    write_set(folder, training=[POSITIVE, NEGATIVE, POSITIVE | {"area": area}])
+    (found,) = problems_of(folder)
+    assert found.endswith("up to 1 (0.02 for 2 %)" if guessed else "above 0 and up to 1")
 
 
 @pytest.mark.parametrize("item", ["images/a.png", 3, None, ["images/a.png"], {"label": 1}, {"image": 5, "label": 1}])
