@@ -60,6 +60,9 @@ UNDECIDED = "undecided.json"
 TITLE = "Is there cancer in this image, and in how much of it?"
 FIELD_TITLE = "Is there cancer in this field, and in how much of it?"
 WHOLE_TITLE = "Is there cancer on this slide, and in how much of its tissue?"
+AREA_TITLE = "In how much of this image is there cancer?"
+FIELD_AREA_TITLE = "In how much of this field is there cancer?"
+WHOLE_AREA_TITLE = "In how much of this slide's tissue is there cancer?"
 LOCAL_HOSTS = ("127.0.0.1", "::1")
 
 
@@ -142,12 +145,21 @@ def run_page(arguments: argparse.Namespace) -> None:
             order.shuffle(images)
         shown = Pictures(folder, images)
     said = {} if given is None else given.answers()
-    title = arguments.title or (WHOLE_TITLE if arguments.whole else FIELD_TITLE if is_slides else TITLE)
+    asked = (TITLE, AREA_TITLE)
+    if is_slides:
+        asked = (WHOLE_TITLE, WHOLE_AREA_TITLE) if arguments.whole else (FIELD_TITLE, FIELD_AREA_TITLE)
+    title, area_title = (arguments.title or text for text in asked)
+
+    def following() -> str:
+        if arguments.annotator:
+            return shlex.join(["cdws", "merge", str(folder), arguments.annotator, "OTHER"])
+        return shlex.join(["cdws", "train", str(folder)]) if dataset.is_file() else ""
+
     token = secrets.token_urlsafe(16)
     with listening(arguments.host, arguments.port) as local:
         host, port = local.getsockname()[:2]
         is_local = host in LOCAL_HOSTS
-        app = make_app(shown, journal, save, token, title, arguments.hide_names, is_local, said)
+        app = make_app(shown, journal, save, token, title, arguments.hide_names, is_local, said, area_title, following)
         addresses = [f"http://{name}:{port}/{token}/" for name in names_of(host)]
         if given is not None:
             print(told_of(given))

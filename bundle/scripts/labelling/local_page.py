@@ -188,10 +188,11 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, local: socket.socket, address: str, no_browser: bool) -> None:
-    """Serve an application on a socket until it is interrupted, and open its address in the browser."""
+    """Serve an application on a socket until it is interrupted or told to end, and open its address in the browser."""
     if not no_browser:
         threading.Timer(1, webbrowser.open, [address]).start()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # of Ctrl+C, which is how one ends this
+    for number in (signal.SIGINT, signal.SIGTERM):  # of Ctrl+C, which is how one ends this, and of `kill`
+        signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):  # after which the server has ended what it was at
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[local])
 

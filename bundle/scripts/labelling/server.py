@@ -70,6 +70,8 @@ def make_app(
     hide_names: bool = False,
     is_local: bool = True,
     given: Mapping[Subject, Answer] = MappingProxyType({}),
+    area_title: str = "",
+    following: Callable[[], str] = str,
 ) -> FastAPI:
     """
     The application.
@@ -82,6 +84,8 @@ def make_app(
         title: shown above the images.
         hide_names: whether the page learns numbers in the place of the images' names.
         given: what is known of images that nobody has answered. Of positive ones without an area that is asked.
+        area_title: shown above these in the place of `title`.
+        following: the command to give next when all are answered; nothing where there is none yet.
     """
     app = local_app(token, journal.path.name, is_local)
     tiles = TilesCache(shown.open)
@@ -94,14 +98,16 @@ def make_app(
         said, noted = dict(journal.answers), list(journal.comments.items())  # at once: others may be adding
         known = complete | said
         answers = {positions[subject]: vars(answer) for subject, answer in known.items() if subject in positions}
-        positive = [positions[subject] for subject in given if subject not in known and subject in positions]
+        positive = [positions[subject] for subject in given if subject not in complete and subject in positions]
         comments = {positions[subject]: displayed(text) for subject, text in noted if subject in positions}
-        return {"answers": answers, "positive": positive, "comments": comments, "message": displayed(message)}
+        told = {"message": displayed(message), "next": displayed(following())}
+        return {"answers": answers, "positive": positive, "comments": comments} | told
 
     def everything(message: str = "") -> dict:
         count = range(len(shown.subjects))
         return {
             "title": displayed(title),
+            "asked": displayed(area_title or title),
             "kind": shown.kind,
             "images": [displayed(name_of(k)) for k in count],
             "sources": [shown.source(k) for k in count],

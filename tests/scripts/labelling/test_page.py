@@ -73,9 +73,12 @@ class Program:
         lines = iter(self.process.stdout.readline, "")
         self.address = next(found[0] for found in (re.search(r"http://\S+", line) for line in lines) if found)
 
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(timeout=60) == 0
+    def end(self, number: int = signal.SIGINT) -> str:
+        """Send a signal; what the program says after it."""
+        self.process.send_signal(number)
+        said = self.process.communicate(timeout=60)[0]
+        assert self.process.returncode == 0
+        return said
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ def test_keys_become_a_data_set_although_the_program_is_killed(browser, quick_py
         entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "answer" not in entry["message"]
     ]
     assert not severe
-    program.end()
+    assert "Saved. dataset.json: " in program.end(signal.SIGTERM)
 
     given = [Answer(1, 0.3), Answer(1, 1.0), Answer(0), Answer(0), Answer(None), Answer(1), Answer(1, 0.5), Answer(0)]
     assert read_answers(folder / "labels.jsonl") == dict(zip(names, given, strict=True))
@@ -186,6 +189,16 @@ def test_nothing_runs_out_of_the_page(page, browser, width, height):
         assert button.size["height"] >= 40  # a finger's
         assert button.location["y"] + button.size["height"] <= height
         assert button.accessible_name
+
+
+def test_close_covers_no_heading_on_a_phone(page, browser):
+    size(browser, 390, 844, touch=True)
+    page.key("r")
+    shut = browser.find_element("id", "shut")
+    heads = browser.find_elements("css selector", "#areas-shown figcaption")
+    assert [head.text for head in heads] == ["10 %", "30 %", "50 %", "70 %"]
+    assert shut.is_displayed()
+    assert min(head.location["y"] for head in heads) >= shut.location["y"] + shut.size["height"]
 
 
 def test_a_picture_is_enlarged_at_the_pointer_by_wheel_pinch_and_keys(page, browser):
@@ -297,15 +310,23 @@ def test_positive_images_are_asked_for_their_area(browser, served, tmp_path):
     for name in images:
         Image.new("L", (48, 48)).save(tmp_path / name)
     given = {"a.png": Answer(0), "b.png": Answer(1), "c.png": Answer(1, 0.4)}
-    with served(Pictures(tmp_path, images), Journal(tmp_path / "labels.jsonl"), given=given) as address:
+    titles = {"title": "Is it there?", "area_title": "How much of it?", "following": lambda: "cdws train DATA"}
+    with served(Pictures(tmp_path, images), Journal(tmp_path / "labels.jsonl"), given=given, **titles) as address:
         page = Page(browser, address)
         assert "b.png" in page.text("count")  # the only one of which something is missing
+        assert (page.text("title"), page.text("finished")) == ("How much of it?", "")
         assert "2 answered" in page.text("count")
         assert page.text("given") == "Positive: how much?"
         page.press("3", 3)
         assert page.text("left") == "All answered."
+        # what was answered stays, and that it is all is said
+        assert "b.png" in page.text("count")
+        assert page.text("finished") == "All 3 answered. Finished: you can close this page. Next: cdws train DATA"
         page.key("u")
         page.wait(lambda: page.text("given") == "Positive: how much?")
+        assert page.text("finished") == ""
+        page.key(Keys.ARROW_LEFT)
+        page.wait(lambda: page.text("title") == "Is it there?")
 
 
 def test_dark_and_light_are_chosen_and_kept(page, browser):

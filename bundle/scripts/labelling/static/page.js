@@ -59,13 +59,22 @@ async function send(path, body, failed) {
 
 async function give(label, area) {
   if (label !== null && !isSeen(state.sources[at], "S")) return;
+  const wasOpen = state.order.some(position => !(position in state.answers));
   if (!await saveComment() || !await send("answer", { image: at, label, area }, "Not saved.")) return;
   pace.push(Date.now() - began);
   pace = pace.slice(-20);
-  const said = describe(state.answers[at]);
+  const said = describe(state.answers[at]), open = state.order.filter(position => !(position in state.answers));
   $("viewer").focus({ preventScroll: true }); // the next Space or Enter is for the next image, and answers nothing
+  if (!open.length && wasOpen) return finish();
   show(route ? route[Math.min(route.indexOf(at) + 1, route.length - 1)] : firstOpen(1));
   $("spoken").textContent = `${said}. ${$("spoken").textContent}`;
+}
+
+// nothing is left to be asked: the image that was answered last stays
+function finish() {
+  showAnswer();
+  $("finished").hidden = false;
+  $("finished").textContent = `All ${state.order.length} answered. ` + (state.next ? `Finished: you can close this page. Next: ${state.next}` : state.message);
 }
 
 async function undo() {
@@ -115,6 +124,7 @@ function isPositive(position) {
 
 function show(position) {
   at = position;
+  $("finished").hidden = true;
   choose(null);
   $("comment").value = state.comments[at] || "";
   showAnswer();
@@ -125,6 +135,7 @@ function show(position) {
 function showAnswer() {
   const answer = state.answers[at], count = state.order.length, number = state.order.indexOf(at) + 1;
   const done = state.order.filter(position => position in state.answers).length;
+  $("title").textContent = state.positive.includes(at) ? state.asked : state.title;
   const known = describe(answer) || (isPositive(at) ? "Positive: how much?" : "");
   $("given").textContent = [known, state.comments[at] ? "\u270e" : ""].filter(Boolean).join(" ");
   $("given").dataset.kind = kind(answer);
@@ -418,10 +429,12 @@ function card(position) {
 ask("state").then(answer => {
   state = answer;
   at = state.order[0] ?? 0;
-  $("title").textContent = state.title;
   document.body.dataset.kind = state.kind;
   $("tools").hidden = state.kind !== "slides" || !state.regions.some(Boolean);
   prepareViewer();
-  if (state.order.length) show(firstOpen(0));
+  if (state.order.length) {
+    show(firstOpen(0));
+    if (at in state.answers) finish();
+  }
   else say("All fields have been taken away; U takes that back.", true);
 }, error => say(explain(error), true));
