@@ -194,8 +194,10 @@ def lay_out_results(folder: Path, write_slide, tissue_picture) -> None:
 
 
 def lay_out_own(folder: Path, write_slide, tissue_picture) -> None:
-    """Pictures in two folders, and no dataset.json yet."""
+    """Pictures in two folders, and no dataset.json yet; a slide."""
     lay_out_weights(folder)
+    (folder / "SLIDES").mkdir()
+    write_slide(folder / "SLIDES" / "a.tif", tissue_picture(300, 200), 1.0)
     data = folder / "DATA"
     items = [
         item for items in json.loads((data / "dataset.json").read_text()).values() for item in items if "image" in item
