@@ -99,7 +99,7 @@ class ProgressBar:
         self.bar = tqdm(total=total, initial=self._done(engine), desc=self.desc, mininterval=0.5)
 
     def _done(self, engine: Engine) -> int:
-        return engine.state.iteration * self.steps // engine.state.epoch_length
+        return engine.state.iteration * self.steps // max(engine.state.epoch_length, 1)  # there may be no images
 
     def __call__(self, engine: Engine) -> None:
         self.bar.set_postfix({name: getattr(engine.state, name) for name in self.shown}, refresh=False)
