@@ -23,6 +23,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 from skimage.morphology import area_closing, area_opening
 
+from scripts.data.rough_area import rough_area
 from scripts.networks.map_network import MapNetwork
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import fraction
@@ -116,6 +117,11 @@ class RankingMapd(MapTransform):
                     device = next(ranker.parameters()).device
                     ranking += ranker(image[None].to(device))[0, :1].cpu()
             ranking /= len(self._networks)
-            surely = float(d["label"][1]) - self.area_step  # NaN where no area is known, and no ranking needed
+            label, area = torch.as_tensor(d["label"]).tolist()
+            if label > 0.5 and math.isnan(area):
+                mask = ranking > 0.5 if "valid" not in d else ranking[torch.as_tensor(d["valid"]) > 0] > 0.5
+                area = max(rough_area(mask.numpy(), self.area_step), self.area_step)
+                d["label"] = torch.tensor([label, area])
+            surely = area - self.area_step
             d[name] = without_small_parts(ranking, self.smallest, surely) if self.smallest and surely > 0 else ranking
         return d

@@ -131,6 +131,36 @@ def test_the_ranking_of_an_image_is_without_its_small_parts(checkpoints: list[st
     torch.testing.assert_close(cleaned, columns, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("label", "area", "step", "expected"),
+    [
+        (1.0, torch.nan, 0.1, 0.2),  # of 20 pixels three have 2 x 0.8 / 2, see above: 0.15
+        (1.0, torch.nan, 0.25, 0.25),
+        (1.0, 0.7, 0.1, 0.7),
+        (0.0, torch.nan, 0.1, torch.nan),
+    ],
+)
+def test_an_unknown_area_is_that_of_the_maps_mask(checkpoints, label, area, step, expected) -> None:
+    image = torch.zeros(1, 4, 5)
+    image[0, 0, 0] = image[0, 1, 0] = image[0, 2, 4] = 2
+    given = torch.tensor([label, area])
+    found = RankingMapd("image", "ranking", LeftColumn(), checkpoints[1], area_step=step)(
+        {"image": image, "label": given}
+    )
+    torch.testing.assert_close(found["label"], torch.tensor([label, expected]), equal_nan=True)
+    torch.testing.assert_close(given, torch.tensor([label, area]), equal_nan=True)  # the data set's stays
+
+
+def test_an_unknown_area_is_a_step_at_least_and_counted_inside_the_image(checkpoints) -> None:
+    ranker = RankingMapd("image", "ranking", LeftColumn(), checkpoints[1])
+    item = {"image": torch.zeros(1, 4, 5), "label": torch.tensor([1.0, torch.nan])}
+    assert ranker(item)["label"].tolist() == pytest.approx([1, 0.1])
+    item["image"][0, 0, 0] = 2
+    item["valid"] = torch.ones(1, 4, 5)
+    item["valid"][..., 1:] = 0  # one of four pixels
+    assert ranker(item)["label"].tolist() == pytest.approx([1, 0.3])
+
+
 def test_a_smallest_part_that_is_no_fraction_is_refused(checkpoints: list[str]) -> None:
     with pytest.raises(InputError, match="smallest_part"):
         RankingMapd("image", "ranking", LeftColumn(), checkpoints, smallest=12)
