@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -225,6 +226,35 @@ def test_a_picture_is_enlarged_at_the_pointer_by_wheel_pinch_and_keys(page, brow
     pinch = {"x": 195, "y": 350, "scaleFactor": 2, "relativeSpeed": 2000, "gestureSourceType": "touch"}
     browser.execute_cdp_cmd("Input.synthesizePinchGesture", pinch)
     page.wait(lambda: browser.execute_script(ZOOM) > 1.3 * whole)
+
+
+def test_a_picture_seen_as_a_whole_stays_whole_in_a_view_of_another_size(page, browser):
+    shown = """const [image, view] = [viewer.world.getHomeBounds(), viewer.viewport.getBounds()];
+        return view.y <= image.y + 1e-6 && view.y + view.height >= image.y + image.height - 1e-6;"""
+
+    def view(height: int) -> None:  # of the page that is open
+        metrics = {"width": 1280, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    size(browser, 1280, 800)
+    wait_for_image(page)
+    assert browser.execute_script(shown)
+    for resize in (lambda: page.key("r"), lambda: page.key("r"), lambda: view(560)):
+        before = browser.execute_script("return viewer.viewport.getContainerSize().toString()")
+        resize()
+        page.wait(
+            lambda before=before: (
+                browser.execute_script("return viewer.viewport.getContainerSize().toString()") != before
+            )
+        )
+        page.wait(lambda: browser.execute_script(shown))
+    page.key("+")
+    page.wait(lambda: not browser.execute_script(shown))
+    enlarged = browser.execute_script("return viewer.viewport.getContainerSize().toString()")
+    view(600)
+    page.wait(lambda: browser.execute_script("return viewer.viewport.getContainerSize().toString()") != enlarged)
+    time.sleep(0.5)  # by then it would be whole
+    assert not browser.execute_script(shown)  # what was enlarged stays so
 
 
 def test_space_and_enter_repeat_no_answer_and_the_question_mark_is_none(page, browser, tmp_path):

@@ -55,6 +55,13 @@ function makeViewer(options = {}) {
     seen = source;
     $("viewer").setAttribute("aria-busy", false);
   }));
+  let whole = true, settling = false; // a picture that is seen as a whole stays so in a view of another size
+  viewer.addHandler("zoom", event => { if (!settling) whole = event.zoom <= viewer.viewport.getHomeZoom() * 1.001; });
+  viewer.addHandler("resize", () => { settling = whole; });
+  viewer.addHandler("after-resize", () => settling && requestAnimationFrame(() => { // OpenSeadragon goes on to zoom
+    settling = false;
+    if (viewer.isOpen()) viewer.viewport.goHome(true);
+  }));
 }
 
 // shows a picture, known by its name, which `out` leaves out where it can't be read; whether it still is the one to show
