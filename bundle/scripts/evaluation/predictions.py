@@ -187,9 +187,8 @@ class PredictionTable:
             picture, values = (np.asarray(part.cpu()) for part in (source["picture"], item["probability"]))
             side = shown_side(max(values.shape[1:]), self.large)
             self.large += side > SIDE
-            view = draw_view(
-                picture.transpose(2, 1, 0), values[0].T, self.threshold, side=side
-            )  # from MONAI's (C, W, H)
+            # from MONAI's (C, W, H)
+            view = draw_view(picture.transpose(2, 1, 0), values[0].T, self.threshold, side=side)
             meta = item["image"].meta
             self.add(meta["filename_or_obj"], probability, area, [view], results=meta.get("results"))
 

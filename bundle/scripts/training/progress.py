@@ -93,8 +93,7 @@ class ProgressBar:
 
     def start(self, engine: Engine) -> None:
         sampler = getattr(getattr(engine, "data_loader", None), "batch_sampler", None)
-        of_epoch = engine.state.epoch_length
-        self.steps = sum(batch.ends_step for batch in sampler.plan()) if hasattr(sampler, "plan") else of_epoch
+        self.steps = getattr(sampler, "steps", engine.state.epoch_length)
         total = engine.state.max_epochs * self.steps
         self.bar = tqdm(total=total, initial=self._done(engine), desc=self.desc, mininterval=0.5)
 

@@ -103,6 +103,11 @@ class StepSampler(Sampler[list[int]]):
         """Number of the epoch that is sampled next."""
         self.epoch = epoch
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return sum(batch.ends_step for batch in self.plan())
+
     def plan(self) -> list[Batch]:
         """The batches of this process in the epoch. But for the indices they are the same in every epoch."""
         order = np.arange(self.images)

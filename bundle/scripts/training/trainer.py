@@ -138,7 +138,7 @@ class AccumulatingTrainer(SupervisedTrainer):
         for source in (sampler, train_data_loader.dataset, kwargs.get("loss_function")):
             if hasattr(source, "set_epoch"):
                 self.add_event_handler(Events.EPOCH_STARTED, lambda _, to=source: to.set_epoch(self.state.epoch))
-        steps = self.state.max_epochs * sum(batch.ends_step for batch in self._batches)
+        steps = self.state.max_epochs * sampler.steps
         self.lr_scheduler = SCHEDULES.get(lr_schedule, lr_schedule)(self.optimizer, steps)
         self.lr_schedule = lr_schedule
         self.max_norm = max_norm
