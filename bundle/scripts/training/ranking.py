@@ -67,7 +67,8 @@ def without_small_parts(ranking: torch.Tensor, smallest: float, surely: float) -
 
 class RankingMapd(MapTransform):
     """
-    Add the map of networks that have been trained, averaged over them and over the image and its three flips.
+    Add the map of networks that have been trained, averaged over them and over the image and its three flips; and to a
+    positive image without a rough area that of the map's mask.
 
     It belongs among what is cached, after the image has its size and its colours and before random changes: so each
     network sees an image once. The map of a negative image, whose pixels need no ranking, is 0.
@@ -106,22 +107,31 @@ class RankingMapd(MapTransform):
             NetworkLoader(ranker, path, map_location="cpu", setting="ranked_by")(None)
         self.weights = [describe(dict(ranker.state_dict())) for ranker in self._networks]  # for the record
 
-    @torch.no_grad()
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
+        label, area = torch.as_tensor(d["label"]).tolist()
         for key, name in zip(self.keys, self.names, strict=True):
             image = torch.as_tensor(d[key])
-            ranking = torch.zeros_like(image[:1], dtype=torch.float32)
-            if d["label"][0] > 0.5:
-                for ranker in self._networks:
-                    device = next(ranker.parameters()).device
-                    ranking += ranker(image[None].to(device))[0, :1].cpu()
-            ranking /= len(self._networks)
-            label, area = torch.as_tensor(d["label"]).tolist()
-            if label > 0.5 and math.isnan(area):
-                mask = ranking > 0.5 if "valid" not in d else ranking[torch.as_tensor(d["valid"]) > 0] > 0.5
-                area = max(rough_area(mask.numpy(), self.area_step), self.area_step)
+            if label < 0.5:
+                d[name] = torch.zeros_like(image[:1], dtype=torch.float32)
+                continue
+            ranking = self._mean_map(image)
+            if math.isnan(area):
+                area = self._area(ranking, d.get("valid"))
                 d["label"] = torch.tensor([label, area])
             surely = area - self.area_step
             d[name] = without_small_parts(ranking, self.smallest, surely) if self.smallest and surely > 0 else ranking
         return d
+
+    @torch.no_grad()
+    def _mean_map(self, image: torch.Tensor) -> torch.Tensor:
+        """Of the networks, for an image (C, W, H): (1, W, H) float32."""
+        maps = [
+            ranker(image[None].to(next(ranker.parameters()).device))[0, :1].cpu().float() for ranker in self._networks
+        ]
+        return torch.stack(maps).mean(dim=0)
+
+    def _area(self, ranking: torch.Tensor, valid: NdarrayOrTensor | None) -> float:
+        """Of a map's mask within the image, rounded up to a step, one at least."""
+        inside = ranking if valid is None else ranking[torch.as_tensor(valid) > 0]
+        return max(rough_area((inside > 0.5).numpy(), self.area_step), self.area_step)
