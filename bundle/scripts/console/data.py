@@ -100,6 +100,7 @@ def _parser(kind: str) -> Parser:
 def _write(kind: str, options: Namespace) -> int:
     if kind == "from-geojson" or getattr(options, "field", None) is not None:  # with MONAI, which takes seconds
         say_starting()
+    from scripts.data.datalist import few_images
     from scripts.labelling import existing
 
     if not 0 < options.validation < 1:
@@ -150,6 +151,8 @@ def _write(kind: str, options: Namespace) -> int:
     positive = [item for items in splits.values() for item in items if item["label"]]
     unknown = sum("area" not in item for item in positive)
     notes += _area_notes(kind, unknown, len(positive))
+    few = few_images(len(splits["training"]))
+    notes += [few] if few else []
     _report(path, splits, notes)
     outside = " --allow_outside True" if existing.is_outside(items, path.parent) else ""
     data = shlex.quote(str(path if path.name != "dataset.json" else path.parent))

@@ -62,6 +62,7 @@ def test_two_folders_make_a_data_set_that_passes_its_check(folders: Path, capsys
     assert "validation           2         2         2" in shown
     assert "training             4         6         5" in shown
     assert "No positive image has a rough area" in shown
+    assert "Few training images, 10" in shown
     assert "Warning" not in shown
     assert f"Next: cdws label {folders}" in shown
 

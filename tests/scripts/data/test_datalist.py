@@ -302,6 +302,19 @@ def test_the_first_twenty_of_many_problems_are_named(folder: Path) -> None:
     assert lines[-1] == "and 40 more"
 
 
+@pytest.mark.parametrize(("count", "few"), [(149, True), (150, False)])
+def test_few_training_images_are_warned_of(folder: Path, caplog, count: int, few: bool) -> None:
+    """Not by an evaluation, which trains nothing."""
+    for number in range(count - 2):
+        write_picture(folder / "images" / f"{number}.png")
+    others = [{"image": f"images/{number}.png", "label": 0} for number in range(count - 2)]
+    write_set(folder, training=[POSITIVE, NEGATIVE, *others])
+    load_datalist(folder, ["validation"])
+    assert "Few training images" not in caplog.text
+    load_datalist(folder)
+    assert (f"Few training images, {count}" in caplog.text) == few
+
+
 def test_misspelt_keys_are_named_with_the_nearest(folder: Path, caplog) -> None:
     write_set(
         folder,
