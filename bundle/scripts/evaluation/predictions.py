@@ -29,6 +29,7 @@ from scripts.evaluation.page import SIDE, Column, ResultsPage, View, draw_view, 
 from scripts.evaluation.scores import is_rough
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
+from scripts.runtime.command_line import typed_setting
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, refuse_to_replace, result_name, write_rows
 from scripts.runtime.values import fraction, is_number, is_whole
@@ -69,7 +70,7 @@ class ImageThreshold:
             if is_number(chosen) and 0 <= chosen <= 1:
                 other = _other(found, spatial_size, model)
                 if other:
-                    self.origin = f"the evaluation in {metrics} {other}: evaluate again"
+                    self.origin = f"the evaluation in {metrics} {other}"
                 else:
                     self.value, self.origin = float(chosen), f"chosen by the evaluation in {metrics}"
                     images = found.get("calibration_images")
@@ -101,12 +102,16 @@ def _read_metrics(metrics: str | None) -> dict[str, Any]:
 
 
 def _other(found: Mapping[str, Any], spatial_size: Sequence[int] | None, model: Mapping[str, str] | None) -> str:
-    """In what an evaluation is of something else; nothing where it isn't."""
+    """In what an evaluation is of something else, and what to do; nothing where it isn't."""
     if model and found.get("model_checksum") != model["model_checksum"]:
-        return "is of another model" if "model_checksum" in found else "does not say of which model it is"
-    if spatial_size is not None and found.get("spatial_size") != list(spatial_size):
-        return f"is of images resized to {found.get('spatial_size')}, not {list(spatial_size)}"
-    return ""
+        if "model_checksum" in found and typed_setting("ckpt_path"):
+            return "is of another model than --ckpt_path"  # as somebody wants it
+        said = "is of another model" if "model_checksum" in found else "does not say of which model it is"
+    elif spatial_size is not None and found.get("spatial_size") != list(spatial_size):
+        said = f"is of images resized to {found.get('spatial_size')}, not {list(spatial_size)}"
+    else:
+        return ""
+    return f"{said}: evaluate again"
 
 
 class PredictionTable:
