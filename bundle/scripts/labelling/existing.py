@@ -78,7 +78,7 @@ def from_folders(positive: Path, negative: Path, area: float | None = None) -> l
         if not found[label]:
             raise InputError(f"There is no picture in '{folder}'.")
     return [
-        {"image": image.absolute(), "label": label} | ({"area": area} if label and area is not None else {})
+        {"image": _absolute(image), "label": label} | ({"area": area} if label and area is not None else {})
         for label, images in found.items()
         for image in images
     ]
@@ -153,7 +153,7 @@ def _item(cells: Mapping[str, str], file: Path, positive: str | None) -> tuple[d
     item: dict[str, Any] = {}
     if not cells["image"]:
         return item, "has no image"
-    item["image"] = (file.parent / cells["image"]).absolute()
+    item["image"] = _absolute(file.parent / cells["image"])
     if not item["image"].is_file():
         return item, f"there is no file '{item['image']}'"
     label = cells["label"]
@@ -163,7 +163,7 @@ def _item(cells: Mapping[str, str], file: Path, positive: str | None) -> tuple[d
         return item, "has no label"
     item["label"] = int(label == positive if positive is not None else label.lower() in TRUE)
     if cells.get("mask") and item["label"]:
-        item["mask"] = (file.parent / cells["mask"]).absolute()
+        item["mask"] = _absolute(file.parent / cells["mask"])
         if not item["mask"].is_file():
             return item, f"there is no mask '{item['mask']}'"
     if cells.get("group"):
@@ -236,11 +236,11 @@ def from_masks(
     if problems:
         raise data_error(masks, problems)
     items = [
-        {"image": path.absolute(), "label": int(area > 0)} | ({"area": area, "mask": mask.absolute()} if area else {})
+        {"image": _absolute(path), "label": int(area > 0)} | ({"area": area, "mask": _absolute(mask)} if area else {})
         for (path, mask), area in zip(present, areas, strict=True)
     ]
     if without_mask == "negative":
-        items += [{"image": path.absolute(), "label": 0} for path, mask in chosen.items() if mask is None]
+        items += [{"image": _absolute(path), "label": 0} for path, mask in chosen.items() if mask is None]
         missing = []
     return sorted(items, key=lambda item: item["image"]), missing
 
@@ -266,6 +266,11 @@ def check_pictures(items: Sequence[Mapping[str, Any]]) -> None:
 def is_outside(items: Sequence[Mapping[str, Any]], folder: str | PathLike) -> bool:
     """Whether an image or a mask lies outside a folder, or is a link that leads out of it."""
     return not all(_is_in(item[key], Path(folder)) for item in items for key in ("image", "mask") if key in item)
+
+
+def _absolute(path: Path) -> Path:
+    """Without the '..' that may have been typed: as it is shown, and as `os.path.relpath` sees it."""
+    return Path(os.path.abspath(path))
 
 
 def _is_in(path: Path, folder: Path) -> bool:
