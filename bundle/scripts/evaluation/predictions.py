@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from scripts.data.listing import COLUMNS, RESULTS, TABLE
+from scripts.data.listing import COLUMNS, PARTIAL, RESULTS, TABLE, told_names
 from scripts.evaluation.page import SIDE, Column, ResultsPage, View, draw_view, is_page, shown_side
 from scripts.evaluation.scores import is_rough
 from scripts.losses.instances import instances_of
@@ -146,7 +145,7 @@ class PredictionTable:
         is_positive: ImageThreshold | None = None,
     ) -> None:
         self.path = Path(output_dir) / TABLE
-        self.partial = self.path.with_name(f"{self.path.name}.part")
+        self.partial = self.path.with_name(PARTIAL)
         self.pool = pool or Pooling()
         self.threshold = threshold
         self.is_positive = is_positive or ImageThreshold()
@@ -176,8 +175,7 @@ class PredictionTable:
             refuse_to_replace([*called, self.path], f"there is no {self.path.name} of an inference beside it")
         if not is_page(self.page.path):
             refuse_to_replace([self.page.path], "it has no mark of an inference")
-        images = {image for path in (self.path, self.partial) for image in _images_in(path)}
-        self.earlier = {name for image in images for name in _names_of(image)}
+        self.earlier = told_names(folder)
         self.names.clear()
         self.large = 0
         self.page.clear()
@@ -254,22 +252,6 @@ def _name_of(path: str) -> str:
         return result_name(path)
     except InputError:
         return ""
-
-
-def _names_of(path: str) -> list[str]:
-    """What the results of an image may be called: after its file alone, or after folders that it lies in as well."""
-    name, folder = _name_of(path), Path(path).parent
-    parts = folder.parts[bool(folder.anchor) :]
-    return ["_".join([*parts[place:], name]) for place in range(len(parts) + 1)] if name else []
-
-
-def _images_in(path: Path) -> list[str]:
-    """The images that a table tells of; none where it is no table."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return [row["image"] for row in csv.DictReader(file) if row.get("image")]
-    except (OSError, csv.Error):
-        return []
 
 
 def image_probability(item: dict, pool: Pooling, tissue: torch.Tensor | None = None) -> float:
