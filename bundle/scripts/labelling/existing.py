@@ -21,8 +21,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from scripts.data.datalist import SPLITS, check_picture, class_problems, data_error, first_names, load_positive
 from scripts.data.rough_area import rough_area
 from scripts.labelling.dataset import check_replaceable, split_by_group, write_dataset
@@ -30,6 +28,7 @@ from scripts.labelling.given import KEPT, GivenData, read_content
 from scripts.labelling.given import WRITER as PAGE
 from scripts.labelling.images import find_pictures, groups_of, is_cut
 from scripts.labelling.journal import ANSWERS, Journal
+from scripts.runtime.bars import Bar
 from scripts.runtime.command_line import did_you_mean
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
@@ -231,7 +230,7 @@ def from_masks(
     present = [(path, mask) for path, mask in chosen.items() if mask is not None]
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
         read = pool.map(lambda pair: _area(pair[1], area_step), present)
-        areas = list(tqdm(read, total=len(present), desc="reading masks", unit="mask", leave=False))
+        areas = list(Bar(read, total=len(present), desc="reading masks", unit="mask", leave=False))
     problems = [area for area in areas if isinstance(area, str)]
     if problems:
         raise data_error(masks, problems)
