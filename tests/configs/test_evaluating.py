@@ -21,12 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from monai.bundle import run
 from PIL import Image
 from scripts.data.datalist import load_datalist
 from scripts.runtime.errors import input_error_of
 
 SIDE = 32
+EXAMPLES = ("best", "median", "worst", "worst negative")
 
 
 @pytest.fixture
@@ -82,12 +84,24 @@ def test_a_test_set_alone_is_scored_without_what_validation_would_choose(configs
 
 
 @pytest.mark.parametrize("masked", [0, 1])
-def test_without_masks_the_examples_are_shown_by_probability(configs, red_detector, tests_alone, caplog, masked):
+def test_without_masks_the_examples_are_shown_by_probability(
+    configs, red_detector, tests_alone, caplog, monkeypatch, masked
+):
     items = json.loads((tests_alone / "dataset.json").read_text())["test"]
     for item in items[masked:]:
         item.pop("mask", None)
     (tests_alone / "dataset.json").write_text(json.dumps({"test": items}))
+    texts, write = [], Axes.text
+    monkeypatch.setattr(Axes, "text", lambda axes, x, y, s, **more: texts.append(s) or write(axes, x, y, s, **more))
     evaluate(configs, red_detector, tests_alone)
+    with (tests_alone / "out" / "metrics_per_image.csv").open() as file:
+        known = {
+            Path(row["image"]).name: f"probability {float(row['probability']):.2f}" for row in csv.DictReader(file)
+        }
+    titles = [text.split("\n") for text in texts if ".png" in text and "\n" in text]
+    assert [title for title, _ in titles] == [
+        f"{what}, {known[name]}" for what, (_, name) in zip(EXAMPLES, titles, strict=True)
+    ]
     assert f"{2 - masked} images have no mask" in caplog.text
     assert not (tests_alone / "out" / "curves.png").exists()
     with Image.open(tests_alone / "out" / "examples.png") as image:

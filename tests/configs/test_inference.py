@@ -145,7 +145,7 @@ def test_a_model_is_used_at_the_size_it_was_trained_at_unless_one_is_typed(
         monkeypatch.setattr("sys.argv", ["monai/bundle/__main__.py", "run", name, *typed])
         files = [str(tmp_path / file if file == "mine.json" else configs / file) for file in chain]
         paths = {"dataset_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt"), "output_dir": str(tmp_path)}
-        run(name, config_file=files, logging_file=False, **paths, **overrides)
+        run(name, config_file=files, logging_file=False, **paths | overrides)
         metrics, page = tmp_path / "metrics.json", tmp_path / "predictions" / "index.html"
         return json.loads(metrics.read_text()) if name == "evaluating" else page.read_text()
 
@@ -156,6 +156,9 @@ def test_a_model_is_used_at_the_size_it_was_trained_at_unless_one_is_typed(
     assert "chosen by the evaluation in" in page
     assert "trained at 32 x 32 pixels" in page
     assert "resized to [32, 32], not [24, 24]: evaluate again" in start("inferring", infer, *typed, **options)
+    other = str(red_detector)  # somebody wants it, and another evaluation would be of the first one again
+    page = start("inferring", infer, "--ckpt_path", other, ckpt_path=other)
+    assert f"(the evaluation in {tmp_path / 'metrics.json'} is of another model than --ckpt_path)" in page
     assert start("evaluating", evaluate, *typed, **options)["spatial_size"] == [24, 24]
 
 

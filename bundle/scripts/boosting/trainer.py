@@ -22,10 +22,10 @@ import torch
 from ignite.engine import Engine
 from monai.data import Dataset
 from monai.engines.trainer import Trainer
-from tqdm import tqdm
 
 from scripts.boosting.bags import losses_and_derivatives
 from scripts.boosting.ensemble import MILBoostNet, import_lightgbm
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
 from scripts.runtime.processes import process_count
 from scripts.runtime.values import positive_number, whole_number
@@ -150,7 +150,7 @@ class BoostingTrainer(Trainer):
         kept, labels = self._choose_patches()
         self.labels = np.array(labels)
         self.bags = np.cumsum([0, *map(len, kept)])
-        with tqdm(total=2 * len(kept), desc="features", unit="image") as progress:
+        with Bar(total=2 * len(kept), desc="features", unit="image") as progress:
             features = LastImage(self.network, self.dataset, progress)
             rows = [PatchRows(features, index, patches) for index, patches in enumerate(kept)]
             data = lightgbm.Dataset(
@@ -227,7 +227,7 @@ class LastImage:
         progress: gets one step an image.
     """
 
-    def __init__(self, network: MILBoostNet, dataset: Dataset, progress: tqdm) -> None:
+    def __init__(self, network: MILBoostNet, dataset: Dataset, progress: Bar) -> None:
         self.network = network
         self.dataset = dataset
         self.progress = progress

@@ -62,7 +62,8 @@ def _parser(kind: str) -> Parser:
         parser.add_argument("--area", type=float, help="rough area of every positive image, a fraction (none)")
     if kind == "from-csv":
         for key in ("image", "label", "area", "mask", "group", "split"):
-            parser.add_argument(f"--{key}", metavar="HEADING", help=f"of the column with the {key}s ({key})")
+            form = ", fractions of the image as 0.3, or 30%%" if key == "area" else ""
+            parser.add_argument(f"--{key}", metavar="HEADING", help=f"of the column with the {key}s{form} ({key})")
         parser.add_argument("--positive", metavar="LABEL", help="what a positive label is (1, yes, true, positive)")
     elif kind == "from-geojson":
         parser.add_argument("--annotations", type=Path, metavar="FOLDER", help="of the files NAME.geojson, or one file")
@@ -186,10 +187,11 @@ def _fields(options: Namespace) -> tuple[list[dict], list[str]]:
 
 def _common(folders: Sequence[Path]) -> Path:
     """The folder that holds them all, as short as it was typed. Raises InputError where only the disk does."""
-    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    common = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
     if common == Path(common.anchor):
         raise InputError(f"'{folders[0]}' and the others have no folder in common; name one by --output FOLDER.")
-    return Path(os.path.relpath(common)) if common.is_relative_to(Path.cwd()) else common
+    short = common.is_relative_to(Path.cwd()) or not folders[0].is_absolute()
+    return Path(os.path.relpath(common)) if short else common
 
 
 def _area_notes(kind: str, unknown: int, positive: int) -> list[str]:

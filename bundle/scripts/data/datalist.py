@@ -33,12 +33,12 @@ from reprlib import Repr
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from scripts.images.limits import MIN_SIZE
 from scripts.images.pictures import is_plain, is_tiff, lacks_end, picture_size, read_picture
 from scripts.images.room import room_for
 from scripts.images.slide_parts import PART_KEYS, SlidePart, source_of
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.values import truth_value
 
@@ -117,7 +117,7 @@ def check_datalist(
     doubtful = []
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
         checks = pool.map(lambda entry: _check_item(*entry[1:], opened), entries)
-        progress = tqdm(checks, total=len(entries), desc="checking data", unit="image", leave=False, disable=not opened)
+        progress = Bar(checks, total=len(entries), desc="checking data", unit="image", leave=False, disable=not opened)
         for (split, _, _), (found_problems, label, doubts) in zip(entries, progress, strict=True):
             problems += found_problems
             doubtful += doubts

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +28,21 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, result_name
 from scripts.runtime.processes import process_rank, union
 
-__all__ = ["COLUMNS", "OUTLINES", "RESULTS", "TABLE", "ImageList", "check_given", "earlier_results", "list_images"]
+__all__ = [
+    "COLUMNS",
+    "OUTLINES",
+    "PARTIAL",
+    "RESULTS",
+    "TABLE",
+    "ImageList",
+    "check_given",
+    "earlier_results",
+    "list_images",
+    "told_names",
+]
 
 TABLE = "predictions.csv"  # of an inference, beside its other results
+PARTIAL = f"{TABLE}.part"  # of a run that isn't done
 COLUMNS = ("image", "probability", "area_fraction")  # the first ones, also in a table of version 0.6
 KINDS = ("mask", "heat", "overlay", "probability")
 OUTLINES = "_outlines.geojson"
@@ -94,22 +107,32 @@ def _in_folder(folder: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise InputError(f"The folder '{folder}' can't be read ({error.strerror}).") from error
     results = earlier_results(folder)
-    files = [path for path in files if path not in results]
     pictures = [path for path in files if _is_picture(path)]
+    left_out = [path for path in pictures if path in results]
+    files, pictures = ([path for path in paths if path not in results] for paths in (files, pictures))
     if not pictures:
         _refuse_slides(files)
         inside = sorted(path for path in folder.rglob("*") if _is_picture(path) and path.is_file())
         made = {parent for parent in {path.parent for path in inside} if _has_table(parent)}
         results = set().union(*map(earlier_results, made))
         # elsewhere the results of an inference lie without their images
-        inside = [path for path in inside if path not in results and not (path.parent in made and _is_result(path))]
+        left_out = [path for path in inside if path in results or (path.parent in made and _is_result(path))]
+        inside = sorted(set(inside) - set(left_out))
         names = ("_".join(path.relative_to(folder).with_suffix("").parts) for path in inside)
         if inside:
+            _log_results(left_out)
             return [{"image": str(path), "results": name} for path, name in zip(inside, names, strict=True)]
+    _log_results(left_out)
     skipped = [path.name for path in files if path not in pictures]
     if skipped:
         logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {first_names(skipped)}")
     return [{"image": str(path)} for path in pictures]
+
+
+def _log_results(left_out: Sequence[Path]) -> None:
+    if left_out:
+        where = ", ".join(f"'{folder}'" for folder in sorted({path.parent for path in left_out}))
+        logger.info(f"Results of an earlier run, left out: {len(left_out)} pictures in {where}.")
 
 
 def _is_picture(path: Path) -> bool:
@@ -175,18 +198,45 @@ def _usable(items: Sequence[dict], left_out: Sequence[str]) -> ImageList:
 
 
 def earlier_results(folder: Path) -> set[Path]:
-    """Results of an inference into the folder of its images: files named after one, beside its table."""
+    """Results of an inference into a folder with its table: files named after an image there, or one it tells of."""
     if not _has_table(folder):
         return set()
     names = os.listdir(folder)
     sources = [*names, os.path.basename(os.path.abspath(folder))]  # the folder itself may be a DICOM series
     parts = [name.split(".") for name in sources]  # a name may have dots, and so may its suffix
-    owners = {".".join(part[:count]) for part in parts for count in range(1, len(part) + 1)} - {""}
+    owners = {".".join(part[:count]) for part in parts for count in range(1, len(part) + 1)} - {""} | told_names(folder)
     return {folder / n for n in names if any(n.endswith(e) and n.removesuffix(e) in owners for e in RESULTS)}
 
 
+def told_names(folder: Path) -> set[str]:
+    """
+    What the results may be called of the images that the table of a folder, and that of a run that was stopped, tell
+    of: after the file alone, or after folders that it lies in as well.
+    """
+    images = {image for table in (TABLE, PARTIAL) for image in _images_in(folder / table)}
+    return {name for image in images for name in _names_of(image)}
+
+
+def _images_in(table: Path) -> list[str]:
+    """The images that a table tells of; none where it is no table."""
+    try:
+        with table.open(newline="", encoding="utf-8", errors="replace") as file:
+            return [row["image"] for row in csv.DictReader(file) if row.get("image")]
+    except (OSError, csv.Error):
+        return []
+
+
+def _names_of(path: str) -> list[str]:
+    try:
+        name, folder = result_name(path), Path(path).parent
+    except InputError:  # as of a line that isn't ours
+        return []
+    parts = folder.parts[bool(folder.anchor) :]
+    return ["_".join([*parts[place:], name]) for place in range(len(parts) + 1)]
+
+
 def _has_table(folder: Path) -> bool:
-    return is_table(folder / TABLE, COLUMNS) or (folder / f"{TABLE}.part").exists()
+    return is_table(folder / TABLE, COLUMNS) or (folder / PARTIAL).exists()
 
 
 def check_given(path: str | PathLike, what: str) -> bool:

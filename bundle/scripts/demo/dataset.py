@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from scripts.data.datalist import SPLITS, load_datalist
 from scripts.data.rough_area import rough_area
 from scripts.demo.phantoms import draw_phantom
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
 from scripts.runtime.processes import by_first_process
 
@@ -138,7 +138,7 @@ def _write(folder: Path, counts: Mapping[str, int], size: tuple[int, int], seed:
     for name in ("images", "masks"):
         (folder / name).mkdir()
     content = {"name": "phantoms", "description": DESCRIPTION.format(step=area_step)}
-    with tqdm(total=sum(counts.values()), desc="Drawing phantoms", unit="image") as progress:
+    with Bar(total=sum(counts.values()), desc="Drawing phantoms", unit="image") as progress:
         for split, count in counts.items():
             content[split] = []
             for index in range(count):

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,11 +23,12 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from scripts.data.listing import COLUMNS, RESULTS, TABLE
+from scripts.data.listing import COLUMNS, PARTIAL, RESULTS, TABLE, told_names
 from scripts.evaluation.page import SIDE, Column, ResultsPage, View, draw_view, is_page, shown_side
 from scripts.evaluation.scores import is_rough
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
+from scripts.runtime.command_line import typed_setting
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, refuse_to_replace, result_name, write_rows
 from scripts.runtime.values import fraction, is_number, is_whole
@@ -69,7 +69,7 @@ class ImageThreshold:
             if is_number(chosen) and 0 <= chosen <= 1:
                 other = _other(found, spatial_size, model)
                 if other:
-                    self.origin = f"the evaluation in {metrics} {other}: evaluate again"
+                    self.origin = f"the evaluation in {metrics} {other}"
                 else:
                     self.value, self.origin = float(chosen), f"chosen by the evaluation in {metrics}"
                     images = found.get("calibration_images")
@@ -101,12 +101,16 @@ def _read_metrics(metrics: str | None) -> dict[str, Any]:
 
 
 def _other(found: Mapping[str, Any], spatial_size: Sequence[int] | None, model: Mapping[str, str] | None) -> str:
-    """In what an evaluation is of something else; nothing where it isn't."""
+    """In what an evaluation is of something else, and what to do; nothing where it isn't."""
     if model and found.get("model_checksum") != model["model_checksum"]:
-        return "is of another model" if "model_checksum" in found else "does not say of which model it is"
-    if spatial_size is not None and found.get("spatial_size") != list(spatial_size):
-        return f"is of images resized to {found.get('spatial_size')}, not {list(spatial_size)}"
-    return ""
+        if "model_checksum" in found and typed_setting("ckpt_path"):
+            return "is of another model than --ckpt_path"  # as somebody wants it
+        said = "is of another model" if "model_checksum" in found else "does not say of which model it is"
+    elif spatial_size is not None and found.get("spatial_size") != list(spatial_size):
+        said = f"is of images resized to {found.get('spatial_size')}, not {list(spatial_size)}"
+    else:
+        return ""
+    return f"{said}: evaluate again"
 
 
 class PredictionTable:
@@ -141,7 +145,7 @@ class PredictionTable:
         is_positive: ImageThreshold | None = None,
     ) -> None:
         self.path = Path(output_dir) / TABLE
-        self.partial = self.path.with_name(f"{self.path.name}.part")
+        self.partial = self.path.with_name(PARTIAL)
         self.pool = pool or Pooling()
         self.threshold = threshold
         self.is_positive = is_positive or ImageThreshold()
@@ -171,8 +175,7 @@ class PredictionTable:
             refuse_to_replace([*called, self.path], f"there is no {self.path.name} of an inference beside it")
         if not is_page(self.page.path):
             refuse_to_replace([self.page.path], "it has no mark of an inference")
-        images = {image for path in (self.path, self.partial) for image in _images_in(path)}
-        self.earlier = {name for image in images for name in _names_of(image)}
+        self.earlier = told_names(folder)
         self.names.clear()
         self.large = 0
         self.page.clear()
@@ -249,22 +252,6 @@ def _name_of(path: str) -> str:
         return result_name(path)
     except InputError:
         return ""
-
-
-def _names_of(path: str) -> list[str]:
-    """What the results of an image may be called: after its file alone, or after folders that it lies in as well."""
-    name, folder = _name_of(path), Path(path).parent
-    parts = folder.parts[bool(folder.anchor) :]
-    return ["_".join([*parts[place:], name]) for place in range(len(parts) + 1)] if name else []
-
-
-def _images_in(path: Path) -> list[str]:
-    """The images that a table tells of; none where it is no table."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return [row["image"] for row in csv.DictReader(file) if row.get("image")]
-    except (OSError, csv.Error):
-        return []
 
 
 def image_probability(item: dict, pool: Pooling, tissue: torch.Tensor | None = None) -> float:

@@ -246,7 +246,7 @@ class EvaluationReport(ScoreCollector):
 
     def _draw(self, scores: list[ImageScores | None], px_ap: float | None) -> list[Path]:
         """Draw the examples, and the curves where there is a score of all pixels."""
-        examples = self._examples(scores)
+        examples = self._examples(scores, by_masks=px_ap is not None)
         curves = None if px_ap is None else (self.boundary.scores(), self.pixels.curve(), px_ap)
         if process_rank() > 0:
             return []
@@ -263,19 +263,19 @@ class EvaluationReport(ScoreCollector):
         self.summary_writer.flush()
         return paths
 
-    def _examples(self, scores: list[ImageScores | None]) -> list[Example]:
+    def _examples(self, scores: list[ImageScores | None], by_masks: bool) -> list[Example]:
         """The images to show; the map of each is with the process that has made it."""
-        chosen = _choose_examples(scores)
+        chosen = _choose_examples(scores, by_masks)
         places = {position: place for place, position in enumerate(share(range(len(scores))))}
         own = {
-            title: self._example(title, scores[position], places[position])
+            title: self._example(title, scores[position], places[position], by_masks)
             for title, position in chosen.items()
             if position in places
         }
         examples = union({title: example for title, example in own.items() if example is not None})
         return [examples[title] for title in chosen if title in examples]
 
-    def _example(self, title: str, scores: ImageScores, place: int) -> Example | None:
+    def _example(self, title: str, scores: ImageScores, place: int, by_masks: bool) -> Example | None:
         maps = np.load(self._maps_file(place))
         try:
             source = source_of(json.loads(str(maps["part"]))) if "part" in maps else scores.image
@@ -288,7 +288,7 @@ class EvaluationReport(ScoreCollector):
             for picture in (np.moveaxis(colours, 0, -1), maps["probability"])
         )
         truth = maps["truth"].T if "truth" in maps else None
-        score = f"p {scores.probability:.2f}" if scores.f_measure is None else f"F {scores.f_measure:.2f}"
+        score = f"F {scores.f_measure:.2f}" if by_masks else f"probability {scores.probability:.2f}"
         title = f"{title}, {score}\n{Path(scores.image).name}"
         return Example(title, image, truth, probability, probability >= self.threshold)
 
@@ -296,10 +296,10 @@ class EvaluationReport(ScoreCollector):
         return Path(self.maps.name) / f"{position}.npz"
 
 
-def _choose_examples(scores: list[ImageScores | None]) -> dict[str, int]:
-    """Titles and positions of the images to show."""
+def _choose_examples(scores: list[ImageScores | None], by_masks: bool) -> dict[str, int]:
+    """Titles and positions of the images to show, by masks where all images have one."""
     used = [(position, one) for position, one in enumerate(scores) if one is not None]
-    if all(one.f_measure is not None for _, one in used):
+    if by_masks:
         ranked = sorted(used, key=lambda item: item[1].f_measure)
     else:  # how sure the network is of the label
         ranked = sorted(used, key=lambda item: abs(1 - item[1].label - item[1].probability))

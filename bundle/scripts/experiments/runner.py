@@ -27,12 +27,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from tqdm import tqdm
-
 from scripts import bundle_root
 from scripts.experiments.cell import BUSY, SPECIFICATION, is_finished
 from scripts.experiments.plan import METHODS, Cell, Study
 from scripts.experiments.variants import write_variant
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import replacing
 
@@ -92,7 +91,7 @@ def prepare_cells(
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else wanted
         differences = _differences(found, wanted)
         if differences and anew:
-            tqdm.write(f"run anew, since settings have changed: {cell.name} ({differences})")
+            Bar.write(f"run anew, since settings have changed: {cell.name} ({differences})")
             shutil.rmtree(folder)
         elif differences:
             changed.append(f"{cell.name} ({differences})")
@@ -145,7 +144,7 @@ def run_cells(output_dir: Path, cells: Sequence[Cell], jobs: int = 1, devices: S
     for job in range(jobs):
         free.put(devices[job % len(devices)] if devices else None)
 
-    with tqdm(total=len(cells), initial=len(cells) - len(pending), desc="cells", unit="cell") as progress:
+    with Bar(total=len(cells), initial=len(cells) - len(pending), desc="cells", unit="cell") as progress:
         for wait in (False, True):
             pending = _run_all(output_dir, pending, free, jobs, wait, progress)
 
@@ -156,7 +155,7 @@ def _has_finished(output_dir: Path, cell: Cell) -> bool:
 
 
 def _run_all(
-    output_dir: Path, cells: Sequence[Cell], free: SimpleQueue, jobs: int, wait: bool, progress: tqdm
+    output_dir: Path, cells: Sequence[Cell], free: SimpleQueue, jobs: int, wait: bool, progress: Bar
 ) -> list[Cell]:
     """Returns the cells that another process has."""
     busy = []

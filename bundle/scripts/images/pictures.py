@@ -29,6 +29,7 @@ from PIL import Image, UnidentifiedImageError
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "is_picture",
     "is_plain",
     "is_tiff",
     "lacks_end",
@@ -65,13 +66,17 @@ def is_tiff(path: str | PathLike) -> bool:
         return file.read(4) in TIFF_SIGNATURES
 
 
-def is_plain(path: str | PathLike) -> bool:
-    """Whether a file is a PNG, JPEG or BMP by its name, and nothing else by its beginning: 1 to 4 channels in 0..1."""
-    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".bmp") or not os.path.isfile(path):
+def is_picture(path: str | PathLike) -> bool:
+    """Whether a file is a picture by its name, and no DICOM by its beginning: what `read_picture` says of it holds."""
+    if Path(path).suffix[1:].lower() not in SUFFIXES or not os.path.isfile(path):
         return False  # nobody may ever write into a pipe
     with open(path, "rb") as file:
-        head = file.read(132)
-    return head[:4] not in TIFF_SIGNATURES and head[128:] != b"DICM"
+        return file.read(132)[128:] != b"DICM"
+
+
+def is_plain(path: str | PathLike) -> bool:
+    """Whether a picture is PNG, JPEG or BMP by its name, and no TIFF by its beginning: 1 to 4 channels in 0..1."""
+    return is_picture(path) and Path(path).suffix.lower() not in (".tif", ".tiff") and not is_tiff(path)
 
 
 def read_picture(path: str | PathLike, shrink: int = 1) -> np.ndarray:

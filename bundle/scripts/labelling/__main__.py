@@ -178,11 +178,12 @@ def run_page(arguments: argparse.Namespace) -> None:
 
 def told_of(given: GivenData) -> str:
     """What becomes of the data set that is taken up."""
-    what = f"Labels, splits and groups are those of '{given.path}'"
-    kept = "" if given.path.name == KEPT else f", which is kept as {KEPT}"
+    told = f"Labels, splits and groups are those of '{given.path}', which is kept as {KEPT}."
+    if given.path.name == KEPT:
+        told = f"Your answers so far are kept; all else is as in '{given.path}', the data set before them."
     elsewhere = given.elsewhere()
     left = f" {elsewhere} of its images are not shown: outside the folder, or labelled by masks." if elsewhere else ""
-    return f"{what}{kept}.{left}"
+    return told + left
 
 
 def run_merge(arguments: argparse.Namespace) -> None:

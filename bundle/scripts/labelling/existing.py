@@ -21,8 +21,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from scripts.data.datalist import SPLITS, check_picture, class_problems, data_error, first_names, load_positive
 from scripts.data.rough_area import rough_area
 from scripts.labelling.dataset import check_replaceable, split_by_group, write_dataset
@@ -30,6 +28,7 @@ from scripts.labelling.given import KEPT, GivenData, read_content
 from scripts.labelling.given import WRITER as PAGE
 from scripts.labelling.images import find_pictures, groups_of, is_cut
 from scripts.labelling.journal import ANSWERS, Journal
+from scripts.runtime.bars import Bar
 from scripts.runtime.command_line import did_you_mean
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
@@ -78,7 +77,7 @@ def from_folders(positive: Path, negative: Path, area: float | None = None) -> l
         if not found[label]:
             raise InputError(f"There is no picture in '{folder}'.")
     return [
-        {"image": image.absolute(), "label": label} | ({"area": area} if label and area is not None else {})
+        {"image": _absolute(image), "label": label} | ({"area": area} if label and area is not None else {})
         for label, images in found.items()
         for image in images
     ]
@@ -153,7 +152,7 @@ def _item(cells: Mapping[str, str], file: Path, positive: str | None) -> tuple[d
     item: dict[str, Any] = {}
     if not cells["image"]:
         return item, "has no image"
-    item["image"] = (file.parent / cells["image"]).absolute()
+    item["image"] = _absolute(file.parent / cells["image"])
     if not item["image"].is_file():
         return item, f"there is no file '{item['image']}'"
     label = cells["label"]
@@ -163,7 +162,7 @@ def _item(cells: Mapping[str, str], file: Path, positive: str | None) -> tuple[d
         return item, "has no label"
     item["label"] = int(label == positive if positive is not None else label.lower() in TRUE)
     if cells.get("mask") and item["label"]:
-        item["mask"] = (file.parent / cells["mask"]).absolute()
+        item["mask"] = _absolute(file.parent / cells["mask"])
         if not item["mask"].is_file():
             return item, f"there is no mask '{item['mask']}'"
     if cells.get("group"):
@@ -231,16 +230,16 @@ def from_masks(
     present = [(path, mask) for path, mask in chosen.items() if mask is not None]
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
         read = pool.map(lambda pair: _area(pair[1], area_step), present)
-        areas = list(tqdm(read, total=len(present), desc="reading masks", unit="mask", leave=False))
+        areas = list(Bar(read, total=len(present), desc="reading masks", unit="mask", leave=False))
     problems = [area for area in areas if isinstance(area, str)]
     if problems:
         raise data_error(masks, problems)
     items = [
-        {"image": path.absolute(), "label": int(area > 0)} | ({"area": area, "mask": mask.absolute()} if area else {})
+        {"image": _absolute(path), "label": int(area > 0)} | ({"area": area, "mask": _absolute(mask)} if area else {})
         for (path, mask), area in zip(present, areas, strict=True)
     ]
     if without_mask == "negative":
-        items += [{"image": path.absolute(), "label": 0} for path, mask in chosen.items() if mask is None]
+        items += [{"image": _absolute(path), "label": 0} for path, mask in chosen.items() if mask is None]
         missing = []
     return sorted(items, key=lambda item: item["image"]), missing
 
@@ -266,6 +265,11 @@ def check_pictures(items: Sequence[Mapping[str, Any]]) -> None:
 def is_outside(items: Sequence[Mapping[str, Any]], folder: str | PathLike) -> bool:
     """Whether an image or a mask lies outside a folder, or is a link that leads out of it."""
     return not all(_is_in(item[key], Path(folder)) for item in items for key in ("image", "mask") if key in item)
+
+
+def _absolute(path: Path) -> Path:
+    """Without the '..' that may have been typed: as it is shown, and as `os.path.relpath` sees it."""
+    return Path(os.path.abspath(path))
 
 
 def _is_in(path: Path, folder: Path) -> bool:

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from scripts.data.datalist import data_error
 from scripts.data.rough_area import rough_area
@@ -36,6 +35,7 @@ from scripts.images.loading import in_8_bit, load_image, load_mask
 from scripts.images.reading import image_size
 from scripts.images.room import room_for
 from scripts.labelling.journal import Answer, read_answers
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 from scripts.runtime.values import whole_number
@@ -112,7 +112,7 @@ def cut_items(items: Sequence[Mapping[str, Any]], size: int, folder: Path, area_
             return f"'{item['image']}': can't be read ({first_line(error)})"
 
     with ThreadPoolExecutor() as pool:
-        found = list(tqdm(pool.map(cut, items), total=len(items), desc="cutting", unit="image", leave=False))
+        found = list(Bar(pool.map(cut, items), total=len(items), desc="cutting", unit="image", leave=False))
     problems = [parts for parts in found if isinstance(parts, str)]
     if problems:
         raise data_error("the pictures to cut", problems)

@@ -25,13 +25,13 @@ from openslide import AbstractSlide, OpenSlide
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 from skimage.transform import integral_image, integrate
-from tqdm import tqdm
 
 from scripts.images.quality import KINDS, Focus, leave_out
 from scripts.images.slide import Slide
 from scripts.images.tissue import OVERVIEW, find_tissue
 from scripts.labelling.journal import Field, Journal, Subject, written
 from scripts.labelling.tiles import OVERLAP, THUMBNAIL, TILE, PictureTiles, Tiles, thumbnail
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class SlideFields:
         if missing:
             raise InputError(f"There is no slide of {written(missing[0])} in '{folder}' ({len(missing)} in all).")
         known = dict.fromkeys((*journal.answers, *journal.placed))
-        for slide in tqdm(slides, desc="looking at slides", unit="slide", leave=False):
+        for slide in Bar(slides, desc="looking at slides", unit="slide", leave=False):
             opened = open_slide(folder / slide, mpp)
             self.sizes.append((opened.width, opened.height))
             mine = [subject for subject in known if isinstance(subject, Field) and subject.image == slide]

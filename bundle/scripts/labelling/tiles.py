@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from scripts.images.pictures import FORMATS, MAX_PIXELS, is_plain, is_tiff, open_picture, read_picture
+from scripts.images.pictures import FORMATS, MAX_PIXELS, is_picture, is_tiff, open_picture, picture_size, read_picture
 from scripts.images.room import DECODING, room_for
 
 __all__ = ["PictureTiles", "Tiles", "TilesCache", "thumbnail"]
@@ -158,9 +158,10 @@ def _directly(path: Path, at_least: int | None) -> Image.Image | None:
     """
     A picture of 8 bit without anything that needs more than Pillow, in a quarter of the time and memory; or None.
     """
-    if is_tiff(path):
-        return None
     try:
+        if is_tiff(path):
+            picture_size(path)  # by which most that can't be read is known
+            return None
         opened = open_picture(path, FORMATS)
         with opened as picture:
             turned = picture.getexif().get(ORIENTATION, 1) != 1
@@ -175,6 +176,6 @@ def _directly(path: Path, at_least: int | None) -> Image.Image | None:
                 mode = DIRECT[picture.mode]
                 return picture.convert(mode) if mode else picture.copy()
     except Exception:
-        if is_plain(path):
+        if is_picture(path):
             read_picture(path)  # which says what is wrong; the other way does too, after seconds
         return None

@@ -55,7 +55,7 @@ def entries_of(dataset: Path, findings: Findings, area_step: float = 0.1) -> lis
     Raises:
         InputError: when the data set can't be used, or none of its images has been looked at.
     """
-    path, splits, problems = read_splits(dataset, (), allow_outside=True)
+    path, splits, problems = read_splits(dataset.absolute(), (), allow_outside=True)  # see `reviewed_name`
     if problems:
         raise data_error(path, problems)
     target, entries, missing = WeakTarget(area_step), [], []

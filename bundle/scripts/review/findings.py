@@ -57,6 +57,10 @@ def reviewed_name(item: Mapping[str, Any], folder: Path) -> str:
     """
     What an item is called in a review: its image's path from the folder on, or the name of its part of a slide.
 
+    Args:
+        item: as it is in the file of the data set, or with an absolute path.
+        folder: of the data set, absolute where that is.
+
     Examples:
         >>> reviewed_name({"image": "a.svs", "region": [0, 0, 9, 9], "label": 1}, Path("data"))
         'a_x0_y0_w9_h9.svs'
@@ -71,7 +75,7 @@ def list_items(dataset_dir: str | PathLike, allow_outside: bool = False) -> Imag
     Raises:
         InputError: when the file is none, or says what it must not.
     """
-    path, splits, problems = read_splits(dataset_dir, (), allow_outside)
+    path, splits, problems = read_splits(Path(dataset_dir).absolute(), (), allow_outside)  # see `reviewed_name`
     if problems:
         raise data_error(path, problems)
     found = ImageList()

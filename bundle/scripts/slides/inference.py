@@ -30,7 +30,6 @@ import numpy as np
 import tifffile
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
 from scripts.evaluation.predictions import ImageThreshold
@@ -41,6 +40,7 @@ from scripts.images.slide import Slide, SlideView
 from scripts.images.tissue import OVERVIEW
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError, first_line, lack_of
 from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
 from scripts.runtime.processes import launched_processes
@@ -386,7 +386,7 @@ class SlideInference:
             job.rows.arrived(tile.row)
 
         done = total - len(missing)
-        progress = tqdm(total=total, initial=done, desc=job.name, unit="tile", mininterval=0.5)
+        progress = Bar(total=total, initial=done, desc=job.name, unit="tile", mininterval=0.5)
         with progress, ThreadPoolExecutor(1) as writer:
             pending: deque[Future] = deque()
             for tile, probability in self.map_tiles(job.view, job.grid, missing):

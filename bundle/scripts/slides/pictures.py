@@ -31,11 +31,11 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import InvertibleTransform, MapTransform
-from tqdm import tqdm
 
 from scripts.images.originals import Originals, deviation
 from scripts.images.resizing import SmoothResized
 from scripts.images.tissue import OVERVIEW, find_tissue
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
 from scripts.runtime.processes import process_rank
 from scripts.runtime.values import is_number
@@ -188,7 +188,7 @@ class TiledInferer(Inferer):
         padded = F.pad(image, (0, grid.padded_width - width, 0, grid.padded_height - height), mode="replicate")
         rows: dict[int, list[torch.Tensor]] = {}
         bar = {"desc": "tiles of this picture", "total": grid.rows * grid.columns, "disable": process_rank() > 0}
-        for tile in tqdm(grid, leave=False, delay=2, **bar):  # if they take longer than a moment
+        for tile in Bar(grid, leave=False, delay=2, **bar):  # if they take longer than a moment
             outer = grid.with_margin(tile)
             read = network(padded[..., outer.top : outer.bottom, outer.left : outer.right], *args, **kwargs)
             rows.setdefault(tile.row, []).append(grid.without_margin(tile, read))

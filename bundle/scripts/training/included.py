@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from os import PathLike
 from pathlib import Path
 
@@ -74,7 +75,11 @@ def model_of(
         return model
     if is_scored:
         require_training(output_dir, str(included))
-    logger.warning(f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{included}'.")
+    trained = " or ".join(map(shlex.quote, _trained_beside(output_dir)[:SHOWN]))
+    others = f"; for that of a training add --output_dir {trained}" if trained else ""
+    logger.warning(
+        f"There is no model in '{ckpt_dir}': the one that comes with the bundle is used, '{included}'{others}."
+    )
     return str(included)
 
 
@@ -92,14 +97,19 @@ def require_training(output_dir: str | PathLike, included: str) -> None:
     folder = Path(output_dir)
     if _has_checkpoint(folder):
         return
-    models = sorted(folder.parent.glob("*/models/model.pt"), key=lambda path: -path.stat().st_mtime)
-    trained = [str(path.parent.parent) for path in models]
+    trained = _trained_beside(folder)
     others = f", but in {', '.join(map(repr, trained[:SHOWN]))}" if trained else ""
     near = did_you_mean(str(folder), trained) or others
     raise InputError(
         f"Nothing has been trained in '{folder}'{near}: name the --output_dir of a "
         f"training. For the model that comes with the bundle add --ckpt_path {included}."
     )
+
+
+def _trained_beside(output_dir: str | PathLike) -> list[str]:
+    """The folders beside it that have a model, the newest first."""
+    models = Path(output_dir).parent.glob("*/models/model.pt")
+    return [str(path.parent.parent) for path in sorted(models, key=lambda path: -path.stat().st_mtime)]
 
 
 def _has_checkpoint(output_dir: str | PathLike) -> bool:

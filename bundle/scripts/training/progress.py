@@ -20,8 +20,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler, StatsHandler, TensorBoardHandler
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
+from scripts.runtime.bars import Bar
 from scripts.runtime.processes import process_rank
 
 __all__ = ["EpochLog", "HyperParameters", "ProgressBar", "handlers_of_process"]
@@ -84,7 +84,7 @@ class ProgressBar:
         self.desc = desc
         self.shown = list(shown)
         self.steps = 0  # of an epoch
-        self.bar: tqdm | None = None
+        self.bar: Bar | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -95,7 +95,7 @@ class ProgressBar:
         sampler = getattr(getattr(engine, "data_loader", None), "batch_sampler", None)
         self.steps = getattr(sampler, "steps", engine.state.epoch_length)
         total = engine.state.max_epochs * self.steps
-        self.bar = tqdm(total=total, initial=self._done(engine), desc=self.desc, mininterval=0.5)
+        self.bar = Bar(total=total, initial=self._done(engine), desc=self.desc, mininterval=0.5)
 
     def _done(self, engine: Engine) -> int:
         return engine.state.iteration * self.steps // max(engine.state.epoch_length, 1)  # there may be no images

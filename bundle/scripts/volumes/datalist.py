@@ -20,12 +20,12 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from scripts.data.datalist import SPLITS, class_problems, data_error, file_identity, read_splits, repeated_images
 from scripts.data.listing import ImageList
 from scripts.data.rough_area import rough_area
 from scripts.images.limits import MIN_SIZE
+from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import result_name
 from scripts.runtime.processes import by_first_process
@@ -82,7 +82,7 @@ def load_slice_datalist(
     unknown = set()  # splits in which an item could not be read
     with ThreadPoolExecutor(2) as pool:  # a volume is large: no more than two at a time
         found = pool.map(lambda entry: _slices_of(entry[2], axis, positive_labels, area_step), entries)
-        progress = tqdm(found, total=len(entries), desc="checking volumes", unit="volume", leave=False)
+        progress = Bar(found, total=len(entries), desc="checking volumes", unit="volume", leave=False)
         for (split, where, item), (slices, item_problems) in zip(entries, progress, strict=True):
             name = f" '{item['image']}'" if isinstance(item, dict) and "image" in item else ""
             problems += [f"{where}{name}: {problem}" for problem in item_problems]

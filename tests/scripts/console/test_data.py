@@ -90,6 +90,22 @@ def test_pictures_that_are_cut_short_are_named(folders: Path, capsys) -> None:
     assert problems == [str(folders / "yes" / f"cut.{suffix}") for suffix in sorted(suffixes)]
 
 
+def test_a_folder_above_is_shown_as_the_disk_has_it(folders: Path, capsys, monkeypatch) -> None:
+    (folders / "here").mkdir()
+    (folders / "no").rename(folders / "here" / "no")
+    (folders / "yes" / "empty.png").touch()
+    monkeypatch.chdir(folders / "here")
+    assert main(["data", "from-folders", "../yes", "no"]) == 1
+    assert f"'{folders}/yes/empty.png': can't be read" in capsys.readouterr().err
+    (folders / "yes" / "empty.png").unlink()
+    assert main(["data", "from-folders", "../yes", "no"]) == 0
+    assert "Next: cdws label ..  #" in capsys.readouterr().out
+    assert {Path(item["image"]).parent.as_posix() for item in items_of(folders)} == {"yes", "here/no"}
+    Path("table.csv").write_text("image,label\n../none.png,1\n")
+    assert main(["data", "from-csv", "table.csv"]) == 1
+    assert f"there is no file '{folders}/none.png'" in capsys.readouterr().err
+
+
 def test_a_seed_draws_the_split(folders: Path) -> None:
     line = ["data", "from-folders", str(folders / "yes"), str(folders / "no")]
     drawn = []
@@ -118,6 +134,7 @@ def test_images_outside_the_folder_of_the_data_set_are_allowed_in_the_next_comma
 def test_a_table_may_have_other_headings_labels_and_separators(folders: Path, capsys) -> None:
     rows = ["File;Diagnosis;Extent;Patient;Remark"]
     rows += [f"yes/p{p}_{n}.png;tumour;{e};{p};x" for p, n, e in (("a", 1, "30%"), ("a", 2, "0,5"), ("b", 1, ""))]
+    rows += ["yes/pb_2.png;tumour;40 %;b;x"]
     rows += [f"no/p{p}_{n}.png;normal;;{p};x" for p, n in (("d", 1), ("d", 2), ("e", 1))]
     (folders / "table.csv").write_text("\n".join(rows), encoding="utf-8-sig")
     line = ["data", "from-csv", str(folders / "table.csv"), "--image", "File", "--label", "Diagnosis"]
@@ -125,11 +142,12 @@ def test_a_table_may_have_other_headings_labels_and_separators(folders: Path, ca
     found = {item["image"]: item for item in items_of(folders)}
     assert found["yes/pa_1.png"] == {"image": "yes/pa_1.png", "label": 1, "area": 0.3, "group": "a"}
     assert found["yes/pa_2.png"]["area"] == 0.5
+    assert found["yes/pb_2.png"]["area"] == 0.4
     assert found["yes/pb_1.png"] == {"image": "yes/pb_1.png", "label": 1, "group": "b"}
     assert found["no/pd_1.png"] == {"image": "no/pd_1.png", "label": 0, "group": "d"}
     shown = capsys.readouterr().out
     assert "Columns that are not used: Remark." in shown
-    assert "1 of 3 positive images don't have a rough area" in shown
+    assert "1 of 4 positive images don't have a rough area" in shown
 
 
 TABLES = {

@@ -113,6 +113,21 @@ def test_results_beside_their_images_are_no_images(table: str, tmp_path: Path, m
     assert [item["image"] for item in list_images(".")] == ["a.png", "b.1.png", "c_mask.png"]
 
 
+@pytest.mark.parametrize("made", ["", "out/"])
+def test_results_above_or_beside_the_folders_of_their_images_are_no_images(made: str, tmp_path: Path, caplog) -> None:
+    """Of an inference with --prediction_dir FOLDER, or FOLDER/out; what the table doesn't tell of stays."""
+    names = ["sub/a.png", "sub/deep/a.png"]
+    for name in (*names, f"{made}sub_a_mask.png", f"{made}sub_a_heat.png", f"{made}sub_deep_a_mask.png"):
+        write_picture(tmp_path / name)
+    rows = "".join(f"{tmp_path / name},0.5,0.1,yes\n" for name in names)
+    (tmp_path / made / "predictions.csv").write_text(f"image,probability,area_fraction,positive\n{rows}")
+    caplog.set_level("INFO")
+    assert [item["image"] for item in list_images(tmp_path)] == [str(tmp_path / name) for name in names]
+    assert f"Results of an earlier run, left out: 3 pictures in '{tmp_path / made}'." in caplog.text
+    write_picture(tmp_path / "own_mask.png")
+    assert [item["image"] for item in list_images(tmp_path)] == [str(tmp_path / "own_mask.png")]
+
+
 def test_results_beside_their_volumes_are_no_volumes(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "a_mask.nii.gz", "a_probability.nii.gz", "b.nrrd", "b_mask.nii.gz", "c_mask.nii.gz"):
         (tmp_path / name).touch()

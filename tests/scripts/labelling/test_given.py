@@ -151,7 +151,10 @@ def test_the_program_says_what_it_takes_up_and_writes_nothing_unasked(folder: Pa
 
     shown = label(folder, meanwhile=lambda: Journal(folder / "labels.jsonl").give("yes/a.png", Answer(1, 0.4)))
     assert shown.endswith("Saved. dataset.json: 4 for training, 2 for validation.\n")
-    assert f"those of '{folder / 'dataset-given.json'}'. 1 of" in label(folder)
+    again = label(folder)
+    kept = f"Your answers so far are kept; all else is as in '{folder / 'dataset-given.json'}', the data set before"
+    assert f"{kept} them. 1 of" in again
+    assert "6 images, 5 of them answered." in again
     with pytest.raises(SystemExit, match="has its own groups and splits"):
         label(folder, "--group", "(p.)")
 

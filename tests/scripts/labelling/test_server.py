@@ -136,6 +136,15 @@ def test_a_damaged_picture_is_named_without_what_takes_seconds_to_begin(client, 
         answer = client.get(f"/{TOKEN}/image/2")
         assert answer.status_code == 422
         assert "can't be read: not a picture" in answer.json()["detail"]
+    tiff, pages = (folder / "wide.tif").read_bytes(), io.BytesIO()
+    Image.new("L", (9, 9)).save(pages, "TIFF", save_all=True, append_images=[Image.new("L", (9, 9))])
+    damaged = {b"not a picture": "not a picture: none of PNG", tiff[:8] + b"?" * 99: "suspicious number of tags 16191"}
+    for content, reason in (damaged | {tiff[:-9]: "is cut short", pages.getvalue(): "has 2 pages"}).items():
+        (folder / "wide.tif").write_bytes(content)
+        for kind in ("image", "thumbnail"):
+            answer = client.get(f"/{TOKEN}/{kind}/1")
+            assert answer.status_code == 422
+            assert f"can't be read: {reason}" in answer.json()["detail"]
     assert client.get(f"/{TOKEN}/image/3").status_code == 404
 
 

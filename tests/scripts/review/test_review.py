@@ -184,6 +184,17 @@ def test_the_reviewed_data_set_is_a_new_one(data: Path, findings: Findings) -> N
     assert np.array_equal(read_strokes(data / off["strokes"]), expected)
 
 
+@pytest.mark.parametrize("here", [".", ".."])
+def test_a_data_set_may_be_named_from_where_one_is(data: Path, findings: Findings, monkeypatch, here: str) -> None:
+    monkeypatch.chdir(data / here)
+    folder = Path("." if here == "." else data.name)
+    assert {item["name"] for item in list_items(folder)} == set(FINDINGS)
+    assert {entry.name for entry in entries_of(folder, findings)} == set(FINDINGS)
+    counts = write_reviewed(folder / "dataset.json", {"off.png": Correction(0, None)}, findings.sizes)
+    assert counts == {"changed": 1, "left out": 0, "with strokes": 0}
+    assert reviewed(data)["training"][1] == {"image": "off.png", "label": 0}
+
+
 def test_the_reviewed_data_set_can_be_trained_from(data: Path, findings: Findings) -> None:
     content = ITEMS | {"training": [*ITEMS["training"], {"image": "more.png", "label": 0}]}
     Image.fromarray(np.full((5, 6, 3), 99, np.uint8)).save(data / "more.png")

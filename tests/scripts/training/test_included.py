@@ -36,6 +36,16 @@ def test_the_shipped_model_is_used_where_nothing_was_trained_and_that_is_said(tm
         assert f"There is no model in '{models}': the one that comes with the bundle is used, '{file}'" in caplog.text
 
 
+def test_trainings_beside_are_proposed_in_its_place_the_newest_first(tmp_path: Path, shipped: Path, caplog) -> None:
+    for name, time in {"mine": 1, "mine 2": 2}.items():
+        (tmp_path / name / "models").mkdir(parents=True)
+        (tmp_path / name / "models" / "model.pt").touch()
+        os.utime(tmp_path / name / "models" / "model.pt", (time, time))
+    assert model_of(tmp_path / "out" / "models", tmp_path / "out", shipped) == str(shipped / "model.pt")
+    newest = f"--output_dir '{tmp_path}/mine 2' or {tmp_path}/mine."
+    assert f"is used, '{shipped}/model.pt'; for that of a training add {newest}" in caplog.text
+
+
 @pytest.mark.parametrize("left", ["model.pt", "last.pt", "state_1.pt"])
 def test_a_training_has_its_own_model_or_none_yet(tmp_path: Path, shipped: Path, caplog, left: str) -> None:
     """One that was interrupted would be scored as the user's."""
