@@ -19,7 +19,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.console.configs import UsageError
+from scripts.console.configs import UsageError, config_files, top_of
 from scripts.console.runs import say_starting
 from scripts.runtime.command_line import Parser, did_you_mean
 from scripts.runtime.errors import InputError
@@ -152,6 +152,7 @@ def _write(kind: str, options: Namespace) -> int:
     positive = [item for items in splits.values() for item in items if item["label"]]
     unknown = sum("area" not in item for item in positive)
     notes += _area_notes(kind, unknown, len(positive))
+    notes += _size_notes(items)
     few = few_images(len(splits["training"]))
     notes += [few] if few else []
     _report(path, splits, notes)
@@ -202,6 +203,17 @@ def _area_notes(kind: str, unknown: int, positive: int) -> list[str]:
     known = {"from-csv": "a column of areas, or cdws label", "from-geojson": "a polygon, or cdws label"}
     how = known.get(kind, "cdws label")
     return [f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."]
+
+
+def _size_notes(items: Sequence[dict]) -> list[str]:
+    """What the user should know of large pictures, which the recommended training shrinks; none of parts of slides."""
+    from scripts.images.originals import originals_of, shrunk_far
+    from scripts.images.pictures import is_picture, picture_size
+
+    sizes = [picture_size(item["image"])[::-1] for item in items if is_picture(item["image"]) and "region" not in item]
+    usual, size = originals_of(sizes), top_of(config_files("train", "recommended"))["spatial_size"]
+    large = shrunk_far(usual, size) if usual else None
+    return [large] if large else []
 
 
 def _group_notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:

@@ -151,8 +151,8 @@ def few_images(count: int) -> str | None:
     if count >= FEW:
         return None
     return (
-        f"Few training images, {count}: a training may mark the wrong part of them. Look at its maps, compare two seeds, "
-        "and label more; a few hundred are usual."
+        f"Few training images, {count}: a training may mark the wrong part of them. Look at its maps, compare two "
+        "seeds, and label more; a few hundred are usual."
     )
 
 

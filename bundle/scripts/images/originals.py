@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Originals", "deviation", "originals_of"]
+__all__ = ["Originals", "deviation", "originals_of", "shrunk_far"]
 
 USUAL = 0.95  # part of the images that are within the spread
+FAR = 3.0  # times smaller
 
 
 class Originals(NamedTuple):
@@ -62,3 +63,22 @@ def originals_of(sizes: Sequence[tuple[int, int]], mpps: Sequence[float | None] 
     height, width = (round(median) for median in np.median(sizes, axis=0).tolist())
     usual = Originals(height, width, mpp=float(np.median(mpps)) if len(mpps) and all(mpps) else None)
     return usual._replace(spread=float(np.quantile([deviation(*size, usual) for size in sizes], USUAL)))
+
+
+def shrunk_far(usual: Originals, size: Sequence[int]) -> str | None:
+    """
+    What the user should know of training on such images at a size, height and width, if little is left of them there.
+
+    Examples:
+        >>> shrunk_far(Originals(672, 900), (224, 224)) is None
+        True
+        >>> shrunk_far(Originals(1536, 2048), (224, 224)).partition(":")[0]
+        'The pictures are large, 2048 x 1536 pixels, and training sees them at 224 x 224'
+    """
+    if min(usual.height / size[0], usual.width / size[1]) <= FAR:
+        return None
+    return (
+        f"The pictures are large, {usual.width} x {usual.height} pixels, and training sees them at {size[1]} x "
+        f"{size[0]}: if single cells matter, cut them into fields (cdws data -h: --field), or train at a larger "
+        "--spatial_size."
+    )

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from scripts.images.limits import MIN_SIZE
-from scripts.images.originals import Originals
+from scripts.images.originals import Originals, shrunk_far
 from scripts.networks.weights import not_finite, not_floating
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import image_size, truth_value
@@ -159,6 +159,9 @@ class MapNetwork(nn.Module):
     def learns_from(self, originals: Originals | None) -> None:
         """Tell the network how large its training images are in their files. It goes into the state dict."""
         self._originals = originals
+        large = shrunk_far(originals, self.spatial_size) if originals and self.spatial_size else None
+        if large:
+            logger.warning(large)
 
     def averaging_flips(self: Network, tta: bool) -> Network:
         """

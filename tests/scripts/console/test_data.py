@@ -90,6 +90,15 @@ def test_pictures_that_are_cut_short_are_named(folders: Path, capsys) -> None:
     assert problems == [str(folders / "yes" / f"cut.{suffix}") for suffix in sorted(suffixes)]
 
 
+@pytest.mark.parametrize(("side", "large"), [(672, False), (673, True)])
+def test_pictures_that_training_shrinks_far_are_named(folders: Path, capsys, side: int, large: bool) -> None:
+    """To the recommended 224 pixels: by more than three. Most of the pictures count."""
+    for path in list(folders.glob("*/*.png"))[:10]:
+        Image.new("L", (side, 700)).save(path)
+    assert main(["data", "from-folders", str(folders / "yes"), str(folders / "no")]) == 0
+    assert (f"The pictures are large, {side} x 700 pixels" in capsys.readouterr().out) == large
+
+
 def test_a_folder_above_is_shown_as_the_disk_has_it(folders: Path, capsys, monkeypatch) -> None:
     (folders / "here").mkdir()
     (folders / "no").rename(folders / "here" / "no")

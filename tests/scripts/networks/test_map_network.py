@@ -53,6 +53,14 @@ def test_a_checkpoint_says_how_large_its_images_were() -> None:
     assert trained_originals(state_of(Originals(522, 775, 1.25, 0.2521))) == (522, 775, 1.25, 0.2521)
 
 
+def test_images_that_training_shrinks_far_are_warned_of(caplog) -> None:
+    """By more than three, on both sides: here to a third, and by a pixel more."""
+    state_of(Originals(700, 336))
+    assert not caplog.text
+    state_of(Originals(700, 337))
+    assert "The pictures are large, 337 x 700 pixels, and training sees them at 112 x 224" in caplog.text
+
+
 def test_a_checkpoint_of_before_says_nothing_of_it() -> None:
     state = state_of(None)
     assert trained_originals(state) is None
