@@ -17,6 +17,7 @@ $(INSTALLED): requirements.txt tests/requirements.txt pyproject.toml
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+	@echo "Installed. Next: . $(VENV)/bin/activate, then cdws -h, or make demo."
 
 demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 4 minutes on 2 CPU cores
 	$(VENV)/bin/cdws demo --seed $(SEED)
