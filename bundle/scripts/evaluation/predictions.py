@@ -63,11 +63,12 @@ class ImageThreshold:
     ) -> None:
         self.value, self.origin = 0.5, "no evaluation has chosen another"
         self.model = (model or {}).get("model", "")
+        found = _read_metrics(metrics)
+        other = _other(found, spatial_size, model)
+        self.compared = is_number(found.get("f_pos")) and not other  # with masks
         if value == "auto":
-            found = _read_metrics(metrics)
             chosen = found.get("image_threshold")
             if is_number(chosen) and 0 <= chosen <= 1:
-                other = _other(found, spatial_size, model)
                 if other:
                     self.origin = f"the evaluation in {metrics} {other}"
                 else:
@@ -88,7 +89,8 @@ class ImageThreshold:
 
     def note(self, drawn: str) -> str:
         """What a page says of how its results came about; `drawn` is how their outlines did."""
-        return f"{self} {drawn}" + (f" Model: {self.model}." if self.model else "")
+        said = f"{self} {drawn}" + (f" Model: {self.model}." if self.model else "")
+        return said if self.compared else f"{said} No evaluation has compared its outlines with masks."
 
 
 def _read_metrics(metrics: str | None) -> dict[str, Any]:
