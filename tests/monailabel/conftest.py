@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,17 @@ class Server:
 
     Args:
         folder: where the app, the studies and the log go.
-        checkpoint: becomes the bundle's ``models/model.pt``.
+        checkpoint: becomes the bundle's ``models/model.pt``; None leaves the included one.
         options: more ``--conf`` options.
+        overlays: of the bundle.
     """
 
     model = MODEL
     simulations = SIMULATIONS
 
-    def __init__(self, folder: Path, checkpoint: Path, options: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, checkpoint: Path | None, options: dict[str, str] | None = None, overlays: Sequence[str] = ()
+    ) -> None:
         self.log = folder / "server.log"
         self.bundle = folder / "apps" / "monaibundle" / "model" / MODEL
         self.environment = os.environ | {
@@ -63,9 +66,10 @@ class Server:
         }
         apps = ["monailabel", "apps", "--download", "--name", "monaibundle", "--output", str(folder / "apps")]
         subprocess.run(apps, env=self.environment, check=True, capture_output=True)
-        copy = [sys.executable, "-m", "scripts.monai_label.apply_overlays", str(self.bundle)]
+        copy = [sys.executable, "-m", "scripts.monai_label.apply_overlays", str(self.bundle), *overlays]
         subprocess.run(copy, cwd=BUNDLE, check=True, capture_output=True)
-        shutil.copy(checkpoint, self.bundle / "models" / "model.pt")
+        if checkpoint is not None:
+            shutil.copy(checkpoint, self.bundle / "models" / "model.pt")
         torch.save({"model": {}}, self.bundle / "models" / "last.pt")  # as training leaves one; not the best
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -78,7 +82,9 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=900, trust_env=False)
+        # a busy server closes a connection that it is being asked on
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=900, trust_env=False, limits=limits)
         self._wait()
 
     def _wait(self) -> None:
@@ -140,5 +146,13 @@ def server(red_detector: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def training_server(red_detector: Path, tmp_path: Path) -> Iterator[Server]:
     """One whose model may be trained."""
     running = Server(tmp_path, red_detector)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def recommended_server(tmp_path: Path) -> Iterator[Server]:
+    """The one of the documents: the included model of the recommended method, with scores."""
+    running = Server(tmp_path, None, {"epistemic_model": MODEL}, ["recommended.json"])
     yield running
     running.stop()

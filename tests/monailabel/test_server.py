@@ -17,6 +17,7 @@ import io
 import math
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +29,14 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from scripts.demo.phantoms import draw_phantom
 
 if TYPE_CHECKING:
     from conftest import Server
 
 pytest.importorskip("monailabel", reason="runs in MONAI Label's own environment: make test-monai-label")
 
+BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 WIDTH, HEIGHT = 120, 80
 RED = (255, 0, 0)
 # The upper right quarter as QuPath's extension submits it
@@ -191,6 +194,36 @@ def test_label_train_infer_next(training_server: Server):
     assert server.stop() == 0
 
 
+def test_the_recommended_method_infers_trains_and_scores(recommended_server: Server, tmp_path: Path):
+    """Its included model gives the masks of `monai.bundle run`, and training goes on from it."""
+    server, model_file = recommended_server, recommended_server.bundle / "models" / "model.pt"
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, cancer in (("a", True), ("b", False)):
+        Image.fromarray(draw_phantom(np.random.default_rng(0), (120, 160), cancer)[0]).save(pictures / f"{name}.png")
+    command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--dataset_dir", str(pictures)]
+    command += ["--config_file", "['configs/inference.json','configs/recommended.json']"]
+    subprocess.run([*command, "--output_dir", str(tmp_path / "out")], cwd=BUNDLE, check=True, capture_output=True)
+    for name in ("a", "b"):
+        image = server.upload(f"{name}.png", (pictures / f"{name}.png").read_bytes())
+        expected = decoded((tmp_path / "out" / "predictions" / f"{name}_mask.png").read_bytes()) > 0
+        np.testing.assert_array_equal(decoded(server.infer(image)), expected)
+        server.submit(image, "label.png", encoded(corner(160, 120).astype(np.uint8)))
+
+    before = weights(model_file)
+    server.ask("POST", f"/train/{server.model}", params={"run_sync": True}, json={"max_epochs": 1})
+    after = weights(model_file)
+    assert after.keys() == before.keys()
+    moves = [abs(after[name] - before[name]).max().item() for name in before if "running" not in name]
+    assert max(moves) == pytest.approx(0.002, rel=0.05)  # AdamW's first step from the model
+    assert decoded(server.infer("a")).shape == (120, 160)
+
+    server.upload("c.png", (pictures / "a.png").read_bytes())
+    server.ask("POST", f"/scoring/{server.model}", params={"run_sync": True}, json={"max_workers": 1})
+    scored = server.ask("GET", "/datastore/image/info", params={"image": "c"}).json()
+    assert 0 < scored["epistemic_entropy"] < 1 / math.e  # of -p ln p
+
+
 def test_documented_requests(training_server: Server, tmp_path: Path):
     """Those of docs/monai-label.md without a viewer, with one epoch instead of twenty."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "monai-label.md").read_text()
@@ -205,10 +238,15 @@ def test_documented_requests(training_server: Server, tmp_path: Path):
     np.testing.assert_array_equal(decoded((tmp_path / "a_mask.png").read_bytes()), corner())
 
 
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Those of a network, without what it says of itself."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return {name: value for name, value in content.get("model", content).items() if value.is_floating_point()}
+
+
 def red_weight(checkpoint: Path) -> float:
     """The weight that passes red on: 1 in the model that the server starts with."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return content.get("model", content)["features.0.weight"][0, 0, 1, 1].item()
+    return weights(checkpoint)["features.0.weight"][0, 0, 1, 1].item()
 
 
 def wait_for_training(server: Server, seconds: float = 900) -> None:

@@ -27,6 +27,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from scripts.images.colours import is_volume, value_range
 from scripts.images.percentiles import ScalePercentiles
 from scripts.images.resizing import SmoothResize, SmoothResized
+from scripts.networks.map_network import MapNetwork
 from scripts.runtime.errors import InputError
 
 __all__ = ["PictureOrSliceInferer", "ResizePictured", "VolumeToRGB"]
@@ -84,16 +85,21 @@ class PictureOrSliceInferer(Inferer):
 
     Args:
         spatial_size: size of the network's input.
+        tta: whether maps are averaged over flips, see `MapNetwork.averaging_flips`: MONAI Label takes ``network_def``,
+            and leaves ``network``, which says so.
     """
 
-    def __init__(self, spatial_size: Sequence[int]) -> None:
+    def __init__(self, spatial_size: Sequence[int], tta: bool = False) -> None:
         super().__init__()
+        self.tta = tta
         self.resize = SmoothResize(spatial_size, mode="bilinear", anti_aliasing=True)
 
     def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor] | MapNetwork, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """(B, C, W, H) to (B, M, W, H), or (B, C, W, H, D) to (B, M, W, H, D)."""
+        if self.tta:
+            network.averaging_flips(True)
         if inputs.ndim == 4:
             return network(inputs, *args, **kwargs)
         volumes = convert_to_tensor(inputs, track_meta=False)

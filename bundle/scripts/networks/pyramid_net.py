@@ -49,6 +49,8 @@ class PyramidNet(MapNetwork):
         pretrained: ``"imagenet"``, the path of a state dict, or ``"random"``; see `load_encoder_weights`.
         method: name of what the network is trained as, see `MapNetwork`.
         in_channels: of the image.
+        dropout: probability with which each channel of the pyramid is hidden from its map, in training mode alone; see
+            `CDWSNet`.
 
     Raises:
         InputError: when timm has no such encoder, or the weights can't be had.
@@ -66,6 +68,7 @@ class PyramidNet(MapNetwork):
         pretrained: str = "random",
         method: str = "",
         in_channels: int = 3,
+        dropout: float = 0.0,
     ) -> None:
         features = create_encoder(encoder, levels, in_channels)
         strides = [f"stride {stride}" for stride in features.feature_info.reduction()]
@@ -94,6 +97,7 @@ class PyramidNet(MapNetwork):
         for head in self.heads:  # every probability is 1/2 at first
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
+        self.dropout = nn.Dropout2d(dropout)
         self.fusion_logits = nn.Parameter(torch.zeros(len(self.heads)), requires_grad=deep_supervision)
 
     @torch.jit.unused
@@ -177,7 +181,7 @@ class PyramidNet(MapNetwork):
         sides: list[torch.Tensor] = []
         for level, head in enumerate(self.heads):
             # float32 whatever the autocast: half precision can't hold the small probabilities the loss works on
-            probability = torch.sigmoid(head(pyramid[len(laterals) - 1 - level]).float())
+            probability = torch.sigmoid(head(self.dropout(pyramid[len(laterals) - 1 - level])).float())
             probability = F.interpolate(probability, size=x.shape[-2:], mode="bilinear", align_corners=False)
             sides.append(probability[..., vertical : vertical + height, horizontal : horizontal + width])
         maps = torch.cat(sides, dim=1)

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import nibabel
@@ -41,6 +42,15 @@ def red(image: torch.Tensor) -> torch.Tensor:
 def test_a_picture_goes_through_the_network_alone() -> None:
     image = volumes(2, 3, 20, 30)
     assert torch.equal(PictureOrSliceInferer((8, 8))(image, red), image[:, :1])
+
+
+def test_maps_are_averaged_over_flips_if_asked_to(lively_network) -> None:
+    image, network = volumes(1, 3, 16, 24), deepcopy(lively_network)
+    flips = [(), (2,), (3,), (2, 3)]
+    with torch.no_grad():
+        expected = sum(network(image.flip(flip)).flip(flip) for flip in flips) / 4
+        assert not torch.allclose(network(image), expected)
+        torch.testing.assert_close(PictureOrSliceInferer((8, 8), tta=True)(image, network)[:, :1], expected[:, :1])
 
 
 @pytest.mark.parametrize("size", [(8, 12), (40, 60)])

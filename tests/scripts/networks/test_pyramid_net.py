@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,21 @@ def test_with_tta_the_answer_is_the_mean_over_flips(tmp_path: Path) -> None:
         assert torch.equal(network.averaging_flips(False)(image), plain[0])
     with pytest.raises(InputError, match="tta must be True or False"):
         network.averaging_flips("yes")
+
+
+def test_dropout_hides_the_pyramid_from_the_map_in_training_alone() -> None:
+    """Of one channel the map sees nothing, sigmoid(bias), or twice of it."""
+    torch.manual_seed(0)
+    hiding, brighter = (PyramidNet("resnet10t", levels=3, channels=1, dropout=p) for p in (0.5, 0.0))
+    with torch.no_grad():
+        hiding.heads[0].weight.fill_(1.0)
+        hiding.heads[0].bias.fill_(-1.0)
+        brighter.load_state_dict(hiding.state_dict())
+        image = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(hiding.eval()(image), brighter.eval()(image))
+        brighter.heads[0].weight.fill_(2.0)
+        nothing, twice = torch.full((1, 1, 32, 32), 1 / (1 + math.e)), brighter(image)
+        assert (twice - nothing).abs().max() > 0.01
+        drawn = [hiding.train()(image) for _ in range(20)]
+    assert {torch.allclose(one, nothing) for one in drawn} == {True, False}
+    assert all(torch.allclose(one, nothing) or torch.allclose(one, twice) for one in drawn)
