@@ -639,6 +639,7 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     meant = {k: did_you_mean(_top(k), known, "--") for k in given if _top(k) not in known}
     # of the two that are as near the one that takes this word
     meant |= {k: " (did you mean --ckpt_path?)" for k in meant if given[k] == INCLUDED and "ckpt_path" in known}
+    meant |= {k: " (it is of cdws train alone)" for k in meant if k == "rounds"}
     unknown = [f"--{name}{near}" for name, near in meant.items()]
     if unknown:
         raise UsageError(f"There is no option {', '.join(unknown)}; `cdws settings` lists the settings.")
