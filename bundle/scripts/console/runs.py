@@ -187,9 +187,6 @@ def run(command: str, arguments: Sequence[str]) -> int:
     run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(options)])
     if command in NEXT and typed:
         print(f"Next: {_next(NEXT[command], typed, method, added, given)}", flush=True)
-    page = Path(dict(given).get("prediction_dir") or f"{output}/predictions") / "index.html"
-    if command == "infer" and _is_there(page):
-        print(f"Look at: {page}", flush=True)
     return 0
 
 

@@ -310,16 +310,6 @@ def test_a_run_ends_with_the_command_that_follows(line: str, started, capsys) ->
     assert capsys.readouterr().out.splitlines()[-1] == f"Next: {NEXT[line]}"
 
 
-def test_inference_ends_with_its_page(started, capsys) -> None:
-    for name in ("mine/predictions/index.html", "mine/models/model.pt", "other/models/last.pt"):
-        Path(name).parent.mkdir(parents=True)
-        Path(name).touch()
-    assert main(["infer", "a.png", "--output_dir", "mine"]) == 0
-    assert capsys.readouterr().out == "Look at: mine/predictions/index.html\n"
-    assert main(["infer", "a.png", "--output_dir", "other"]) == 0
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize(("method", "model"), [("recommended", "area_ranked.pt"), ("dws", "model.pt")])
 def test_the_included_model_has_a_word(started, method: str, model: str) -> None:
     assert main(["evaluate", "DATA", "--method", method, "--output_dir", "new", "--ckpt_path", "included"]) == 0
