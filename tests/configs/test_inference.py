@@ -85,7 +85,7 @@ def test_probability_map_has_16_bits_and_the_heat_map_its_colours(configs, red_d
     assert (tuple(heat[5, 35]), tuple(heat[35, 5])) == ((0xFC, 0xFF, 0xA4), (0, 0, 4))
 
 
-def test_the_page_says_what_the_table_says(configs, red_detector, tmp_path):
+def test_the_page_says_what_the_table_says(configs, red_detector, tmp_path, caplog):
     """Yes and no are by what evaluation has chosen: of an image a quarter of which is 1 the mean of p^4 is 1/4."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
@@ -97,7 +97,9 @@ def test_the_page_says_what_the_table_says(configs, red_detector, tmp_path):
     (tmp_path / "out" / "metrics.json").write_text(json.dumps(found))
     Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "a <i>.png")
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "in" / "b.png")
+    caplog.set_level("INFO")
     out = infer(configs, red_detector, tmp_path / "in", tmp_path / "out", spatial_size=[40, 40])
+    assert caplog.text.count(f"Written: {out}; look at {out / 'index.html'}.") == 1
     with (out / "predictions.csv").open() as file:
         table = list(csv.DictReader(file))
     assert float(table[0]["probability"]) == pytest.approx(0.25**0.25, abs=1e-4)
@@ -193,6 +195,7 @@ def test_errors_name_what_is_wrong(configs, red_detector, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         infer(configs, red_detector, tmp_path / "in", tmp_path / "out")
     assert "broken.png" in str(input_error_of(caught.value))
+    assert not (tmp_path / "out").exists()
     Image.fromarray(red_corner(40, 40)).save(tmp_path / "in" / "broken.png")
     with pytest.raises(RuntimeError) as caught:
         infer(configs, tmp_path / "none.pt", tmp_path / "in", tmp_path / "out")

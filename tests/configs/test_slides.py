@@ -223,6 +223,7 @@ def test_what_can_be_left_out_is_said(configs, red_detector, write_slide, tmp_pa
     with pytest.raises(RuntimeError) as caught:
         infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", leave_out=["dust"])
     assert "leave_out must be a list of pen and blur, or []; got ['dust']." in str(input_error_of(caught.value))
+    assert not (tmp_path / "out").exists()
 
 
 def test_tissue_may_be_given(configs, red_detector, write_slide, tmp_path):

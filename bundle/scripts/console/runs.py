@@ -187,9 +187,6 @@ def run(command: str, arguments: Sequence[str]) -> int:
     run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(options)])
     if command in NEXT and typed:
         print(f"Next: {_next(NEXT[command], typed, method, added, given)}", flush=True)
-    page = Path(dict(given).get("prediction_dir") or f"{output}/predictions") / "index.html"
-    if command == "infer" and _is_there(page):
-        print(f"Look at: {page}", flush=True)
     return 0
 
 
@@ -639,6 +636,7 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     meant = {k: did_you_mean(_top(k), known, "--") for k in given if _top(k) not in known}
     # of the two that are as near the one that takes this word
     meant |= {k: " (did you mean --ckpt_path?)" for k in meant if given[k] == INCLUDED and "ckpt_path" in known}
+    meant |= {k: " (it is of cdws train alone)" for k in meant if k == "rounds"}
     unknown = [f"--{name}{near}" for name, near in meant.items()]
     if unknown:
         raise UsageError(f"There is no option {', '.join(unknown)}; `cdws settings` lists the settings.")

@@ -42,7 +42,7 @@ if __name__ == "__main__":  # before imports that take seconds, in which a signa
 import numpy as np
 from PIL import Image
 
-from scripts.data.datalist import load_positive
+from scripts.data.datalist import few_images, load_positive
 from scripts.images.pictures import SUFFIXES
 from scripts.images.quality import KINDS
 from scripts.labelling.dataset import write_dataset
@@ -111,14 +111,18 @@ def run_page(arguments: argparse.Namespace) -> None:
     claim([folder], f"labelling-{arguments.annotator}" if arguments.annotator else "labelling")
     journal = Journal(answers)
     dataset = folder / "dataset.json"
+    counts: dict[str, int] = {}  # of what was saved last
 
     def save() -> str:
+        counts.clear()
         if arguments.annotator:
             return f"Saved in {journal.path.name}."
         try:
             with journal.alone():
                 removed = journal.taken_away()
-                counts = write_dataset(dataset, journal.answers, groups, arguments.validation, arguments.seed, removed)
+                counts.update(
+                    write_dataset(dataset, journal.answers, groups, arguments.validation, arguments.seed, removed)
+                )
         except InputError as error:
             return f"Saved in {journal.path.name}. No dataset.json yet. {error}"
         return f"Saved. dataset.json: {counts['training']} for training, {counts['validation']} for validation."
@@ -174,6 +178,8 @@ def run_page(arguments: argparse.Namespace) -> None:
         print("Stop with Ctrl+C.", flush=True)
         serve(app, local, addresses[0], arguments.no_browser)
     print(save() if journal.path.exists() else "Nothing has been answered; nothing is written.")
+    if counts and (few := few_images(counts["training"])):
+        print(few)
 
 
 def told_of(given: GivenData) -> str:

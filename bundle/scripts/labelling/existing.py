@@ -23,6 +23,7 @@ from typing import Any
 
 from scripts.data.datalist import SPLITS, check_picture, class_problems, data_error, first_names, load_positive
 from scripts.data.rough_area import rough_area
+from scripts.images.pictures import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, split_by_group, write_dataset
 from scripts.labelling.given import KEPT, GivenData, read_content
 from scripts.labelling.given import WRITER as PAGE
@@ -75,7 +76,7 @@ def from_folders(positive: Path, negative: Path, area: float | None = None) -> l
         raise InputError(f"'{positive}' and '{negative}' lie in each other; give two folders beside each other.")
     for folder, label in ((positive, 1), (negative, 0)):
         if not found[label]:
-            raise InputError(f"There is no picture in '{folder}'.")
+            raise _no_picture(folder)
     return [
         {"image": _absolute(image), "label": label} | ({"area": area} if label and area is not None else {})
         for label, images in found.items()
@@ -86,6 +87,10 @@ def from_folders(positive: Path, negative: Path, area: float | None = None) -> l
 def _pictures(folder: Path, with_results: bool = False) -> list[Path]:
     """See `find_pictures`; without fields that have been cut from them, and their masks."""
     return [path for path in find_pictures(folder, with_results) if not is_cut(path.relative_to(folder))]
+
+
+def _no_picture(folder: Path) -> InputError:
+    return InputError(f"There is no picture ({', '.join(SUFFIXES)}) in '{folder}'; name a folder that has some.")
 
 
 def from_csv(
@@ -115,7 +120,8 @@ def from_csv(
             rows = list(csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True))
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"The table '{file}' can't be read ({reason}).") from error
+        near = did_you_mean(file.name, os.listdir(file.parent)) if file.parent.is_dir() and not file.exists() else ""
+        raise InputError(f"The table '{file}' can't be read ({reason}){near}; give a CSV file in UTF-8.") from error
     headings = [heading for heading in (rows[0] if rows else {}) if heading]
     if not rows:
         raise InputError(f"The table '{file}' has no row below its headings.")
@@ -217,15 +223,15 @@ def from_masks(
         pictures = [path for path in pictures if not path.stem.endswith(suffix)]
         mask_of = {name: path for name, path in mask_of.items() if path not in pictures}
     if not pictures or not mask_of:
-        raise InputError(f"There is no picture in '{masks if pictures else images}'.")
+        raise _no_picture(masks if pictures else images)
     names = {path: path.with_suffix("").relative_to(images).as_posix() for path in pictures}
     chosen = {path: mask_of.get(name) or mask_of.get(name + suffix) for path, name in names.items()}
     missing = [path.name for path, mask in chosen.items() if mask is None]
     if len(missing) == len(chosen) or (missing and without_mask == "refuse"):
-        remedy = "--without_mask negative, if there is nothing to mark in them, or leave_out"
         raise InputError(
-            f"There is no mask in '{masks}' of {first_names(missing)}; it must be called as the picture is, or with "
-            f"'{suffix}' behind that (--suffix). Or give {remedy}."
+            f"Call each mask in '{masks}' as its picture is, or with '{suffix}' behind that (--suffix); or give "
+            "--without_mask negative, if there is nothing to mark in the others, or leave_out. There is no mask of "
+            f"{first_names(missing)}."
         )
     present = [(path, mask) for path, mask in chosen.items() if mask is not None]
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter

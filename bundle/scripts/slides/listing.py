@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pydicom
 
-from scripts.images.pictures import SLIDE_SUFFIXES
+from scripts.data.datalist import first_names
+from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import result_name
 
@@ -83,10 +84,11 @@ def list_slides(slides: str | PathLike | Sequence[str]) -> SlideList:
         raise InputError("\n  - ".join(["No slide can be used:", *found.left_out]))
     if not found:
         known = ", ".join(TAKEN)
-        raise InputError(
-            f"There is no slide ({known}, or a folder of .dcm) in '{slides}'; name one (cdws infer FOLDER, or "
-            "--dataset_dir)."
-        )
+        remedy = "; name one (cdws infer FOLDER, or --dataset_dir)"
+        pictures = set(SUFFIXES).difference(TAKEN)
+        if any(inside.suffix[1:].lower() in pictures for path in paths for inside in path.iterdir()):
+            remedy = ", but pictures: leave --overlay slides out (of cdws infer), or --slides (of cdws label)"
+        raise InputError(f"There is no slide ({known}, or a folder of .dcm) in '{slides}'{remedy}.")
     for problem in found.left_out:
         logger.error(f"Left out: {problem}")
     return found
@@ -104,7 +106,7 @@ def _sources(path: Path) -> list[Path]:
         p.name for p in inside if (p.is_file() or p in named) and p not in {*taken, *parts} and p.suffix not in BESIDE
     ]
     if left_out:
-        logger.warning(f"Not slides, left out: {', '.join(left_out)}")
+        logger.warning(f"Not slides, left out: {first_names(left_out)}")
     return taken
 
 

@@ -100,8 +100,8 @@ REFUSED = {
     "train DATA --rounds 0": "--rounds is a whole number of 1 or more, of cdws train by the method 'recommended' alone",
     "train DATA --rounds x": "of cdws train by the method 'recommended' alone; got 'x'",
     "train DATA --rounds 2 --method cdws": "of cdws train by the method 'recommended' alone; got '2'",
-    "evaluate DATA --rounds 1": "There is no option --rounds",
-    "demo --rounds 1": "There is no option --rounds",
+    "evaluate DATA --rounds 1": "There is no option --rounds (it is of cdws train alone)",
+    "demo --rounds 1": "There is no option --rounds (it is of cdws train alone)",
     "demo DATA": "takes no 'DATA'; for yours: cdws train DATA",
     "demo --sed 1": "--sed (did you mean --seed?)",
     "export model.pt": "must end in .ts",
@@ -308,16 +308,6 @@ NEXT = {
 def test_a_run_ends_with_the_command_that_follows(line: str, started, capsys) -> None:
     assert main(line.split()) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"Next: {NEXT[line]}"
-
-
-def test_inference_ends_with_its_page(started, capsys) -> None:
-    for name in ("mine/predictions/index.html", "mine/models/model.pt", "other/models/last.pt"):
-        Path(name).parent.mkdir(parents=True)
-        Path(name).touch()
-    assert main(["infer", "a.png", "--output_dir", "mine"]) == 0
-    assert capsys.readouterr().out == "Look at: mine/predictions/index.html\n"
-    assert main(["infer", "a.png", "--output_dir", "other"]) == 0
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("method", "model"), [("recommended", "area_ranked.pt"), ("dws", "model.pt")])

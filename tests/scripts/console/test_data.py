@@ -182,6 +182,13 @@ def test_a_table_that_cannot_be_used_is_refused(table: str, folders: Path, capsy
     assert not (folders / "dataset.json").exists()
 
 
+def test_a_table_that_is_not_there_is_refused_with_its_remedy(folders: Path, capsys) -> None:
+    (folders / "table.csv").touch()
+    for name, remedy in (("tabel.csv", " (did you mean table.csv?); give a CSV"), ("none/a.csv", "; give a CSV file")):
+        assert main(["data", "from-csv", str(folders / name)]) == 1
+        assert f"can't be read (No such file or directory){remedy}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["from-folders", "from-csv", "from-masks"])
 def test_files_that_are_no_pictures_are_named_before_anything_is_written(kind: str, folders: Path, capsys) -> None:
     (folders / "yes" / "text.png").write_text("no picture")
@@ -212,7 +219,7 @@ def test_masks_give_label_and_area(tmp_path: Path, capsys) -> None:
     picture(tmp_path / "images" / "f.jpg")
     line = ["data", "from-masks", str(tmp_path / "images"), str(tmp_path / "masks")]
     assert main(line) == 1
-    assert "no mask" in capsys.readouterr().err
+    assert re.search(r"Call each mask .*--without_mask .* no mask of f\.jpg\.", capsys.readouterr().err)
     assert main([*line, "--without_mask", "leave_out"]) == 0
     assert "without a mask: 1 " in capsys.readouterr().out
     assert main([*line, "--without_mask", "negative"]) == 0
@@ -246,7 +253,7 @@ def test_folders_that_cannot_be_used_are_refused(folders: Path, capsys) -> None:
     (folders / "empty").mkdir()
     for positive, negative, problem in (
         ("none", "no", "There is no folder"),
-        ("yes", "empty", "There is no picture in"),
+        ("yes", "empty", "There is no picture (png, "),
         ("yes", "yes", "lie in each other"),
         (".", "no", "lie in each other"),
     ):

@@ -150,7 +150,7 @@ def test_the_program_says_what_it_takes_up_and_writes_nothing_unasked(folder: Pa
     assert not (folder / "dataset-given.json").exists()
 
     shown = label(folder, meanwhile=lambda: Journal(folder / "labels.jsonl").give("yes/a.png", Answer(1, 0.4)))
-    assert shown.endswith("Saved. dataset.json: 4 for training, 2 for validation.\n")
+    assert "Saved. dataset.json: 4 for training, 2 for validation.\nFew training images, 4: " in shown
     again = label(folder)
     kept = f"Your answers so far are kept; all else is as in '{folder / 'dataset-given.json'}', the data set before"
     assert f"{kept} them. 1 of" in again

@@ -351,9 +351,27 @@ def test_positive_images_are_asked_for_their_area(browser, served, tmp_path):
         assert page.text("left") == "All answered."
         # what was answered stays, and that it is all is said
         assert "b.png" in page.text("count")
-        assert page.text("finished") == "All 3 answered. Finished: you can close this page. Next: cdws train DATA"
-        page.key("u")
-        page.wait(lambda: page.text("given") == "Positive: how much?")
+        finished = "All 3 answered. Finished: you can close this page. Next: cdws train DATA"
+        assert page.text("finished") == finished
+        page.key("5")  # a stray one
+        page.wait(lambda: "Not changed" in page.text("message"))
+        assert page.text("finished") == finished
+        page = Page(browser, address)  # opened anew it stands on the first one
+        page.key("n")
+        page.wait(lambda: "Not changed" in page.text("message"))
+        assert page.text("finished") == finished
+        assert read_answers(tmp_path / "labels.jsonl") == {"b.png": Answer(1, 0.3)}
+        page.key(Keys.ARROW_RIGHT)
+        page.wait(lambda: "b.png" in page.text("count"))
+        page.key("5")  # of an image that was gone to
+        page.wait(lambda: page.text("finished") == finished)
+        assert page.text("given") == "50 %"
+        browser.find_element("css selector", "#areas [data-area='0.4']").click()
+        page.wait(lambda: page.text("given") == "40 %")
+        assert page.text("finished") == finished
+        for given in ("50 %", "30 %", "Positive: how much?"):
+            page.key("u")
+            page.wait(lambda given=given: page.text("given") == given)
         assert page.text("finished") == ""
         page.key(Keys.ARROW_LEFT)
         page.wait(lambda: page.text("title") == "Is it there?")

@@ -66,6 +66,16 @@ def test_what_is_no_name_of_a_file_costs_no_other_slide(tmp_path, name):
     assert "can't be read (" in problem
 
 
+def test_a_folder_of_pictures_needs_no_overlay_of_slides(tmp_path, caplog):
+    (tmp_path / "none").mkdir()
+    touch(*(tmp_path / f"{number}.png" for number in range(30)))
+    with pytest.raises(InputError, match=r"There is no slide .* but pictures: leave --overlay slides out"):
+        list_slides(tmp_path)
+    assert "29.png" not in caplog.text  # not a list of all of them
+    with pytest.raises(InputError, match=r"There is no slide .* name one"):
+        list_slides(tmp_path / "none")
+
+
 def test_maps_of_an_earlier_inference_are_no_slides(tmp_path, caplog):
     touch(*(tmp_path / f"a{ending}" for ending in (".ome.tif", ".json", "_mask.ome.tif", "_probability.ome.tif")))
     for name in ("a_seg", "b_seg"):

@@ -19,10 +19,12 @@ const buttons = { none: () => give(0, null), some: () => give(1, null), unsure: 
   draw: () => choose("draw"), move: () => choose("move"), remove: removeField };
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
 
-const keys = { n: buttons.none, a: buttons.some, s: buttons.unsure, u: undo, Backspace: undo, ArrowLeft: buttons.previous,
+// once the page has said that all are answered, an answer by key is for an image that was gone to since
+const keyed = answer => () => $("finished").hidden ? answer() : say("Not changed: go to an image (arrows, G) to change its answer.");
+const keys = { n: keyed(buttons.none), a: keyed(buttons.some), s: keyed(buttons.unsure), u: undo, Backspace: undo, ArrowLeft: buttons.previous,
   ArrowRight: buttons.next, z: wholeOrFull, "+": buttons.closer, "=": buttons.closer, "-": buttons.farther, "?": buttons.help,
   g: showOverview, r: compare, c: comment, d: buttons.draw, m: buttons.move, x: removeField };
-for (let digit = 0; digit <= 9; digit++) keys[digit] = () => give(1, (digit || 10) / 10);
+for (let digit = 0; digit <= 9; digit++) keys[digit] = keyed(() => give(1, (digit || 10) / 10));
 const pans = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
@@ -59,13 +61,12 @@ async function send(path, body, failed) {
 
 async function give(label, area) {
   if (label !== null && !isSeen(state.sources[at], "S")) return;
-  const wasOpen = state.order.some(position => !(position in state.answers));
   if (!await saveComment() || !await send("answer", { image: at, label, area }, "Not saved.")) return;
   pace.push(Date.now() - began);
   pace = pace.slice(-20);
   const said = describe(state.answers[at]), open = state.order.filter(position => !(position in state.answers));
   $("viewer").focus({ preventScroll: true }); // the next Space or Enter is for the next image, and answers nothing
-  if (!open.length && wasOpen) return finish();
+  if (!open.length && (!route || at === route[route.length - 1])) return finish();
   show(route ? route[Math.min(route.indexOf(at) + 1, route.length - 1)] : firstOpen(1));
   $("spoken").textContent = `${said}. ${$("spoken").textContent}`;
 }
