@@ -90,7 +90,7 @@ class ImageThreshold:
     def note(self, drawn: str) -> str:
         """What a page says of how its results came about; `drawn` is how their outlines did."""
         said = f"{self} {drawn}" + (f" Model: {self.model}." if self.model else "")
-        return said if self.compared else f"{said} No evaluation has compared its outlines with masks."
+        return said if self.compared else f"{said} On your images no evaluation has compared its outlines with masks."
 
 
 def _read_metrics(metrics: str | None) -> dict[str, Any]:

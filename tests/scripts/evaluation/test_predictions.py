@@ -123,7 +123,7 @@ def test_a_threshold_is_of_one_model_at_one_size(tmp_path: Path, said: dict, why
     is_positive = ImageThreshold("auto", str(tmp_path / "metrics.json"), [8, 6], model)
     assert is_positive.value == (0.3 if "chosen" in why else 0.5)
     assert re.search(why, str(is_positive))
-    not_compared = "" if "chosen" in why else " No evaluation has compared its outlines with masks."
+    not_compared = "" if "chosen" in why else " On your images no evaluation has compared its outlines with masks."
     assert is_positive.note("Drawn.").endswith(f" Drawn. Model: m.pt.{not_compared}")
 
 
@@ -131,7 +131,7 @@ def test_a_threshold_is_of_one_model_at_one_size(tmp_path: Path, said: dict, why
 def test_the_page_says_where_no_masks_have_been_compared(tmp_path: Path, f_pos: dict, compared: bool) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"image_threshold": 0.3, **f_pos}))
     note = ImageThreshold("auto", str(tmp_path / "metrics.json")).note("Drawn.")
-    assert ("No evaluation has compared its outlines with masks." in note) != compared
+    assert ("On your images no evaluation has compared its outlines with masks." in note) != compared
 
 
 @pytest.mark.parametrize("value", [1.5, "high", True, None])
