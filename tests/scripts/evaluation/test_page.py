@@ -218,6 +218,11 @@ def test_in_a_browser_by_pointer_and_keys(browser, tmp_path) -> None:
     page.write()
     browser.get((tmp_path / "index.html").as_uri())
     assert shown(browser) == ["a9", "a10", "b", "c"]  # numbers in names by their value
+    small = browser.find_element("css selector", ".card .map").screenshot_as_png
+    grey = Image.open(io.BytesIO(small)).convert("L")
+    likely, unlikely = (grey.getpixel((round(part * grey.width), grey.height // 2)) for part in (0.25, 0.75))
+    assert likely > 150  # as in the colour bar
+    assert unlikely < 60
     name, probability = browser.find_elements("css selector", "#sort button")[:2]
     probability.click()
     assert shown(browser) == ["a9", "c", "a10", "b"]  # the largest first, what is not known last
