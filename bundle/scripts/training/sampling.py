@@ -26,6 +26,7 @@ import torch
 from monai.data import CacheDataset
 from torch.utils.data import Sampler
 
+from scripts.runtime.bars import on_terminal
 from scripts.runtime.processes import agreed_seed, process_count, process_rank
 from scripts.runtime.values import fraction, whole_number
 
@@ -135,10 +136,10 @@ class SeededDataset(CacheDataset):
     """
     `CacheDataset` whose random transforms draw the same for an image in an epoch, whoever asks for it and when.
 
-    Its copies in loader processes that outlive an epoch know the number of the epoch too.
+    Its copies in loader processes that outlive an epoch know the number of the epoch too. Its bar is left out of logs.
 
     Args:
-        seed: of the random transforms; None leaves them to their own random state.
+        seed: of the random transforms; None, where there are none, leaves them to their own random state.
         kwargs: see `CacheDataset`; the transform must be a `Compose`.
     """
 
@@ -146,7 +147,7 @@ class SeededDataset(CacheDataset):
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         fraction("cache_rate", kwargs.get("cache_rate", 1.0))
-        super().__init__(**kwargs)
+        super().__init__(**{"progress": on_terminal(), **kwargs})
 
     def set_epoch(self, epoch: int) -> None:
         """Number of the epoch whose images are asked for next."""

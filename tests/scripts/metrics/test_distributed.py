@@ -74,7 +74,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         for rank in range(2)
     ]
     for worker in workers:
-        output = worker.communicate(timeout=120)[0]
+        output = worker.communicate(timeout=300)[0]
         assert worker.returncode == 0
         results = json.loads(output.splitlines()[-1])
         assert results["uneven"] == results["one has none"] == expected
