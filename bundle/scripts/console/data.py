@@ -152,9 +152,7 @@ def _write(kind: str, options: Namespace) -> int:
     positive = [item for items in splits.values() for item in items if item["label"]]
     unknown = sum("area" not in item for item in positive)
     notes += _area_notes(kind, unknown, len(positive))
-    notes += _size_notes(items)
-    few = few_images(len(splits["training"]))
-    notes += [few] if few else []
+    notes += filter(None, [_size_note(items), few_images(len(splits["training"]))])
     _report(path, splits, notes)
     outside = " --allow_outside True" if existing.is_outside(items, path.parent) else ""
     data = shlex.quote(str(path if path.name != "dataset.json" else path.parent))
@@ -205,15 +203,14 @@ def _area_notes(kind: str, unknown: int, positive: int) -> list[str]:
     return [f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."]
 
 
-def _size_notes(items: Sequence[dict]) -> list[str]:
+def _size_note(items: Sequence[dict]) -> str | None:
     """What the user should know of large pictures, which the recommended training shrinks; none of parts of slides."""
     from scripts.images.originals import originals_of, shrunk_far
     from scripts.images.pictures import is_picture, picture_size
 
     sizes = [picture_size(item["image"])[::-1] for item in items if is_picture(item["image"]) and "region" not in item]
     usual, size = originals_of(sizes), top_of(config_files("train", "recommended"))["spatial_size"]
-    large = shrunk_far(usual, size) if usual else None
-    return [large] if large else []
+    return shrunk_far(usual, size) if usual else None
 
 
 def _group_notes(kind: str, items: Sequence[dict], grouped: bool) -> list[str]:

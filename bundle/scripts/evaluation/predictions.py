@@ -29,7 +29,6 @@ from scripts.evaluation.scores import is_rough
 from scripts.losses.instances import instances_of
 from scripts.losses.pooling import Pooling
 from scripts.runtime.command_line import typed_setting
-from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, refuse_to_replace, result_name, write_rows
 from scripts.runtime.values import fraction, is_number, is_whole
 
@@ -219,7 +218,7 @@ class PredictionTable:
         """
         row = (path, f"{probability:.6g}", f"{area:.6g}", self.is_positive(probability), *more)
         self._write("a", [row])
-        name = results or _name_of(path)
+        name = results or result_name(path)
         self.names.add(name)
         files = {
             ending[1:]: f"{name}{ending}" for ending in RESULTS if self.path.with_name(f"{name}{ending}").is_file()
@@ -231,7 +230,7 @@ class PredictionTable:
     def _remove(self, names: Iterable[str]) -> None:
         """Remove the results of these names from the folder, and say so."""
         removed = set()
-        for name in sorted(filter(None, names)):
+        for name in sorted(names):
             for path in (self.path.with_name(f"{name}{ending}") for ending in RESULTS):
                 if path.is_file():
                     path.unlink()
@@ -246,14 +245,6 @@ class PredictionTable:
     def _write(self, mode: str, rows: list[tuple]) -> None:
         with self.partial.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
             write_rows(file, rows)
-
-
-def _name_of(path: str) -> str:
-    """What the results of an image are called; nothing where there can be none, as of a line that isn't ours."""
-    try:
-        return result_name(path)
-    except InputError:
-        return ""
 
 
 def image_probability(item: dict, pool: Pooling, tissue: torch.Tensor | None = None) -> float:
