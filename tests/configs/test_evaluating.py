@@ -71,6 +71,32 @@ def test_images_kept_in_memory_are_scored_as_others(configs, red_detector, tests
     assert scores[0] == scores[1]
 
 
+def test_a_part_that_is_too_small_is_neither_scored_nor_written(configs, red_detector, tests_alone):
+    """Four red pixels of 1024 beside the true half: F is 1024 / 1028 with them, and 1 without."""
+    picture = np.asarray(Image.open(tests_alone / "b.png")).copy()
+    picture[8:10, 4:6, 0] = 255
+    (tests_alone / "dataset.json").write_text(
+        json.dumps({"test": [{"image": "b.png", "label": 1, "mask": "mask.png"}, {"image": "c.png", "label": 0}]})
+    )
+    Image.fromarray(picture).save(tests_alone / "b.png")
+    for min_part, expected in ((4 / SIDE**2, 1024 / 1028), (5 / SIDE**2, 1.0)):
+        evaluate(configs, red_detector, tests_alone, min_part=min_part)
+        assert json.loads((tests_alone / "out" / "metrics.json").read_text())["f_pos"] == pytest.approx(expected)
+        run(
+            "inferring",
+            config_file=str(configs / "inference.json"),
+            dataset_dir=str(tests_alone / "b.png"),
+            output_dir=str(tests_alone / "out"),
+            ckpt_path=str(red_detector),
+            fusion_weights=[1.0, 0.0, 0.0],
+            spatial_size=[SIDE, SIDE],
+            min_part=min_part,
+            logging_file=False,
+        )
+        mask = np.asarray(Image.open(tests_alone / "out" / "predictions" / "b_mask.png")) > 0
+        assert mask.sum() == (516 if expected < 1 else 512)
+
+
 def test_a_test_set_alone_is_scored_without_what_validation_would_choose(configs, red_detector, tests_alone, caplog):
     evaluate(configs, red_detector, tests_alone)
     metrics = json.loads((tests_alone / "out" / "metrics.json").read_text())

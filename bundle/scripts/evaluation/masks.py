@@ -13,17 +13,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from monai.transforms import AsDiscreted, CopyItemsd, Invertd, Transform
 
+from scripts.images.small_parts import WithoutSmallPartsd
 from scripts.losses.instances import SuperpixelMeand
 from scripts.runtime.values import fraction, truth_value
 
 __all__ = ["map_to_mask"]
 
 
-def map_to_mask(preprocessing: Callable, threshold: float = 0.5, superpixels: bool = False) -> list[Transform]:
+def map_to_mask(
+    preprocessing: Callable,
+    threshold: float = 0.5,
+    superpixels: bool = False,
+    min_part: float = 0.0,
+    spatial_size: Sequence[int] = (0, 0),
+) -> list[Transform]:
     """
     Transforms from ``pred``, a map (1, W, H) as the network gives it, to ``pred``, a mask of the size of the file.
 
@@ -34,15 +41,19 @@ def map_to_mask(preprocessing: Callable, threshold: float = 0.5, superpixels: bo
         preprocessing: of the image; it is undone.
         threshold: probability from which on a pixel is positive.
         superpixels: whether all pixels of a superpixel get their mean.
+        min_part: part of a training image below which holes and islands of the map are not kept, see
+            `WithoutSmallPartsd`; 0 keeps all.
+        spatial_size: of a training image, as the network saw it; for `min_part`.
 
     Raises:
-        InputError: when the threshold is no fraction, or `superpixels` neither True nor False.
+        InputError: when the threshold or `min_part` is no fraction, or `superpixels` neither True nor False.
     """
     fraction("threshold", threshold)
     truth_value("superpixels", superpixels)
     kept = {"pred": "probability", "mask": "truth", "superpixels": "instances"}
     return [
         *([SuperpixelMeand("pred")] if superpixels else []),
+        WithoutSmallPartsd("pred", min_part, spatial_size),
         Invertd(
             ["pred", "superpixels"],
             transform=preprocessing,

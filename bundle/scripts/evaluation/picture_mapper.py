@@ -35,12 +35,13 @@ class PictureMapper:
 
     Args:
         network: with its weights, told its size by `MapNetwork.for_size`. It is put into evaluation mode.
+        min_part: see `map_to_mask`.
 
     Raises:
-        InputError: when the network does not know its size.
+        InputError: when the network does not know its size, or `min_part` is no fraction.
     """
 
-    def __init__(self, network: MapNetwork) -> None:
+    def __init__(self, network: MapNetwork, min_part: float = 0.0) -> None:
         if network.spatial_size is None:
             raise InputError("The network does not know the size of its images; say it with for_size([height, width]).")
         self.network = network.eval()
@@ -50,7 +51,9 @@ class PictureMapper:
                 NormalizeIntensityd("image", IMAGENET_MEAN, IMAGENET_STD, channel_wise=True),
             ]
         )
-        self.postprocessing = Compose(map_to_mask(self.preprocessing))
+        self.postprocessing = Compose(
+            map_to_mask(self.preprocessing, min_part=min_part, spatial_size=network.spatial_size)
+        )
 
     @torch.inference_mode()
     def __call__(self, picture: np.ndarray) -> np.ndarray:

@@ -17,52 +17,19 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 
-import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
-from skimage.morphology import area_closing, area_opening
 
 from scripts.data.rough_area import rough_area
+from scripts.images.small_parts import LARGEST_SHARE, without_small_parts
 from scripts.networks.map_network import MapNetwork
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import fraction
 from scripts.training.checkpoints import NetworkLoader
 from scripts.training.record import describe
 
-__all__ = ["RankingMapd", "without_small_parts"]
-
-LEVELS = 65535  # of a map that is told apart by them
-LARGEST_SHARE = 0.25  # of what is surely positive, that a small part may have
-
-
-def without_small_parts(ranking: torch.Tensor, smallest: float, surely: float) -> torch.Tensor:
-    """
-    Fill the holes and level the islands of a map that are smaller than a part of the image.
-
-    An outline that is drawn by hand goes around lumens, and around no single nucleus. At every level of the map, holes
-    are filled first, then islands are levelled (area closing and opening). Where little is positive, a part is small
-    only below a quarter of that.
-
-    Args:
-        ranking: (1, W, H) in 0..1.
-        smallest: part of the image, 0..1.
-        surely: part of the image that is positive at least, 0..1.
-
-    Returns:
-        (1, W, H) float32.
-
-    Examples:
-        >>> ranking = torch.full((1, 4, 5), 0.8)
-        >>> ranking[0, 1, 2] = 0.2  # a hole of one pixel in twenty
-        >>> without_small_parts(ranking, smallest=0.1, surely=0.5).min()
-        tensor(0.8000)
-    """
-    pixels = math.ceil(min(smallest, LARGEST_SHARE * surely) * ranking[0].numel())
-    levels = (ranking[0] * LEVELS).round().numpy().astype(np.uint16)
-    if pixels > 1:
-        levels = area_opening(area_closing(levels, pixels), pixels)
-    return torch.from_numpy(levels.astype(np.float32) / LEVELS)[None]
+__all__ = ["RankingMapd"]
 
 
 class RankingMapd(MapTransform):
@@ -78,7 +45,8 @@ class RankingMapd(MapTransform):
         names: key of the result, (1, W, H) float32 in 0..1.
         network: of the same kind as those that are loaded.
         paths: of their checkpoints, or of one.
-        smallest: part of the image below which holes and islands are not kept, see `without_small_parts`; 0 keeps all.
+        smallest: part of the image below which holes and islands are not kept, see `without_small_parts`, and at most
+            a quarter of what is surely positive; 0 keeps all.
         area_step: the step to which areas are rounded up: a less a step is surely positive.
 
     Raises:
@@ -119,8 +87,8 @@ class RankingMapd(MapTransform):
             if math.isnan(area):
                 area = self._area(ranking, d.get("valid"))
                 d["label"] = torch.tensor([label, area])
-            surely = area - self.area_step
-            d[name] = without_small_parts(ranking, self.smallest, surely) if self.smallest and surely > 0 else ranking
+            smallest = min(self.smallest, LARGEST_SHARE * (area - self.area_step))
+            d[name] = without_small_parts(ranking, smallest * ranking.numel()) if smallest > 0 else ranking
         return d
 
     @torch.no_grad()

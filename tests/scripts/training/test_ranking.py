@@ -17,7 +17,7 @@ import pytest
 import torch
 from scripts.networks.map_network import MapNetwork
 from scripts.runtime.errors import InputError
-from scripts.training.ranking import RankingMapd, without_small_parts
+from scripts.training.ranking import RankingMapd
 from scripts.training.record import describe
 from torch import nn
 
@@ -85,34 +85,6 @@ def test_the_record_tells_other_weights(checkpoints: list[str]) -> None:
 def test_a_missing_checkpoint_is_named(paths: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RankingMapd("image", "ranking", LeftColumn(), paths)
-
-
-def test_small_holes_are_filled_and_small_islands_levelled_at_every_level() -> None:
-    """Of 20 pixels, a part of less than 0.15 has one or two: a hole in 0.9, one at 0.5's side, and an island in 0.1."""
-    ranking = torch.tensor(
-        [
-            [0.9, 0.9, 0.9, 0.1, 0.1],
-            [0.9, 0.2, 0.9, 0.1, 0.7],
-            [0.9, 0.9, 0.9, 0.1, 0.1],
-            [0.3, 0.5, 0.3, 0.1, 0.1],
-        ]
-    )
-    expected = ranking.clone()
-    expected[1, 1] = 0.9
-    expected[1, 4] = 0.1
-    expected[3, 0] = 0.5
-    found = without_small_parts(ranking[None], smallest=0.15, surely=0.6)
-    torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=0)
-
-
-def test_a_part_counts_as_small_up_to_a_quarter_of_what_is_positive() -> None:
-    """Of 0.1, ten pixels of 100, an island of three is more than a quarter, one of two is not."""
-    ranking = torch.zeros(1, 10, 10)
-    ranking[0, 1, 1:4] = 0.8
-    ranking[0, 7, 1:3] = 0.6
-    found = without_small_parts(ranking, smallest=0.2, surely=0.1)
-    torch.testing.assert_close(found[0, 1, 1:4], torch.full((3,), 0.8), atol=1e-4, rtol=0)
-    assert found[0, 7].max() == 0
 
 
 def test_the_ranking_of_an_image_is_without_its_small_parts(checkpoints: list[str]) -> None:
