@@ -18,20 +18,21 @@ import torch.nn.functional as F
 
 __all__ = ["guided_filter"]
 
-FLAT = 0.06  # variance of an image normalised by ImageNet's deviation; where it has less, there is no edge
+FLAT = 0.06  # of an image normalised by ImageNet's deviation: 0.003 of one in 0..1
 
 
-def guided_filter(guide: torch.Tensor, probability: torch.Tensor, radius: int) -> torch.Tensor:
+def guided_filter(guide: torch.Tensor, probability: torch.Tensor, radius: int, flat: float = FLAT) -> torch.Tensor:
     """
     The guided filter (He, Sun and Tang 2013, doi:10.1109/TPAMI.2012.213), with one channel as its guide.
 
     In each square window the map is replaced by the linear function of the guide that is nearest to it, its slope held
-    down by `FLAT`; a pixel gets the mean over the windows that it is in. At the image's borders windows are cut off.
+    down by `flat`; a pixel gets the mean over the windows that it is in. At the image's borders windows are cut off.
 
     Args:
         guide: (B, 1, H, W), normalised by ImageNet's mean and standard deviation.
         probability: (B, 1, H, W) in 0..1.
         radius: of the windows in pixels, which are of 2 radius + 1; at least 1.
+        flat: variance of the guide; where it has less, there is no edge.
 
     Returns:
         (B, 1, H, W) float32 in 0..1.
@@ -40,7 +41,7 @@ def guided_filter(guide: torch.Tensor, probability: torch.Tensor, radius: int) -
     mean, mean_value = _window_mean(image, radius), _window_mean(value, radius)
     covariance = _window_mean(image * value, radius) - mean * mean_value
     variance = _window_mean(image * image, radius) - mean * mean
-    slope = covariance / (variance + FLAT)
+    slope = covariance / (variance + flat)
     offset = mean_value - slope * mean
     return (_window_mean(slope, radius) * image + _window_mean(offset, radius)).clamp(0.0, 1.0)
 

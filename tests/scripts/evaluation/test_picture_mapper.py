@@ -24,7 +24,7 @@ from scripts.networks import CDWSNet
 from scripts.runtime.errors import InputError
 
 
-@pytest.mark.parametrize(("radius", "min_part"), [(0, 0.0), (2, 0.05)])
+@pytest.mark.parametrize(("radius", "min_part"), [(0, 0.0), (1, 0.002)])
 def test_the_map_of_an_array_is_that_of_its_file(
     configs, lively_network, radius: int, min_part: float, tmp_path: Path
 ) -> None:
@@ -39,7 +39,7 @@ def test_the_map_of_an_array_is_that_of_its_file(
     written = np.asarray(Image.open(tmp_path / "out" / "a_probability.png")) / 65535
     probability = PictureMapper(network.guided(radius), min_part)(picture)
     assert probability.shape == (40, 90)
-    assert np.ptp(written) > 0.2
+    assert np.ptp(written) > 0.1
     np.testing.assert_allclose(probability, written, atol=2e-5)
 
 
