@@ -81,7 +81,6 @@ def test_onnx_runtime_gives_pytorchs_maps_of_the_weights_that_are_loaded(configs
         parser = ConfigParser()
         parser.read_config([str(configs / f"{name}.json") for name in ("inference", overlay, *added)])
         parser.update({"bundle_root": str(configs.parent), "spatial_size": [64, 64], "tta": True, "device": "cpu"})
-        parser["guided_filter"] = 3
         networks.append(parser.get_parsed_content("network").eval())
     plain, network = networks
     for seed in (0, 1):

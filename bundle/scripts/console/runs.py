@@ -73,8 +73,7 @@ AREA_RANKED, NEXT_ROUND, ROUNDS = "area_ranked", "next_round", 2
 NEXT = {"train": "evaluate", "evaluate": "infer"}
 # settings that the next command needs as well: where things are, and what turns an image into a map
 CARRIED = ("output_dir", "ckpt_dir", "ckpt_path", "allow_outside", "superpixel_cache", "n_segments", "encoder")
-CARRIED += ("stages", "tta", "guided_filter", "min_part", "fusion_weights", "pooling", "r", "top_fraction")
-CARRIED += ("in_channels", "device")
+CARRIED += ("stages", "tta", "min_part", "fusion_weights", "pooling", "r", "top_fraction", "in_channels", "device")
 DEMO_SEED = "0"
 DEMO_SCORES = ("f_pos", "f_neg", "all_ones_f_pos", "all_ones_f_neg", "auc")
 

@@ -50,5 +50,5 @@ class TrainedModel:
     shipped: bool
 
     def scripted(self) -> torch.jit.ScriptModule:
-        """The network as TorchScript, which takes any size and number of images; with its flips and filter, if any."""
+        """The network as TorchScript, which takes any size and number of images; flips are averaged if it does."""
         return torch.jit.script(self.network)

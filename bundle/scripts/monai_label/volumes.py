@@ -87,12 +87,11 @@ class PictureOrSliceInferer(Inferer):
         spatial_size: size of the network's input.
         tta: whether maps are averaged over flips, see `MapNetwork.averaging_flips`: MONAI Label takes ``network_def``,
             and leaves ``network``, which says so.
-        guided_filter: see `MapNetwork.guided`; for the same reason.
     """
 
-    def __init__(self, spatial_size: Sequence[int], tta: bool = False, guided_filter: int = 0) -> None:
+    def __init__(self, spatial_size: Sequence[int], tta: bool = False) -> None:
         super().__init__()
-        self.tta, self.guided_filter = tta, guided_filter
+        self.tta = tta
         self.resize = SmoothResize(spatial_size, mode="bilinear", anti_aliasing=True)
 
     def __call__(
@@ -101,8 +100,6 @@ class PictureOrSliceInferer(Inferer):
         """(B, C, W, H) to (B, M, W, H), or (B, C, W, H, D) to (B, M, W, H, D)."""
         if self.tta:
             network.averaging_flips(True)
-        if self.guided_filter:
-            network.guided(self.guided_filter)
         if inputs.ndim == 4:
             return network(inputs, *args, **kwargs)
         volumes = convert_to_tensor(inputs, track_meta=False)

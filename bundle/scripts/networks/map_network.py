@@ -23,10 +23,9 @@ from torch import nn
 
 from scripts.images.limits import MIN_SIZE
 from scripts.images.originals import Originals, shrunk_far
-from scripts.networks.guided_filter import guided_filter
 from scripts.networks.weights import not_finite, not_floating
 from scripts.runtime.errors import InputError
-from scripts.runtime.values import image_size, truth_value, whole_number
+from scripts.runtime.values import image_size, truth_value
 
 __all__ = ["MapNetwork", "check_finite", "trained_as", "trained_as_name", "trained_originals"]
 
@@ -115,7 +114,6 @@ class MapNetwork(nn.Module):
         self.spatial_size: tuple[int, int] | None = None
         self._originals: Originals | None = None
         self.tta = False
-        self.guided_radius = 0
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """
@@ -138,8 +136,6 @@ class MapNetwork(nn.Module):
             for axes in [[2], [3], [2, 3]]:
                 answer = answer + self.maps(image.flip(axes))[:, :1].flip(axes)
             answer = answer / 4
-        if self.guided_radius > 0:
-            answer = guided_filter(image.mean(1, keepdim=True), answer, self.guided_radius)
         return answer
 
     def receptive_fields(self) -> dict[str, tuple[int, int]]:
@@ -176,20 +172,6 @@ class MapNetwork(nn.Module):
         """
         truth_value("tta", tta)
         self.tta = tta
-        return self
-
-    def guided(self: Network, radius: int) -> Network:
-        """
-        The network itself, whose answer in evaluation is from now on smoothed along the image, see `guided_filter`.
-
-        Args:
-            radius: in pixels of the network's input; 0 leaves the answer as it is.
-
-        Raises:
-            InputError: when `radius` is no whole number, or below 0.
-        """
-        whole_number("guided_filter", radius, 0)
-        self.guided_radius = radius
         return self
 
     def get_extra_state(self) -> torch.Tensor:

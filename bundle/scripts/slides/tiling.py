@@ -123,5 +123,4 @@ def exact_margin(network: MapNetwork) -> tuple[int, int, bool]:
     if not isinstance(network, CDWSNet):
         return UNKNOWN_MARGIN, UNKNOWN_STRIDE, False
     field, stride = max(network.receptive_fields().values())
-    reach = field / 2 + stride + 2 * network.guided_radius
-    return math.ceil(reach / stride) * stride, stride, True
+    return math.ceil((field / 2 + stride) / stride) * stride, stride, True

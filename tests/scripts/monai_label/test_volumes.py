@@ -53,14 +53,6 @@ def test_maps_are_averaged_over_flips_if_asked_to(lively_network) -> None:
         torch.testing.assert_close(PictureOrSliceInferer((8, 8), tta=True)(image, network)[:, :1], expected[:, :1])
 
 
-def test_maps_are_guided_if_asked_to(lively_network) -> None:
-    image, network = volumes(1, 3, 16, 24), deepcopy(lively_network)
-    with torch.no_grad():
-        expected = deepcopy(network).guided(2)(image)
-        assert not torch.allclose(network(image), expected)
-        assert torch.equal(PictureOrSliceInferer((8, 8), guided_filter=2)(image, network), expected)
-
-
 @pytest.mark.parametrize("size", [(8, 12), (40, 60)])
 def test_slices_are_resized_like_pictures_and_back(size: tuple[int, int]) -> None:
     image = volumes(2, 3, 20, 30, 4)
