@@ -22,7 +22,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 
 from scripts.data.rough_area import rough_area
-from scripts.images.small_parts import LARGEST_SHARE, without_small_parts
+from scripts.images.small_parts import without_small_parts
 from scripts.networks.map_network import MapNetwork
 from scripts.runtime.errors import InputError
 from scripts.runtime.values import fraction
@@ -30,6 +30,8 @@ from scripts.training.checkpoints import NetworkLoader
 from scripts.training.record import describe
 
 __all__ = ["RankingMapd"]
+
+LARGEST_SHARE = 0.25  # of what is surely positive, that a small part may have
 
 
 class RankingMapd(MapTransform):

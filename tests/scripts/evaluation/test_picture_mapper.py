@@ -26,7 +26,7 @@ from scripts.runtime.errors import InputError
 
 @pytest.mark.parametrize("min_part", [0.0, 0.0007])
 def test_the_map_of_an_array_is_that_of_its_file(configs, lively_network, min_part: float, tmp_path: Path) -> None:
-    """Not square, so that height and width can't be taken for each other; 16 bits are 1.5e-5 apart, and rounded to twice."""
+    """Not square, so that height and width can't be taken for each other; 16 bits are 1.5e-5 apart, and twice."""
     network = copy.deepcopy(lively_network).for_size([48, 64])
     torch.save(network.state_dict(), tmp_path / "model.pt")
     picture = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)

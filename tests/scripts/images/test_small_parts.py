@@ -39,23 +39,35 @@ def test_small_holes_are_filled_and_small_islands_levelled_at_every_level() -> N
         torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=0)
 
 
-def test_a_part_is_small_up_to_a_quarter_of_what_is_positive() -> None:
-    """Of a sum of 10, an island of 3 is more than a quarter, one of 2 is not; no other is looked at."""
+def holed(hole: int) -> torch.Tensor:
+    """(1, 10, 10): a block of 8 x 8 with a hole of so many pixels."""
     probability = torch.zeros(1, 10, 10)
-    probability[0, 1:3, 1:4] = 1.0
-    probability[0, 5, 1:4] = 0.8
-    probability[0, 7, 1:3] = 0.8
-    found = WithoutSmallPartsd("pred", 0.2, (10, 10))({"pred": probability})["pred"]
-    expected = probability.clone()
-    expected[0, 7] = 0
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    probability[0, 1:9, 1:9] = 1.0
+    for pixel in range(hole):
+        probability[0, 3 + pixel % 2, 2 + pixel // 2] = 0.0
+    return probability
 
 
-def test_what_is_marked_alone_stays_however_small() -> None:
+def islands(small: int) -> torch.Tensor:
+    """(1, 10, 10): an island of 40 pixels, and one of so many."""
     probability = torch.zeros(1, 10, 10)
-    probability[0, 4, 4] = 0.9
-    found = WithoutSmallPartsd("pred", 0.5, (10, 10))({"pred": probability})["pred"]
-    torch.testing.assert_close(found, probability, atol=1e-4, rtol=0)
+    probability[0, :4] = 1.0
+    probability[0, 6, :small] = 1.0
+    return probability
+
+
+def test_what_would_change_an_eighth_of_the_map_stays() -> None:
+    """Filled: 7 of 57, 8 of 56 pixels; levelled: 5 of 45, 6 of 46. An eighth lies between them."""
+    assert torch.equal(without_small_parts(holed(7), 9), holed(0))
+    assert torch.equal(without_small_parts(holed(8), 9), holed(8))
+    assert torch.equal(without_small_parts(islands(5), 7), islands(0))
+    assert torch.equal(without_small_parts(islands(6), 7), islands(6))
+
+
+def test_small_structures_stay_where_there_are_no_others() -> None:
+    probability = torch.zeros(1, 10, 10)
+    probability[0, ::3, ::3] = 0.9
+    torch.testing.assert_close(without_small_parts(probability, 5), probability, atol=1e-4, rtol=0)
 
 
 def test_parts_are_measured_against_the_training_images_not_the_picture() -> None:

@@ -88,18 +88,18 @@ def test_a_missing_checkpoint_is_named(paths: list[str], message: str) -> None:
 
 
 def test_the_ranking_of_an_image_is_without_its_small_parts(checkpoints: list[str]) -> None:
-    """Of two columns of 0.2, see above, one has a dark pixel: what it leaves are islands of a ninth of the image."""
-    image = torch.ones(1, 3, 3)
+    """Of two columns of 0.2, see above, one has a dark pixel that leaves an island of one of 36."""
+    image = torch.ones(1, 12, 3)
     image[0, 1, 0] = 0.0
     item = {"image": image, "label": torch.tensor([1.0, 1.0])}
-    kept = RankingMapd("image", "ranking", LeftColumn(), checkpoints[0], smallest=0.1)(item)["ranking"]
-    cleaned = RankingMapd("image", "ranking", LeftColumn(), checkpoints[0], smallest=0.12)(item)["ranking"]
-    columns = torch.tensor([[[0.2, 0.0, 0.2], [0.0, 0.0, 0.2], [0.2, 0.0, 0.2]]])
+    kept = RankingMapd("image", "ranking", LeftColumn(), checkpoints[0], smallest=0.02)(item)["ranking"]
+    cleaned = RankingMapd("image", "ranking", LeftColumn(), checkpoints[0], smallest=0.05)(item)["ranking"]
+    columns = torch.tensor([[[0.2, 0.0, 0.2], [0.0, 0.0, 0.2], *[[0.2, 0.0, 0.2]] * 10]])
     torch.testing.assert_close(kept, columns, atol=1e-4, rtol=0)
     uncertain = item | {"label": torch.tensor([1.0, 0.1])}  # of a step: nothing is surely positive
-    ranked = RankingMapd("image", "ranking", LeftColumn(), checkpoints[0], smallest=0.12)(uncertain)["ranking"]
+    ranked = RankingMapd("image", "ranking", LeftColumn(), checkpoints[0], smallest=0.05)(uncertain)["ranking"]
     torch.testing.assert_close(ranked, columns, atol=1e-4, rtol=0)
-    columns[..., 0] = 0
+    columns[0, 0, 0] = 0
     torch.testing.assert_close(cleaned, columns, atol=1e-4, rtol=0)
 
 
