@@ -29,7 +29,7 @@ def map_to_mask(
     threshold: float = 0.5,
     superpixels: bool = False,
     min_part: float = 0.0,
-    spatial_size: Sequence[int] = (0, 0),
+    spatial_size: Sequence[int] | None = None,
 ) -> list[Transform]:
     """
     Transforms from ``pred``, a map (1, W, H) as the network gives it, to ``pred``, a mask of the size of the file.
@@ -43,17 +43,18 @@ def map_to_mask(
         superpixels: whether all pixels of a superpixel get their mean.
         min_part: part of a training image below which holes and islands of the map are not kept, see
             `WithoutSmallPartsd`; 0 keeps all.
-        spatial_size: of a training image, as the network saw it; for `min_part`.
+        spatial_size: of a training image, as the network saw it; `min_part` needs it.
 
     Raises:
         InputError: when the threshold or `min_part` is no fraction, or `superpixels` neither True nor False.
     """
     fraction("threshold", threshold)
     truth_value("superpixels", superpixels)
+    fraction("min_part", min_part)
     kept = {"pred": "probability", "mask": "truth", "superpixels": "instances"}
     return [
         *([SuperpixelMeand("pred")] if superpixels else []),
-        WithoutSmallPartsd("pred", min_part, spatial_size),
+        *([WithoutSmallPartsd("pred", min_part, spatial_size)] if min_part else []),
         Invertd(
             ["pred", "superpixels"],
             transform=preprocessing,

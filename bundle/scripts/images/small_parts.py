@@ -28,7 +28,7 @@ from scripts.runtime.values import fraction
 __all__ = ["WithoutSmallPartsd", "without_small_parts"]
 
 LEVELS = 65535  # of a map that are told apart
-LARGEST_CHANGE = 1 / 8  # of a map's sum. Colon biopsies' maps lose a tenth at most; those of nests and nuclei most
+LARGEST_CHANGE = 1 / 8  # of a map's sum; maps of colon biopsies change by a tenth at most
 
 
 def without_small_parts(probability: torch.Tensor, pixels: float) -> torch.Tensor:
@@ -53,12 +53,12 @@ def without_small_parts(probability: torch.Tensor, pixels: float) -> torch.Tenso
         tensor(0.8000)
     """
     least = math.ceil(pixels)
-    levels = (probability[0] * LEVELS).round().numpy().astype(np.uint16)
+    levels = (probability[0] * LEVELS).round().cpu().numpy().astype(np.uint16)
     for cleaned_of in (area_closing, area_opening) if least > 1 else ():
         cleaned, total = cleaned_of(levels, least), levels.sum(dtype=np.int64)
         if abs(cleaned.sum(dtype=np.int64) - total) <= LARGEST_CHANGE * total:
             levels = cleaned
-    return torch.from_numpy(levels.astype(np.float32) / LEVELS)[None]
+    return torch.from_numpy(levels.astype(np.float32) / LEVELS)[None].to(probability.device)
 
 
 class WithoutSmallPartsd(MapTransform):
@@ -67,7 +67,7 @@ class WithoutSmallPartsd(MapTransform):
 
     Args:
         keys: keys of the maps, (1, W, H), or (1, W, H, D) of D slices.
-        smallest: part of a training image, 0..1; 0 changes nothing.
+        smallest: part of a training image, 0..1; 0 keeps all.
         spatial_size: of a training image, as the network saw it.
 
     Raises:
@@ -81,7 +81,7 @@ class WithoutSmallPartsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         d = dict(data)
-        for key in self.key_iterator(d) if self.pixels else ():
+        for key in self.key_iterator(d):
             value = torch.as_tensor(d[key]).float()
             d[key] = with_metadata_of(d[key], self._cleaned(value))
         return d
