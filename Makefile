@@ -19,7 +19,7 @@ $(INSTALLED): requirements.txt tests/requirements.txt pyproject.toml
 	@touch $@
 	@echo "Installed. Next: . $(VENV)/bin/activate, then cdws -h, or make demo."
 
-demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 4 minutes on 2 CPU cores
+demo: $(INSTALLED)  ## train on the embedded data, evaluate, infer: 3 minutes on 2 CPU cores
 	$(VENV)/bin/cdws demo --seed $(SEED)
 
 study: $(INSTALLED)  ## all experiments of the paper at demo scale, with their report

@@ -53,8 +53,10 @@ def without_small_parts(probability: torch.Tensor, pixels: float) -> torch.Tenso
         tensor(0.8000)
     """
     least = math.ceil(pixels)
+    if least <= 1:
+        return probability.float()
     levels = (probability[0] * LEVELS).round().cpu().numpy().astype(np.uint16)
-    for cleaned_of in (area_closing, area_opening) if least > 1 else ():
+    for cleaned_of in (area_closing, area_opening):
         cleaned, total = cleaned_of(levels, least), levels.sum(dtype=np.int64)
         if abs(cleaned.sum(dtype=np.int64) - total) <= LARGEST_CHANGE * total:
             levels = cleaned
