@@ -16,7 +16,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -146,7 +148,8 @@ class EvaluationReport(ScoreCollector):
         self.summary_writer = summary_writer
         self.boundary = BoundaryFMeasure("all")
         self.pixels = PixelAveragePrecision()
-        self.maps = tempfile.TemporaryDirectory()  # memory must not grow with the images
+        self.maps = Path(tempfile.mkdtemp())  # memory must not grow with the images
+        weakref.finalize(self, shutil.rmtree, self.maps, ignore_errors=True)
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
@@ -293,7 +296,7 @@ class EvaluationReport(ScoreCollector):
         return Example(title, image, truth, probability, probability >= self.threshold)
 
     def _maps_file(self, position: int) -> Path:
-        return Path(self.maps.name) / f"{position}.npz"
+        return self.maps / f"{position}.npz"
 
 
 def _choose_examples(scores: list[ImageScores | None], by_masks: bool) -> dict[str, int]:
