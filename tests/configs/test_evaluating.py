@@ -25,6 +25,8 @@ from matplotlib.axes import Axes
 from monai.bundle import run
 from PIL import Image
 from scripts.data.datalist import load_datalist
+from scripts.evaluation import report
+from scripts.evaluation.scores import score_image
 from scripts.runtime.errors import input_error_of
 
 SIDE = 32
@@ -55,10 +57,9 @@ def evaluate(configs, red_detector, folder, **options):
         output_dir=str(folder / "out"),
         ckpt_path=str(red_detector),
         fusion_weights=[1.0, 0.0, 0.0],
-        split="test",
         spatial_size=[SIDE, SIDE],
         logging_file=False,
-        **options,
+        **{"split": "test"} | options,
     )
 
 
@@ -69,6 +70,26 @@ def test_images_kept_in_memory_are_scored_as_others(configs, red_detector, tests
         scores.append((tests_alone / "out" / "metrics.json").read_text())
         (tests_alone / "out" / "metrics.json").unlink()
     assert scores[0] == scores[1]
+
+
+def test_validation_images_choose_the_same_thresholds_when_they_are_the_scored_ones(
+    configs, red_detector, tests_alone, monkeypatch
+):
+    """In one pass over them, where scoring others takes a second one."""
+    items = json.loads((tests_alone / "dataset.json").read_text())["test"]
+    for item in items:
+        item |= {"area": 0.5} if item["label"] else {}
+    (tests_alone / "dataset.json").write_text(json.dumps({"test": items, "validation": items}))
+    found, scored = {}, []
+    monkeypatch.setattr(report, "score_image", lambda **image: scored.append(image) or score_image(**image))
+    for split in ("test", "validation"):
+        evaluate(configs, red_detector, tests_alone, split=split, area_step=0.25, allow_outside=True)
+        found[split] = json.loads((tests_alone / "out" / "metrics.json").read_text()) | {"split": ""}
+        (tests_alone / "out" / "metrics.json").unlink()
+    assert len(scored) == 2 * 4 + 4
+    assert found["validation"] == found["test"]
+    assert found["validation"]["calibration_images"] == 4
+    assert 0 < found["validation"]["image_threshold"] < 1
 
 
 def test_a_part_that_is_too_small_is_neither_scored_nor_written(configs, red_detector, tests_alone):

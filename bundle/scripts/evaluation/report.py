@@ -122,9 +122,10 @@ class EvaluationReport(ScoreCollector):
     Args:
         output_dir: folder of the files.
         split: name of the split, noted in ``metrics.json``.
-        calibration: collector that has seen the validation images, on which thresholds are chosen.
+        calibration: collector that has seen the validation images, on which thresholds are chosen; it need not have
+            where these are the split.
         summary_writer: of TensorBoard.
-        threshold, pool: see `ScoreCollector`.
+        threshold, pool, area_step: see `ScoreCollector`.
         spatial_size, model: noted in ``metrics.json``: height and width of the network's images, see `used_model`.
     """
 
@@ -136,10 +137,11 @@ class EvaluationReport(ScoreCollector):
         summary_writer: SummaryWriter,
         threshold: float = 0.5,
         pool: Pooling | None = None,
+        area_step: float = 0.1,
         spatial_size: Sequence[int] | None = None,
         model: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(threshold, pool)
+        super().__init__(threshold, pool, area_step)
         self.output_dir = Path(output_dir)
         self.split = split
         self.model = dict(model or {})
@@ -178,7 +180,7 @@ class EvaluationReport(ScoreCollector):
             raise InputError(f"The split '{self.split}' can't be scored: no image of one of the classes could be used.")
         metrics = {"split": self.split, "images": len(scores), **self.model}
         metrics |= {} if self.spatial_size is None else {"spatial_size": self.spatial_size}
-        thresholds, chosen_on = self._thresholds()
+        thresholds, chosen_on = self._thresholds(scores if self.split == "validation" else self.calibration.all_scores())
         metrics |= summarise(scores, thresholds)
         metrics |= {} if thresholds.image is None else {"calibration_images": chosen_on}
         written: list[Path] = []
@@ -230,9 +232,8 @@ class EvaluationReport(ScoreCollector):
             json.dump({k: None if v != v else v for k, v in metrics.items()}, file, indent=4)  # JSON has no NaN
         return written
 
-    def _thresholds(self) -> tuple[Thresholds, int]:
+    def _thresholds(self, scores: list[ImageScores]) -> tuple[Thresholds, int]:
         """Chosen on the validation images, and their number; none where the data set has none of both classes."""
-        scores = self.calibration.all_scores()
         if {s.label for s in scores} == {0, 1}:
             thresholds = choose_thresholds(scores)
             if is_rough(len(scores)):
