@@ -200,6 +200,10 @@ class AreaRankedLoss(nn.Module):
         """Whether the warm-up is over."""
         return self.epoch > self.warm_up
 
+    def ranks(self, target: torch.Tensor) -> torch.Tensor:
+        """Which images' pixels are ranked, the positive ones: of targets (B, 2) boolean (B,)."""
+        return target[:, 0] > 0.5
+
     def forward(
         self,
         prediction: torch.Tensor,

@@ -69,7 +69,8 @@ class AccumulatingTrainer(SupervisedTrainer):
     What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names. A loss with a
     ``teacher_decay`` has a teacher: an exponential average of the network's weights over the steps, which keeps that
     much of itself at each (Tarvainen and Valpola, NeurIPS 2017). Its map (B, 1, H, W) of the same images is the
-    ``ranking`` that such a loss is given whenever it ``needs_ranking``, unless the batch has one already. Where the
+    ``ranking`` that such a loss is given whenever it ``needs_ranking``, unless the batch has one already; it is 0 where
+    the loss has a method ``ranks`` and that says False of an image's target. Where the
     batch has a ``window`` of each image, the network is shown that alone then, the teacher the whole image; the loss is
     told what was ``seen``.
 
@@ -239,8 +240,7 @@ class AccumulatingTrainer(SupervisedTrainer):
                 windows, extra = extra.get("window"), {k: v for k, v in extra.items() if k != "window"}
                 is_ranked = "ranking" in extra or (self.teacher is not None and self.loss_function.needs_ranking)
                 if "ranking" not in extra and is_ranked:
-                    with torch.no_grad():
-                        extra["ranking"] = self.inferer(image, self.teacher)
+                    extra["ranking"] = self._teachers_map(image, label)
                 if windows is None or not is_ranked:
                     prediction = self.inferer(image, self.network)
                 else:
@@ -259,6 +259,16 @@ class AccumulatingTrainer(SupervisedTrainer):
             if gradient is not None:
                 p.grad = gradient if p.grad is None else gradient.add_(p.grad)
         return prediction.detach(), losses.detach()
+
+    @torch.no_grad()
+    def _teachers_map(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self.loss_function, "ranks"):
+            return self.inferer(image, self.teacher)
+        ranked = self.loss_function.ranks(label)
+        ranking = image.new_zeros(len(image), 1, *image.shape[2:])
+        if ranked.any():
+            ranking[ranked] = self.inferer(image[ranked], self.teacher).to(ranking.dtype)
+        return ranking
 
     def _make_room(self, image: torch.Tensor) -> None:
         """Halve what goes through the network at once."""

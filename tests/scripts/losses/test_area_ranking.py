@@ -140,6 +140,15 @@ def test_the_two_losses_of_a_mixed_batch_are_those_of_its_images() -> None:
     assert together.tolist() == pytest.approx(alone, rel=1e-6)
 
 
+def test_only_positive_images_are_ranked() -> None:
+    """The loss of a negative one, -log(1 - p) on average, is the same whatever its ranking."""
+    p, target = torch.tensor([0.5, 0.75]).view(1, 1, 1, 2), torch.tensor([[0.0, torch.nan]])
+    ranked = AreaRankedLoss(area_step=0.25)
+    assert ranked.ranks(torch.tensor([[0.0, 0.0], [1.0, 0.25], [1.0, torch.nan]])).tolist() == [False, True, True]
+    for ranking in (p, 1 - p, torch.zeros_like(p)):
+        assert ranked(p, target, ranking).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
 def test_superpixels_are_ranked_whole() -> None:
     """Means of the ranking are 0.65 and 0.4, of the map 0.7 and 0.35; the first has a quarter surely, half at most."""
     superpixels = torch.tensor([0, 0, 1, 1]).view(1, 1, 2, 2)

@@ -341,6 +341,40 @@ def test_the_teacher_is_the_average_of_the_weights(micro: int) -> None:
     torch.testing.assert_close(torch.cat(loss.rankings), torch.cat(expected))
 
 
+@pytest.mark.parametrize("micro", [1, 2, 5])
+def test_the_teacher_sees_only_images_whose_pixels_are_ranked(micro: int) -> None:
+    class Mean(nn.Module):
+        """(B, 1, H, W) to its pixels times a weight; keeps what it is shown in evaluation."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+            self.shown: list[float] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                self.shown += x[:, 0, 0, 0].tolist()
+            return self.w * x
+
+    class Some(Follow):
+        def ranks(self, target: torch.Tensor) -> torch.Tensor:
+            return target[:, 0] > 0.5
+
+        def forward(self, prediction, target, ranking=None):
+            self.rankings += [] if ranking is None else [ranking]
+            return (prediction - prediction.detach()).flatten(1).sum(1)
+
+    items = [
+        {"image": torch.full((1, 2, 3), value), "label": torch.tensor([label])}
+        for value, label in ((1.0, 0.0), (2.0, 1.0), (3.0, 0.0), (4.0, 1.0), (5.0, 0.0))
+    ]
+    network, loss = Mean(), Some()
+    trainer = trainer_of(items, micro, "all", network, lr=0.0, loss_function=loss, max_epochs=2)
+    trainer.run()
+    assert sorted(trainer.teacher.module.shown) == [2.0, 4.0]
+    assert sorted(torch.cat(loss.rankings).mean(dim=(1, 2, 3)).tolist()) == [0.0, 0.0, 0.0, 2.0, 4.0]
+
+
 def test_a_ranking_that_comes_with_the_images_takes_the_teachers_place() -> None:
     items = [{**item, "ranking": torch.full_like(item["image"], 3.0)} for item in points(4)]
     loss = Follow()
