@@ -232,6 +232,7 @@ def _report_demo(folder: Path) -> None:
     rows = {
         "TensorBoard log": f"tensorboard --logdir {folder}",
         "metrics": folder / "metrics.json",
+        "best, median and worst image": folder / "examples.png",
         "masks, probability maps, overlays": folder / "predictions",
         "scores of the test images": scores.format(**short),
         "look at": folder / "predictions" / "index.html",
