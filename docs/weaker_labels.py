@@ -28,6 +28,8 @@ FEWER: dict[str, Callable[[list[dict], int], list[dict]]] = {
     "20_percent": lambda items, seed: take_subset(items, 0.2, seed),
     "10_percent": lambda items, seed: take_subset(items, 0.1, seed),
     "5_percent": lambda items, seed: take_subset(items, 0.05, seed),
+    "20_percent_spread": lambda items, seed: take_subset(items, 0.2, seed, spread=True),
+    "10_percent_spread": lambda items, seed: take_subset(items, 0.1, seed, spread=True),
 }
 CHANGES = FEWER | {
     "quarters": lambda items, seed: stepped_areas(items, 0.25),

@@ -180,7 +180,8 @@ class EvaluationReport(ScoreCollector):
             raise InputError(f"The split '{self.split}' can't be scored: no image of one of the classes could be used.")
         metrics = {"split": self.split, "images": len(scores), **self.model}
         metrics |= {} if self.spatial_size is None else {"spatial_size": self.spatial_size}
-        thresholds, chosen_on = self._thresholds(scores if self.split == "validation" else self.calibration.all_scores())
+        calibrating = scores if self.split == "validation" else self.calibration.all_scores()
+        thresholds, chosen_on = self._thresholds(calibrating)
         metrics |= summarise(scores, thresholds)
         metrics |= {} if thresholds.image is None else {"calibration_images": chosen_on}
         written: list[Path] = []

@@ -18,6 +18,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def _take(groups: Iterator[list[dict]], counts: Mapping[int, int]) -> list[dict]
     return taken
 
 
-def take_subset(items: Sequence[dict], fraction: float, seed: int) -> list[dict]:
+def take_subset(items: Sequence[dict], fraction: float, seed: int, spread: bool = False) -> list[dict]:
     """
     A part of each class, from as few groups as possible. A larger part of the same seed holds the smaller one.
 
@@ -108,14 +109,19 @@ def take_subset(items: Sequence[dict], fraction: float, seed: int) -> list[dict]
         items: with labels 0 and 1.
         fraction: of each class, in (0, 1], rounded to whole images, at least one.
         seed: of the order in which groups are taken.
+        spread: from as many groups as possible instead: one item of each, then a second, and so on.
     """
     if fraction == 1:
         return list(items)
     groups = _by_group(items)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
+    taken = [groups[name] for name in order]
+    if spread:
+        taken = [[item for item in group if item["label"] == c] for group in taken for c in CLASSES]
+        taken = [[item for item in turn if item is not None] for turn in zip_longest(*taken)]
     sizes = Counter(item["label"] for item in items)
-    return _take(iter([groups[name] for name in order]), {c: max(1, round(fraction * n)) for c, n in sizes.items()})
+    return _take(iter(taken), {c: max(1, round(fraction * n)) for c, n in sizes.items()})
 
 
 def make_folds(items: Sequence[dict], count: int, seed: int) -> list[list[dict]]:

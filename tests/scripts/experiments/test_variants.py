@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +51,19 @@ def test_subset_has_the_part_of_each_class_and_is_in_the_larger_one(items) -> No
     assert len({item["group"] for item in small}) == 2
     assert take_subset(items, 0.2, seed=6) != small
     assert take_subset(items, 1, seed=5) == items
+
+
+def test_a_spread_subset_is_of_as_many_groups_as_it_can_be(items) -> None:
+    groups = {c: {item["group"] for item in items if item["label"] == c} for c in (1, 0)}
+    for fraction in (0.2, 0.6):
+        taken = take_subset(items, fraction, seed=5, spread=True)
+        for c, count in ((1, round(20 * fraction)), (0, round(10 * fraction))):
+            of_class = Counter(item["group"] for item in taken if item["label"] == c)
+            assert of_class.total() == count
+            assert len(of_class) == min(count, len(groups[c]))
+            assert max(of_class.values()) - min(of_class.values()) <= 1
+    smaller, larger = (take_subset(items, part, seed=5, spread=True) for part in (0.2, 0.6))
+    assert {item["image"] for item in smaller} < {item["image"] for item in larger}
 
 
 def test_folds_split_images_but_no_group_and_are_stratified(items) -> None:
