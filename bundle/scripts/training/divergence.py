@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 EMPTY = "the masks of all positive validation images have been empty"
 FULL = "the masks of all validation images have been full"
 REMEDIES = {
-    EMPTY: "Give the area less weight (--area_weight_scale 0.1) or --constraint two_sided, check that label 1 means "
-    "cancer, and try another learning rate.",
-    FULL: "Give the area more weight (--area_weight_scale 10) or --constraint two_sided, check that there are negative "
-    "images and areas in the data set, and try a smaller learning rate.",
+    EMPTY: "Check that label 1 means cancer and that areas are fractions of the image, and try another learning rate; "
+    "of the paper's methods, give the area less weight (--area_weight_scale 0.1) or --constraint two_sided.",
+    FULL: "Check that there are negative images and areas in the data set, and try a smaller learning rate; of the "
+    "paper's methods, give the area more weight (--area_weight_scale 10) or --constraint two_sided.",
 }
 
 
