@@ -118,8 +118,8 @@ class AreaRankedLoss(nn.Module):
     """
     Cross-entropy of the pixels with their area-ranked labels, see `area_ranked_labels`, summed over the maps.
 
-    For the first epochs there is no ranking worth following, unless one comes with the images. Wherever no ranking is
-    given, a positive image costs the `proportion_loss` of its mean against the middle of its area's interval, a - s / 2. A negative
+    For the first epochs there is no ranking worth following. Until then, and wherever no ranking is given, a positive
+    image costs the `proportion_loss` of its mean against the middle of its area's interval, a - s / 2. A negative
     image costs the cross-entropy of all its pixels, a positive one of unknown area the MIL loss, always.
 
     A last term keeps the mean v of a positive map in the interval while labels are ranked:
@@ -134,10 +134,9 @@ class AreaRankedLoss(nn.Module):
 
     Args:
         area_step: s, a fraction of the image.
-        warm_up: epochs before the teacher ranks pixels: those in which nothing does, or in which the ranking comes with
-            the images, see `RankingMapd`.
+        warm_up: epochs without ranking.
         teacher_decay: how much of its weights the teacher keeps at each step, see `AccumulatingTrainer`. None: there is
-            no teacher, and the ranking that comes with the images stays.
+            no teacher, and the ranking comes with the images, see `RankingMapd`.
         interval_weight: w.
         pool: of the MIL loss; the paper's generalized mean by default.
         stroke_weight: of the strokes' loss.
@@ -198,7 +197,7 @@ class AreaRankedLoss(nn.Module):
 
     @property
     def needs_ranking(self) -> bool:
-        """Whether the warm-up is over, and the teacher ranks."""
+        """Whether the warm-up is over."""
         return self.epoch > self.warm_up
 
     def ranks(self, target: torch.Tensor) -> torch.Tensor:

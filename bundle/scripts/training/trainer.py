@@ -69,8 +69,8 @@ class AccumulatingTrainer(SupervisedTrainer):
     What the batch has under the names in the loss's ``inputs`` goes to it as arguments of these names. A loss with a
     ``teacher_decay`` has a teacher: an exponential average of the network's weights over the steps, which keeps that
     much of itself at each (Tarvainen and Valpola, NeurIPS 2017). Its map (B, 1, H, W) of the same images is the
-    ``ranking`` that such a loss is given whenever it ``needs_ranking``, in place of one that the batch may have; it is 0
-    where the loss has a method ``ranks`` and that says False of an image's target. Where the
+    ``ranking`` that such a loss is given whenever it ``needs_ranking``, unless the batch has one already; it is 0 where
+    the loss has a method ``ranks`` and that says False of an image's target. Where the
     batch has a ``window`` of each image, the network is shown that alone then, the teacher the whole image; the loss is
     told what was ``seen``.
 
@@ -238,9 +238,10 @@ class AccumulatingTrainer(SupervisedTrainer):
         try:
             with torch.autocast(image.device.type, **self._autocast):
                 windows, extra = extra.get("window"), {k: v for k, v in extra.items() if k != "window"}
-                if self.teacher is not None and self.loss_function.needs_ranking:
+                is_ranked = "ranking" in extra or (self.teacher is not None and self.loss_function.needs_ranking)
+                if "ranking" not in extra and is_ranked:
                     extra["ranking"] = self._teachers_map(image, label)
-                if windows is None or "ranking" not in extra:
+                if windows is None or not is_ranked:
                     prediction = self.inferer(image, self.network)
                 else:
                     prediction = _in_windows(lambda part: self.inferer(part, self.network), image, windows)
