@@ -105,7 +105,7 @@ def _write(kind: str, options: Namespace) -> int:
     from scripts.labelling import existing
 
     if not 0 < options.validation < 1:
-        raise InputError(f"--validation must be between 0 and 1; got {options.validation}.")
+        raise InputError(f"--validation must be above 0 and below 1; got {options.validation}.")
     notes, group = [], getattr(options, "group", None) if kind != "from-csv" else None
     if kind == "from-folders":
         items = existing.from_folders(options.positive, options.negative, options.area)

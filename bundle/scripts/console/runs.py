@@ -70,6 +70,10 @@ MONAI_OPTIONS += ("workflow_type", "properties_path")
 OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
 INCLUDED = "included"  # as ckpt_path: the model that comes with the bundle
 AREA_RANKED, NEXT_ROUND, ROUNDS = "area_ranked", "next_round", 2
+NO_AREA = (
+    "No training image has a rough area: the positive ones are learned from their label alone, in one round, and "
+    "marked nearly whole; cdws label gives areas."
+)
 NEXT = {"train": "evaluate", "evaluate": "infer"}
 # settings that the next command needs as well: where things are, and what turns an image into a map
 CARRIED = ("output_dir", "ckpt_dir", "ckpt_path", "allow_outside", "superpixel_cache", "n_segments", "encoder")
@@ -163,9 +167,9 @@ def run(command: str, arguments: Sequence[str]) -> int:
         _require_own_model(({"output_dir": top["output_dir"]} if is_own else {}) | dict(given))
         options = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in given]
     typed = words[0] if words else dict(options).get("dataset_dir")
-    if rounds > 1 and typed_rounds is None and typed and _has_no_area(Path(typed)):
-        print("One round: no training image has an area, by which a next could rank pixels.")
-        rounds = 1
+    if command in ("train", "check") and top["method"] == AREA_RANKED and typed and _has_no_area(Path(typed)):
+        print(NO_AREA)
+        rounds = rounds if typed_rounds else 1  # there is nothing to rank pixels by
     checked = _plain_check(files, options, typed)
     if checked is not None and command == "check":
         _print_line("monai.bundle", ["run", chosen.name, *_config_file(files), *data, *_typed(options)])
@@ -176,6 +180,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     output = dict(options).get("output_dir") or top["output_dir"]
     ranked_by: list[tuple[str, str | None]] = []
     for number in range(1, rounds):
+        print(f"Round {number} of {rounds}.")
         own = [option for option in options if option[0] not in ("output_dir", "ckpt_dir")]
         folder = f"{output}/round_{number}"
         own += [*ranked_by, ("output_dir", folder)]
@@ -183,6 +188,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         files = config_files(chosen.base, method, [*added, NEXT_ROUND])
         ranked_by = [("ranked_by", _path(f"{folder}/models/model.pt"))]
     if ranked_by:
+        print(f"Round {rounds} of {rounds}, ranked by that before.")
         options = [*(option for option in options if option[0] != "output_dir"), *ranked_by, ("output_dir", output)]
     run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(options)])
     if command in NEXT and typed:
@@ -631,7 +637,7 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     for name in ("args_file", "logging_file"):
         if name in given and given[name] not in ("False", "None") and not Path(given[name] or "").is_file():
             raise UsageError(f"There is no file '{given[name] or ''}'; name one with --{name}, or leave it out.")
-    known = {*top_of(files), *OWN, *MONAI_OPTIONS}
+    known = {*top_of(files), *OWN, *MONAI_OPTIONS, *(["rounds"] if command == "train" else [])}
     if "tracking" in given or any(file.suffix != ".json" for file in files):
         return
     meant = {k: did_you_mean(_top(k), known, "--") for k in given if _top(k) not in known}
@@ -640,7 +646,10 @@ def _refuse(command: str, options: Sequence[tuple[str, str | None]], files: Sequ
     meant |= {k: " (it is of cdws train alone)" for k in meant if k == "rounds"}
     unknown = [f"--{name}{near}" for name, near in meant.items()]
     if unknown:
-        raise UsageError(f"There is no option {', '.join(unknown)}; `cdws settings` lists the settings.")
+        raise UsageError(
+            f"There is no option {', '.join(unknown)}; `cdws settings` lists the settings, `cdws {command} -h` the "
+            "other options."
+        )
 
 
 def _top(name: str) -> str:

@@ -681,9 +681,11 @@ def _alike(groups: dict[str, list]) -> list[str]:
 
 def data_error(where: str | PathLike, problems: list[str]) -> InputError:
     """One error that names all that is wrong with the data."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    count, those = ("1 problem", "it") if len(problems) == 1 else (f"{len(problems)} problems", "them")
     rest = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return InputError("\n  - ".join([f"{count} in {where}; correct it and start again:", *problems[:SHOWN], *rest]))
+    return InputError(
+        "\n  - ".join([f"{count} in {where}; correct {those} and start again:", *problems[:SHOWN], *rest])
+    )
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -184,7 +184,7 @@ def run_page(arguments: argparse.Namespace) -> None:
 
 def told_of(given: GivenData) -> str:
     """What becomes of the data set that is taken up."""
-    told = f"Labels, splits and groups are those of '{given.path}', which is kept as {KEPT}."
+    told = f"Labels, splits and groups are those of '{given.path}', which will be kept as {KEPT}."
     if given.path.name == KEPT:
         told = f"Your answers so far are kept; all else is as in '{given.path}', the data set before them."
     elsewhere = given.elsewhere()

@@ -229,9 +229,9 @@ def from_masks(
     missing = [path.name for path, mask in chosen.items() if mask is None]
     if len(missing) == len(chosen) or (missing and without_mask == "refuse"):
         raise InputError(
-            f"Call each mask in '{masks}' as its picture is, or with '{suffix}' behind that (--suffix); or give "
-            "--without_mask negative, if there is nothing to mark in the others, or leave_out. There is no mask of "
-            f"{first_names(missing)}."
+            f"There is no mask of {first_names(missing)}. Call each mask in '{masks}' as its picture is, or with "
+            f"'{suffix}' behind that (--suffix); or give --without_mask negative, if there is nothing to mark in the "
+            "others, or leave_out."
         )
     present = [(path, mask) for path, mask in chosen.items() if mask is not None]
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter

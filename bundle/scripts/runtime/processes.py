@@ -125,8 +125,10 @@ def _check_device(typed: Any) -> None:
     try:
         torch.empty(0, device=typed)
     except Exception as error:  # RuntimeError, AssertionError, TypeError, by what is wrong
+        others = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         raise InputError(
-            f"There is no device '{typed}' here ({first_line(error)}); give cpu, cuda or cuda:1."
+            f"There is no device '{typed}' here ({first_line(error)}); leave --device out, or give "
+            f"{' or '.join(['cpu', *others])}."
         ) from error
 
 

@@ -95,7 +95,7 @@ class ProgressBar:
         sampler = getattr(getattr(engine, "data_loader", None), "batch_sampler", None)
         self.steps = getattr(sampler, "steps", engine.state.epoch_length)
         total = engine.state.max_epochs * self.steps
-        self.bar = Bar(total=total, initial=self._done(engine), desc=self.desc, mininterval=0.5)
+        self.bar = Bar(disable=total == 0, total=total, initial=self._done(engine), desc=self.desc, mininterval=0.5)
 
     def _done(self, engine: Engine) -> int:
         return engine.state.iteration * self.steps // max(engine.state.epoch_length, 1)  # there may be no images

@@ -124,7 +124,7 @@ class AccumulatingTrainer(SupervisedTrainer):
             kwargs["loss_function"].check_maps(len(kwargs["network"].map_names))
         warm_up = getattr(kwargs["loss_function"], "warm_up", 0)
         if warm_up >= max_epochs:
-            more = f"--max_epochs of {warm_up + 1} or more" if max_epochs == 1 else "more epochs or a smaller --warm_up"
+            more = "more --steps" if max_epochs == 1 else "more --steps or a smaller --warm_up"
             logger.warning(f"Too short a training for areas to be used: warm_up takes all of it. Give {more}.")
         sampler = train_data_loader.batch_sampler
         self._batches = sampler.plan()

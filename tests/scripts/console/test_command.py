@@ -84,6 +84,8 @@ REFUSED = {
     "infer a.png --spatial_size 96x96": "--spatial_size is height and width, as [224,224]; got '96x96'",
     "demo --spatial_size [2,96]": "two integers of 4 or more",
     "train DATA --methud dws": "--methud (did you mean --method?)",
+    "train DATA --round 1": "There is no option --round (did you mean --rounds?)",
+    "train DATA --colour 1": "`cdws settings` lists the settings, `cdws train -h` the other options.",
     "train DATA --method": "--method has no value",
     "train DATA --method cdsw": "no method 'cdsw' (did you mean cdws?)",
     "train DATA --overlay suprepixels": "no overlay 'suprepixels' (did you mean superpixels?)",
@@ -256,10 +258,13 @@ def test_the_last_round_is_in_the_folder_itself(rounds: str, expected: list[str]
 
 
 @pytest.mark.parametrize(("area", "rounds"), [(0.3, 2), (None, 1)])
-def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_path: Path) -> None:
+def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_path: Path, capsys) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(listed(tmp_path, area)))
     assert main(["train", str(tmp_path)]) == 0
     assert len(started) == rounds
+    shown = capsys.readouterr().out
+    assert ("No training image has a rough area" in shown) == (area is None)
+    assert [f"Round {n} of 2" in shown for n in (1, 2)] == [rounds == 2] * 2
 
 
 def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(started, tmp_path: Path, capsys) -> None:
@@ -267,7 +272,7 @@ def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(start
         (folder / "dataset.json").write_text(json.dumps(listed(folder, area)))
     assert main(["train", "--dataset_dir", str(tmp_path)]) == 0
     assert len(started) == 1
-    assert "One round" in capsys.readouterr().out
+    assert "No training image has a rough area" in capsys.readouterr().out
     (Path() / "dataset.json").write_text(json.dumps(listed(Path(), None)))
     (tmp_path / "args.json").write_text(json.dumps({"dataset_dir": "DATA"}))
     assert main(["train", "--args_file", str(tmp_path / "args.json")]) == 0

@@ -71,8 +71,8 @@ def problems_of(folder: Path, *splits: str) -> list[str]:
     with pytest.raises(InputError) as caught:
         load_datalist(folder, splits or ("training", "validation"))
     first, *problems = str(caught.value).split("\n  - ")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    assert first == f"{count} in {folder / 'dataset.json'}; correct it and start again:"
+    count, those = ("1 problem", "it") if len(problems) == 1 else (f"{len(problems)} problems", "them")
+    assert first == f"{count} in {folder / 'dataset.json'}; correct {those} and start again:"
     return problems
 
 
@@ -535,7 +535,7 @@ def test_pictures_of_no_use_are_left_out_and_named_at_the_end(folder: Path, capl
     with pytest.raises(InputError) as caught:
         found.report_left_out()
     first, *problems = str(caught.value).split("\n  - ")
-    assert first == "3 problems in the images; all others are done; correct it and start again:"
+    assert first == "3 problems in the images; all others are done; correct them and start again:"
     assert problems[0] == f"'{folder / 'images/none.png'}': there is no such file"
     assert problems[1].startswith(f"'{folder / 'images/text.png'}': can't be read as an image (")
     assert problems[2] == f"'{folder / 'images/tiny.png'}': is 9x3, smaller than 4x4"

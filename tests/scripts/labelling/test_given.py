@@ -141,9 +141,8 @@ def label(monkeypatch, capsys) -> Callable[..., str]:
 def test_the_program_says_what_it_takes_up_and_writes_nothing_unasked(folder: Path, label) -> None:
     before = (folder / "dataset.json").read_bytes()
     shown = label(folder)
-    assert (
-        f"those of '{folder / 'dataset.json'}', which is kept as dataset-given.json. 1 of its images are not" in shown
-    )
+    kept = "which will be kept as dataset-given.json. 1 of its images are not"
+    assert f"those of '{folder / 'dataset.json'}', {kept}" in shown
     assert "6 images, 4 of them answered." in shown
     assert shown.endswith("Nothing has been answered; nothing is written.\n")
     assert (folder / "dataset.json").read_bytes() == before

@@ -16,8 +16,10 @@ import logging
 
 import pytest
 from ignite.engine import Engine, Events
+from scripts.evaluation.evaluator import MapEvaluator
 from scripts.training.progress import EpochLog, ProgressBar
 from scripts.training.sampling import StepSampler
+from torch.nn import Identity
 from torch.utils.data import DataLoader
 
 
@@ -72,3 +74,21 @@ def test_the_bar_of_a_training_counts_steps(capsys) -> None:
     ProgressBar("training").attach(engine)
     engine.run(loader, max_epochs=2)
     assert "4/4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_there_is_no_bar_of_nothing(images: int, capfd: pytest.CaptureFixture) -> None:
+    engine = MapEvaluator(
+        device="cpu",
+        val_data_loader=DataLoader([{}] * images, collate_fn=list),
+        network=Identity(),
+        iteration_update=skip,
+    )
+    ProgressBar("calibration").attach(engine)
+    engine.run()
+    assert ("calibration" in capfd.readouterr().err) == (images > 0)
+
+
+def skip(engine: Engine, batch: list) -> list:
+    """Does nothing."""
+    return []
