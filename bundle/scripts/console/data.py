@@ -94,6 +94,7 @@ def _parser(kind: str) -> Parser:
         "--validation", type=float, default=0.2, help="part of the images that is kept for validation (0.2)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--test", action="store_true", help="no split: all images are to score a model that is trained")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of dataset.json (that which holds all images)")
     return parser
 
@@ -132,6 +133,8 @@ def _write(kind: str, options: Namespace) -> int:
     path = folder if folder.suffix == ".json" else folder / "dataset.json"
     notes += _group_notes(kind, items, bool(group))
     items = existing.grouped(items, path.parent, group)
+    if options.test:
+        items = [item | {"split": "test"} for item in items]
     if getattr(options, "field", None) is not None:
         from scripts.labelling.fields import cut_items
 
@@ -151,12 +154,15 @@ def _write(kind: str, options: Namespace) -> int:
     splits = existing.write_items(items, path, options.validation, options.seed)
     positive = [item for items in splits.values() for item in items if item["label"]]
     unknown = sum("area" not in item for item in positive)
-    notes += _area_notes(kind, unknown, len(positive))
-    notes += filter(None, [_size_note(items), few_images(len(splits["training"]))])
+    notes += [] if options.test else _area_notes(kind, unknown, len(positive))
+    if "training" in splits:
+        notes += filter(None, [_size_note(items), few_images(len(splits["training"]))])
     _report(path, splits, notes)
     outside = " --allow_outside True" if existing.is_outside(items, path.parent) else ""
     data = shlex.quote(str(path if path.name != "dataset.json" else path.parent))
-    if unknown and path.name == "dataset.json" and not outside:
+    if options.test:
+        print(f"Next: cdws evaluate {data} --split test{outside}  # --ckpt_path included: by the included model")
+    elif unknown and path.name == "dataset.json" and not outside:
         print(f"Next: cdws label {data}  # asks for areas; or leave that out:")
         print(f"      cdws train {data}")
     else:

@@ -308,7 +308,7 @@ def write_items(
 
     Args:
         items: as those of `grouped`, with absolute paths. Where they have a ``split`` each is in it; validation is
-            drawn from training where no item is in it.
+            drawn from training where no item is in it, unless all are in ``test``.
         path: of the file, see `check_listed`. Answers that the labelling page has are in it.
         validation, seed: see `split_by_group`.
 
@@ -325,7 +325,7 @@ def write_items(
         stated.append(item.get("split"))
         listed.append({key: value for key, value in item.items() if key != "split"} | paths)
     splits = _as_stated(path, listed, stated) if any(stated) else {"training": listed}
-    if "validation" not in splits:
+    if "validation" not in splits and set(splits) != {"test"}:
         try:
             splits |= split_by_group(splits.get("training", []), validation, seed)
         except InputError as error:

@@ -219,7 +219,7 @@ def test_masks_give_label_and_area(tmp_path: Path, capsys) -> None:
     picture(tmp_path / "images" / "f.jpg")
     line = ["data", "from-masks", str(tmp_path / "images"), str(tmp_path / "masks")]
     assert main(line) == 1
-    assert re.search(r"Call each mask .*--without_mask .* no mask of f\.jpg\.", capsys.readouterr().err)
+    assert re.search(r"no mask of f\.jpg\. Call each mask .*--without_mask ", capsys.readouterr().err)
     assert main([*line, "--without_mask", "leave_out"]) == 0
     assert "without a mask: 1 " in capsys.readouterr().out
     assert main([*line, "--without_mask", "negative"]) == 0
@@ -230,6 +230,24 @@ def test_masks_give_label_and_area(tmp_path: Path, capsys) -> None:
     }
     assert found["a"]["mask"] == "masks/a_mask.png"
     load_datalist(tmp_path, pixel_labels=True)
+
+
+@pytest.mark.parametrize("kind", ["from-folders", "from-masks"])
+def test_all_images_may_be_there_to_score_a_model(kind: str, tmp_path: Path, capsys) -> None:
+    for name, marked in (("a", 20), ("b", 0)):  # too few to be split
+        picture(tmp_path / "images" / f"{name}.jpg")
+        picture(tmp_path / "masks" / f"{name}.png", marked, mask=True)
+        picture(tmp_path / "by_label" / name / f"{name}.jpg")
+    given = {"from-folders": ["by_label/a", "by_label/b"], "from-masks": ["images", "masks"]}[kind]
+    assert main(["data", kind, *(str(tmp_path / name) for name in given), "--test"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"Next: cdws evaluate .* --split test  # --ckpt_path included", shown)
+    assert "cdws label" not in shown
+    (listed,) = tmp_path.rglob("dataset.json")
+    assert [(split, [item["label"] for item in items]) for split, items in load_datalist(listed, ["test"]).items()] == [
+        ("test", [1, 0])
+    ]
+    assert not {"training", "validation"} & set(json.loads(listed.read_text()))
 
 
 def test_pictures_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
