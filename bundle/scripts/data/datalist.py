@@ -152,7 +152,7 @@ def few_images(count: int) -> str | None:
         return None
     return (
         f"Few training images, {count}: a training may mark the wrong part of them. Look at its maps, compare two "
-        "seeds, and label more; a few hundred are usual."
+        "seeds, and label more, of as many slides as you can; a few hundred are usual."
     )
 
 

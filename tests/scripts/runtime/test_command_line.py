@@ -109,7 +109,9 @@ def test_options_are_told_apart_as_by_fire(words: list[str], capsys) -> None:
 def test_a_device_that_is_none_is_refused(monkeypatch, device: str, refused: bool) -> None:
     monkeypatch.setattr("scripts.runtime.processes.report_input_errors", lambda: None)
     monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "inferring", "--device", device])
-    with pytest.raises(InputError, match=r"no device 'gpu' here .*; give cpu") if refused else nullcontext():
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    remedy = r"no device 'gpu' here .*; leave --device out, or give cpu or cuda:0 or cuda:1\."
+    with pytest.raises(InputError, match=remedy) if refused else nullcontext():
         start_alone({})
 
 
