@@ -131,7 +131,7 @@ def _write(kind: str, options: Namespace) -> int:
         existing.check_pictures(items)
     folder = options.output or _common(folders)
     path = folder if folder.suffix == ".json" else folder / "dataset.json"
-    notes += _group_notes(kind, items, bool(group))
+    notes += [] if options.test else _group_notes(kind, items, bool(group))
     items = existing.grouped(items, path.parent, group)
     if options.test:
         items = [item | {"split": "test"} for item in items]
@@ -154,13 +154,14 @@ def _write(kind: str, options: Namespace) -> int:
     splits = existing.write_items(items, path, options.validation, options.seed)
     positive = [item for items in splits.values() for item in items if item["label"]]
     unknown = sum("area" not in item for item in positive)
-    notes += [] if options.test else _area_notes(kind, unknown, len(positive))
-    if "training" in splits:
+    to_score = set(splits) == {"test"}
+    if not to_score:
+        notes += _area_notes(kind, unknown, len(positive))
         notes += filter(None, [_size_note(items), few_images(len(splits["training"]))])
     _report(path, splits, notes)
     outside = " --allow_outside True" if existing.is_outside(items, path.parent) else ""
     data = shlex.quote(str(path if path.name != "dataset.json" else path.parent))
-    if options.test:
+    if to_score:
         print(f"Next: cdws evaluate {data} --split test{outside}  # --ckpt_path included: by the included model")
     elif unknown and path.name == "dataset.json" and not outside:
         print(f"Next: cdws label {data}  # asks for areas; or leave that out:")
@@ -184,7 +185,7 @@ def _fields(options: Namespace) -> tuple[list[dict], list[str]]:
         options.masks,
     )
     notes = [f"Left out, without annotations: {', '.join(missing)}."] if missing else []
-    if len({item["group"] for item in items}) == 1:  # or there would be no validation
+    if len({item["group"] for item in items}) == 1 and not options.test:  # or there would be no validation
         items = [item | {"group": f"{item['group']} {place}"} for place, item in enumerate(items, 1)]
         notes.append("Warning: one slide alone is in both splits, so validation says nothing about other slides.")
     return items, notes

@@ -71,8 +71,8 @@ OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
 INCLUDED = "included"  # as ckpt_path: the model that comes with the bundle
 AREA_RANKED, NEXT_ROUND, ROUNDS = "area_ranked", "next_round", 2
 NO_AREA = (
-    "No training image has a rough area: the positive ones are learned from their label alone, in one round, and "
-    "marked nearly whole; cdws label gives areas."
+    "No training image has a rough area, by which a next round could rank pixels: the positive ones are learned from "
+    "their label alone, and marked nearly whole; cdws label gives areas."
 )
 NEXT = {"train": "evaluate", "evaluate": "infer"}
 # settings that the next command needs as well: where things are, and what turns an image into a map
@@ -168,7 +168,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         options = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in given]
     typed = words[0] if words else dict(options).get("dataset_dir")
     if command in ("train", "check") and top["method"] == AREA_RANKED and typed and _has_no_area(Path(typed)):
-        print(NO_AREA)
+        print(NO_AREA, flush=True)
         rounds = rounds if typed_rounds else 1  # there is nothing to rank pixels by
     checked = _plain_check(files, options, typed)
     if checked is not None and command == "check":
@@ -180,7 +180,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     output = dict(options).get("output_dir") or top["output_dir"]
     ranked_by: list[tuple[str, str | None]] = []
     for number in range(1, rounds):
-        print(f"Round {number} of {rounds}.")
+        print(f"Round {number} of {rounds}.", flush=True)
         own = [option for option in options if option[0] not in ("output_dir", "ckpt_dir")]
         folder = f"{output}/round_{number}"
         own += [*ranked_by, ("output_dir", folder)]
@@ -188,7 +188,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         files = config_files(chosen.base, method, [*added, NEXT_ROUND])
         ranked_by = [("ranked_by", _path(f"{folder}/models/model.pt"))]
     if ranked_by:
-        print(f"Round {rounds} of {rounds}, ranked by that before.")
+        print(f"Round {rounds} of {rounds}, ranked by that before.", flush=True)
         options = [*(option for option in options if option[0] != "output_dir"), *ranked_by, ("output_dir", output)]
     run_monai(["run", chosen.name, *_config_file(files), *data, *_typed(options)])
     if command in NEXT and typed:

@@ -265,6 +265,9 @@ def test_without_areas_there_is_nothing_to_rank_by(area, rounds, started, tmp_pa
     shown = capsys.readouterr().out
     assert ("No training image has a rough area" in shown) == (area is None)
     assert [f"Round {n} of 2" in shown for n in (1, 2)] == [rounds == 2] * 2
+    with pytest.raises(InputError, match="is empty"):  # the pictures
+        main(["check", str(tmp_path)])
+    assert ("No training image has a rough area" in capsys.readouterr().out) == (area is None)
 
 
 def test_a_dataset_that_is_an_option_is_looked_at_and_not_what_lies_around(started, tmp_path: Path, capsys) -> None:

@@ -243,6 +243,7 @@ def test_all_images_may_be_there_to_score_a_model(kind: str, tmp_path: Path, cap
     shown = capsys.readouterr().out
     assert re.search(r"Next: cdws evaluate .* --split test  # --ckpt_path included", shown)
     assert "cdws label" not in shown
+    assert "Warning" not in shown  # of patients in two splits
     (listed,) = tmp_path.rglob("dataset.json")
     assert [(split, [item["label"] for item in items]) for split, items in load_datalist(listed, ["test"]).items()] == [
         ("test", [1, 0])
