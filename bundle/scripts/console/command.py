@@ -22,7 +22,8 @@ from typing import Any
 
 from scripts import bundle_version
 from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, described_settings, top_of
-from scripts.console.runs import HELP, RUNS, curve, demo, export, export_folder, labelling, review, run, run_help, study
+from scripts.console.running import HELP
+from scripts.console.runs import RUNS, curve, demo, export, export_folder, labelling, review, run, run_help, study
 from scripts.runtime.command_line import Parser, did_you_mean
 
 __all__ = ["main"]

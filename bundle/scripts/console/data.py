@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.console.configs import UsageError, config_files, top_of
-from scripts.console.runs import say_starting
+from scripts.console.running import say_starting
 from scripts.runtime.command_line import Parser, did_you_mean
 from scripts.runtime.errors import InputError
 

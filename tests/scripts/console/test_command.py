@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -24,8 +25,8 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.bundle import run as run_bundle
-from scripts.console import runs
 from scripts.console.command import main
+from scripts.console.options import MONAI_OPTIONS
 from scripts.demo.dataset import make_demo_dataset
 from scripts.runtime.errors import InputError
 
@@ -61,7 +62,8 @@ def started(monkeypatch, tmp_path_factory) -> list[list[str]]:
         (here / name).write_text(json.dumps(listed(here)) if name.endswith(".json") else "")
     monkeypatch.chdir(here)
     found: list[list[str]] = []
-    monkeypatch.setattr(runs, "run_module", lambda module, words: found.append([module, *words]))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(runpy, "run_module", lambda module, **_: found.append([module, *sys.argv[1:]]))
     return found
 
 
@@ -445,7 +447,7 @@ def test_monais_own_options_are_known() -> None:
     own = {
         name for function in (run_bundle, create_workflow, ConfigWorkflow) for name in signature(function).parameters
     }
-    assert {*runs.MONAI_OPTIONS, "config_file"} == own - {"override", "kwargs"}
+    assert {*MONAI_OPTIONS, "config_file"} == own - {"override", "kwargs"}
 
 
 def test_a_reader_who_has_had_enough_is_no_error(quick_python) -> None:
