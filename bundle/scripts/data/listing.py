@@ -21,7 +21,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from scripts.data.datalist import SHOWN, check_picture, data_error, file_problem, first_names, read_splits
+from scripts.data.datalist import SHOWN, data_error, first_names, read_splits
+from scripts.data.items import check_picture, file_problem
 from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
 from scripts.images.slide_parts import PART_KEYS, item_name, source_of
 from scripts.runtime.errors import InputError

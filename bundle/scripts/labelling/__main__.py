@@ -42,7 +42,8 @@ if __name__ == "__main__":  # before imports that take seconds, in which a signa
 import numpy as np
 from PIL import Image
 
-from scripts.data.datalist import few_images, load_positive
+from scripts.data.datalist import few_images
+from scripts.data.items import load_positive
 from scripts.images.pictures import SUFFIXES
 from scripts.images.quality import KINDS
 from scripts.labelling.dataset import write_dataset

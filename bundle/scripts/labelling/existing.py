@@ -21,7 +21,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from scripts.data.datalist import SPLITS, check_picture, class_problems, data_error, first_names, load_positive
+from scripts.data.datalist import SPLITS, class_problems, data_error, first_names
+from scripts.data.items import check_picture, load_positive
 from scripts.data.rough_area import rough_area
 from scripts.images.pictures import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, split_by_group, write_dataset

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.data.datalist import SPLITS, class_problems, data_error, file_identity, read_splits, repeated_images
+from scripts.data.datalist import SPLITS, class_problems, data_error, read_splits, repeated_images
+from scripts.data.items import file_identity
 from scripts.data.listing import ImageList
 from scripts.data.rough_area import rough_area
 from scripts.images.limits import MIN_SIZE

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from scripts.data.datalist import has_masks, load_datalist, load_positive
+from scripts.data.datalist import has_masks, load_datalist
+from scripts.data.items import load_positive
 from scripts.data.listing import list_images
 from scripts.images.loading import load_mask
 from scripts.runtime.errors import InputError
