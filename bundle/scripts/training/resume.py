@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 RESUME = (True, False, "changed")
 FILES = ("state_0.pt", "state_1.pt")  # of even and of odd epochs: while one is written, the other is whole
 FORMAT = 2
+SET_BY = {"loss.warm_up": " (by --warm_up, or a part of --steps)"}  # what follows from another setting
 
 
 def fit(
@@ -225,7 +226,7 @@ class TrainingState:
 
 def _changes(before: dict, now: dict) -> list[str]:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
+    return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}{SET_BY.get(name, '')}" for name in names]
 
 
 def _best(run: Engine) -> tuple[float, int]:

@@ -66,6 +66,7 @@ def train(
     workers: int = 0,
     amp: bool = False,
     schedule: str = "constant",
+    warm_up: int = 0,
 ) -> None:
     """A small training with everything that draws at random: shuffling, flips, noise, dropout."""
     random.seed(0)
@@ -90,13 +91,15 @@ def train(
         val_handlers=[BestCheckpoint(folder / "model.pt")],
     )
     optimizer = torch.optim.Adam(network.parameters(), rate)
+    loss = Loss()
+    loss.warm_up = warm_up
     trainer = AccumulatingTrainer(
         max_epochs=epochs,
         device=torch.device("cpu"),
         train_data_loader=loader,
         network=network,
         optimizer=optimizer,
-        loss_function=Loss(),
+        loss_function=loss,
         amp=amp,
         lr_schedule=schedule,
         train_handlers=[LastCheckpoint(folder / "last.pt"), ValidationHandler(1, evaluator)],
@@ -237,6 +240,8 @@ def test_changed_settings_are_named_and_refused_unless_asked(tmp_path: Path) -> 
         train(tmp_path, stop=stop_in(6))
     with pytest.raises(InputError, match=r"optimizer.0.lr was 0.01, is 0.5"):
         train(tmp_path, rate=0.5)
+    with pytest.raises(InputError, match=r"loss.warm_up was 0, is 1 \(by --warm_up, or a part of --steps\)"):
+        train(tmp_path, warm_up=1)
     train(tmp_path, epochs=2, rate=0.5, resume="changed")
     assert rates(tmp_path) == [0.5]
     with pytest.raises(InputError, match="resume must be"):
