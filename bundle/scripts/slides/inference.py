@@ -17,23 +17,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
-from PIL import Image
 
-from scripts.evaluation.page import Column, ResultsPage, View, draw_view, is_page
 from scripts.evaluation.predictions import ImageThreshold
-from scripts.images.outline import OutlineOverlay
 from scripts.images.quality import KINDS as QUALITIES
 from scripts.images.quality import check_kinds, leave_out
 from scripts.images.slide import Slide, SlideView
@@ -42,14 +37,12 @@ from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError, first_line, lack_of
-from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
 from scripts.runtime.processes import launched_processes
 from scripts.runtime.values import fraction, number, rgb, truth_value
 from scripts.slides.listing import slide_files
-from scripts.slides.ome_zarr import require_zarr, write_ome_zarr
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.pyramid import write_pyramid
-from scripts.slides.segmentation import write_slide_segmentations
+from scripts.slides.results import ResultsFolder, SlideResult, thumbnail
 from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
@@ -57,27 +50,11 @@ from scripts.slides.value_counts import ValueCounts
 from scripts.training.checkpoints import original_mpp
 from scripts.training.included import is_included
 
-__all__ = ["SlideInference", "SlideResult", "model_mpp"]
+__all__ = ["SlideInference", "model_mpp"]
 
 logger = logging.getLogger(__name__)
-THUMBNAIL = 1024
 FULL = 65535  # of probability 1 in the unfinished map
 UNFINISHED = ".unfinished"  # folder of those maps
-TABLE = "slides.csv"
-PAGE = "index.html"
-SHOWN_SIDE = 640  # pixels of the longer side of a slide in the page
-SHOWN = (
-    Column("probability", "probability", "fraction"),
-    Column("positive", "yes/no", "text"),
-    Column("area_mm2", "mm\N{SUPERSCRIPT TWO}", "number"),
-    Column("fraction_of_tissue", "of the tissue", "percent"),
-    Column("regions", "regions", "number"),
-    Column("pen", "left out: pen", "percent"),
-    Column("blur", "left out: blur", "percent"),
-)
-KINDS = ("probability", "mask")
-MAPS, ZARRS = ([f"_{kind}.ome.{suffix}" for kind in KINDS] for suffix in ("tif", "zarr"))
-ENDINGS = (".json", ".geojson", *MAPS, "_thumbnail.png", "_seg", *ZARRS)  # of a slide's results
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
 
 
@@ -111,24 +88,6 @@ def model_mpp(
             "per pixel, as if its images were those of the included models; give --mpp if they weren't."
         )
     return mpp
-
-
-@dataclass(frozen=True)
-class SlideResult:
-    """A row of ``slides.csv``. What is not known, since there is no tissue, is None, and empty in the table."""
-
-    slide: str
-    probability: float | None
-    area_mm2: float
-    tissue_mm2: float
-    fraction_of_tissue: float | None
-    regions: int
-    width: int  # of the map in pixels
-    height: int
-    mpp_x: float  # of the map
-    mpp_y: float
-    pen: float | None = None  # of what looked like tissue, the part that was left out
-    blur: float | None = None
 
 
 @dataclass(frozen=True)
@@ -219,8 +178,6 @@ class SlideInference:
         fraction("threshold", threshold)
         truth_value("amp", amp)
         truth_value("ome_zarr", ome_zarr)
-        if ome_zarr:
-            require_zarr()
         if not isinstance(tile_size, int) or tile_size % 16:
             raise InputError(f"tile_size must be a multiple of 16, as TIFF requires; got {tile_size!r}.")
         self.slides, self.left_out, self.output_dir = dict(slides), list(left_out), Path(output_dir)
@@ -234,8 +191,9 @@ class SlideInference:
         number("min_region_um2", min_region_um2)
         number("min_hole_um2", min_hole_um2)
         self.min_region_um2, self.min_hole_um2 = min_region_um2, min_hole_um2
-        self.ome_zarr = ome_zarr
-        self.is_positive = is_positive or ImageThreshold()
+        self.results = ResultsFolder(
+            output_dir, list(slides), threshold, is_positive or ImageThreshold(), class_name, ome_zarr
+        )
         self.device, self.amp = torch.device(device), amp
         self.tile_size = tile_size
         margin, self.stride, exact = exact_margin(network)
@@ -256,11 +214,7 @@ class SlideInference:
                 used; all others are done. Any other error that comes of one slide is raised at the end as well; a lack
                 of memory, or of room on a disk, at once.
         """
-        table = self.output_dir / TABLE
-        if not is_table(table, [field.name for field in fields(SlideResult)][:2]):
-            refuse_to_replace([table], "it doesn't begin like a table of results")
-        if not is_page(self.output_dir / PAGE):
-            refuse_to_replace([self.output_dir / PAGE], "it has no mark of an inference")
+        self.results.refuse_others_files()
         self.loader(None)
         self.network.eval()
         problems: list[str] = []
@@ -281,14 +235,14 @@ class SlideInference:
                     else:
                         logger.exception(f"{name}: '{path}' failed.")
                         unexpected.append(error)
-                self._write_table()
+                self.results.write_table()
         with suppress(OSError):  # none, or not empty
             (self.output_dir / UNFINISHED).rmdir()
-        self._write_page()  # by each process: whichever is the last has them all
+        self.results.write_page()  # by each process: whichever is the last has them all
         if rank == 0:
-            self._write_table()
-            self._tell_of_others()
-            logger.info(f"Written: {self.output_dir}; look at {self.output_dir / PAGE}.")
+            self.results.write_table()
+            self.results.tell_of_others()
+            logger.info(f"Written: {self.output_dir}; look at {self.results.page}.")
         if unexpected:
             raise unexpected[0]
         if problems:
@@ -297,7 +251,7 @@ class SlideInference:
             if count == 1 and len(self.slides) + len(self.left_out) > len(problems):
                 others = "; the others are done"
             raise InputError("\n  - ".join([f"{slides} can't be used{others}:", *problems]))
-        return [result for name in self.slides if (result := self._result(name)) is not None]
+        return [result for name in self.slides if (result := self.results.result(name)) is not None]
 
     def map_tiles(self, view: SlideView, grid: TileGrid, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, torch.Tensor]]:
         """Tiles with their maps (H, W), float32 in 0..1, while the next ones are read in another thread."""
@@ -324,20 +278,17 @@ class SlideInference:
             overview_view = view.fitting(OVERVIEW)
             overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
             found, left_out = self._usable(name, overview, overview_view)
-            thumbnail = _thumbnail(overview)
+            picture = thumbnail(overview)
             del overview  # 50 MB
             tissue = TissueMask(found, view.width, view.height)
             key = self._key(path, view, tissue)
             unfinished = self.output_dir / UNFINISHED / name
-            if (done := self._read_record(name)) is not None and done["key"] == key:
+            if self.results.is_finished(name, key):
                 logger.info(f"{name}: is finished already")
-                if self.ome_zarr and not all(self._path(name, ending).is_dir() for ending in ZARRS):
-                    self._write_zarr(name, view.mpp)
+                self.results.complete_zarr(name, view.mpp)
                 return
-            if done is None and not TileStore.is_in(unfinished):
-                refuse_to_replace(
-                    (self._path(name, ending) for ending in ENDINGS), f"there is no {name}.json of an inference"
-                )
+            if not TileStore.is_in(unfinished):
+                self.results.refuse_others_maps(name)
             if min(view.scale_x, view.scale_y) < 0.99:
                 logger.warning(
                     f"{name}: was scanned at {slide.mpp_x:g} micrometres per pixel, coarser than {self.mpp:g}"
@@ -345,19 +296,18 @@ class SlideInference:
             grid = TileGrid(view.width, view.height, self.tile_size, self.margin, self.stride)
             store = TileStore(unfinished, key, self.tile_size, np.uint16)
             with closing(store):
-                self._path(name, ".json").unlink(missing_ok=True)
+                self.results.begin(name)
                 wanted = [tile for tile in grid if tissue.meets(*_bounds(grid, tile))]
                 missing = [tile for tile in wanted if (tile.row, tile.column) not in store]
                 if len(missing) < len(wanted):
                     logger.info(f"{name}: goes on after {len(wanted) - len(missing)} of {len(wanted)} tiles")
                 # the thread first: it ends when the rows say that no more will come
                 with ThreadPoolExecutor(1) as writer, AwaitedRows(tile.row for tile in missing) as rows:
-                    job = _Job(name, view, grid, tissue, left_out, found.shape, thumbnail, store, rows)
+                    job = _Job(name, view, grid, tissue, left_out, found.shape, picture, store, rows)
                     written = writer.submit(self._write, job)
                     self._fill(job, missing, len(wanted))
                 result = written.result()
-                with replacing(self._path(name, ".json")) as file:
-                    json.dump({"result": asdict(result), "key": key}, file, indent=4)
+                self.results.finish(result, key)
                 store.remove()
 
     def _usable(self, name: str, overview: np.ndarray, view: SlideView) -> tuple[np.ndarray, dict[str, float]]:
@@ -432,7 +382,7 @@ class SlideInference:
                 job.rows.wait(row)
                 return None if store.is_zero(row, column) else to_bytes(store.get(row, column))
 
-            path, title = self._path(name, f"_{kind}.ome.tif"), f"{name} {kind}"
+            path, title = self.results.path(name, f"_{kind}.ome.tif"), f"{name} {kind}"
             size = (view.height, view.width, self.tile_size)
             write_pyramid(path, *size, read_tile, view.mpp, title, nearest=kind == "mask")
 
@@ -448,7 +398,7 @@ class SlideInference:
             pixel = view.mpp[0] * view.mpp[1]
             smallest = {"min_region": self.min_region_um2, "min_hole": self.min_hole_um2}
             regions = write_geojson(
-                self._path(name, ".geojson"),
+                self.results.path(name, ".geojson"),
                 trace(strips(), view.width, least, pixel=pixel, **smallest),
                 (view.scale_x, view.scale_y),
                 self.class_name,
@@ -459,10 +409,7 @@ class SlideInference:
             )
             for future in written:
                 future.result()
-        self._draw_thumbnail(name, job.thumbnail, small)
-        self._write_zarr(name, view.mpp)
-        if view.slide.path.suffix.lower() == ".dcm":
-            self._write_dicom(name, view)
+        self.results.add(name, view, job.thumbnail, small)
         pixel_mm2 = view.mpp[0] * view.mpp[1] / 1e6
         area = counts.at_least(least)
         probability = counts.pooled(self.pool) if counts.total else None
@@ -484,33 +431,6 @@ class SlideInference:
             mpp_y=view.mpp[1],
             **job.left_out,
         )
-
-    def _write_zarr(self, name: str, mpp: tuple[float, float]) -> None:
-        for tiff, ending in zip(MAPS, ZARRS, strict=True):
-            folder = self._path(name, ending)
-            if folder.is_dir():
-                shutil.rmtree(folder)  # of an earlier map
-            if self.ome_zarr:
-                write_ome_zarr(folder, self._path(name, tiff), mpp)
-
-    def _write_dicom(self, name: str, view: SlideView) -> None:
-        scale = view.scale_x, view.scale_y
-        folder, mask = self._path(name, "_seg"), self._path(name, "_mask.ome.tif")
-        try:
-            write_slide_segmentations(folder, mask, view.slide.path, scale, self.class_name)
-        except ImportError as error:
-            logger.warning(f"{name}: no DICOM segmentation: install highdicom ({error}).")
-        except Exception as error:  # of highdicom, for slides that DICOM does not let segmentations refer to
-            if lack_of(error) is not None:
-                raise
-            logger.warning(f"{name}: no DICOM segmentation: {first_line(error)}.")
-
-    def _draw_thumbnail(self, name: str, picture: np.ndarray, mask: np.ndarray) -> None:
-        size = picture.shape[1::-1]
-        small = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))  # one that can be written to
-        drawn = OutlineOverlay()(picture.transpose(2, 0, 1) / 255, small[None])
-        with replacing(self._path(name, "_thumbnail.png"), binary=True) as file:
-            Image.fromarray(np.rint(drawn * 255).astype(np.uint8).transpose(1, 2, 0)).save(file, "png")
 
     def _key(self, path: Path, view: SlideView, tissue: TissueMask) -> str:
         """All that the results of a slide depend on, as text."""
@@ -549,77 +469,6 @@ class SlideInference:
         by_size = sorted(self.slides, key=lambda name: (-size(self.slides[name]), name))
         mine = by_size[rank::count]
         return [name for name in self.slides if name in mine]
-
-    def _path(self, name: str, ending: str) -> Path:
-        return self.output_dir / f"{name}{ending}"
-
-    def _read_record(self, name: str) -> dict[str, Any] | None:
-        """What ``NAME.json`` says, with the result as ``row``; None where there is none, or it is somebody else's."""
-        try:
-            record = json.loads(self._path(name, ".json").read_text(encoding="utf-8"))
-            return {"key": str(record["key"]), "row": SlideResult(**record["result"])}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-    def _result(self, name: str) -> SlideResult | None:
-        record = self._read_record(name)
-        return None if record is None else record["row"]
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        """Of each finished slide the cells of its row."""
-        for name in self.slides:
-            if (result := self._result(name)) is not None:
-                cells = {column: _cell(value) for column, value in asdict(result).items()}
-                yield cells | {"positive": None if result.probability is None else self.is_positive(result.probability)}
-
-    def _write_table(self) -> None:
-        columns = [*(field.name for field in fields(SlideResult)), "positive"]
-        with replacing(self.output_dir / TABLE) as file:
-            write_rows(file, [columns, *([row[column] for column in columns] for row in self._rows())])
-
-    def _write_page(self) -> None:
-        note = self.is_positive.note(f"The green line is where the map reaches {self.threshold:g}.")
-        page = ResultsPage(self.output_dir / PAGE, SHOWN, note)
-        for row in self._rows():
-            name = row["slide"]
-            values = {key: "" if value is None else str(value) for key, value in row.items()}
-            files = {ending.lstrip("_."): f"{name}{ending}" for ending in ENDINGS if self._path(name, ending).is_file()}
-            page.add(name, values, self._views(name), files=files)
-        page.write()
-
-    def _views(self, name: str) -> list[View]:
-        """The thumbnail, which has the outline, with the smallest level of the map; none where they can't be read."""
-        try:
-            with Image.open(self._path(name, "_thumbnail.png")) as image:
-                picture = np.asarray(image.convert("RGB"))
-            with tifffile.TiffFile(self._path(name, "_probability.ome.tif")) as file:
-                probability = file.series[0].levels[-1].asarray() / np.float32(255)
-        except Exception as error:  # a decoder may raise anything on a file that somebody has changed
-            logger.warning(f"{name}: can't be shown ({first_line(error)}).")
-            return []
-        return [draw_view(picture, probability, None, side=SHOWN_SIDE)]
-
-    def _tell_of_others(self) -> None:
-        """Slides take hours, so that nothing of an earlier run is removed."""
-        others = [path.stem for path in sorted(self.output_dir.glob("*.json")) if path.stem not in self.slides]
-        others = [name for name in others if self._result(name) is not None]
-        if others:
-            logger.warning(
-                f"'{self.output_dir}' has results of {len(others)} other slides too, the first is {others[0]}: they "
-                f"stay, and are neither in {TABLE} nor in {PAGE}."
-            )
-
-
-def _cell(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _thumbnail(overview: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of (H, W, 3) in 0..1."""
-    height, width = overview.shape[:2]
-    factor = min(1.0, THUMBNAIL / max(height, width))
-    size = [max(1, round(n * factor)) for n in (width, height)]
-    return np.asarray(Image.fromarray(np.rint(overview * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX))
 
 
 def _bounds(grid: TileGrid, tile: Tile) -> tuple[int, int, int, int]:
