@@ -86,9 +86,11 @@ class ImageThreshold:
     def __str__(self) -> str:
         return f"Yes: probability {self.value:.3g} or more ({self.origin})."
 
-    def note(self, drawn: str) -> str:
-        """What a page says of how its results came about; `drawn` is how their outlines did."""
-        said = f"{self} {drawn}" + (f" Model: {self.model}." if self.model else "")
+    def note(self, line: str, threshold: float) -> str:
+        """What a page says of how its results came about, with a name for the line at such a probability."""
+        said = f"{self} {line} is where the map reaches {threshold:g}, which a no may have too." + (
+            f" Model: {self.model}." if self.model else ""
+        )
         return said if self.compared else f"{said} On your images no evaluation has compared its outlines with masks."
 
 
@@ -150,7 +152,7 @@ class PredictionTable:
         self.pool = pool or Pooling()
         self.threshold = threshold
         self.is_positive = is_positive or ImageThreshold()
-        note = self.is_positive.note(f"The outline is where the map reaches {threshold:g}.")
+        note = self.is_positive.note("The outline", threshold)
         self.page = ResultsPage(self.path.with_name("index.html"), self.shown, note)
         self.earlier: set[str] = set()
         self.names: set[str] = set()

@@ -175,7 +175,7 @@ class ResultsFolder:
 
     def write_page(self) -> None:
         """The same as a page of pictures."""
-        note = self.is_positive.note(f"The green line is where the map reaches {self.threshold:g}.")
+        note = self.is_positive.note("The green line", self.threshold)
         page = ResultsPage(self.page, SHOWN, note)
         for row in self._rows():
             name = row["slide"]

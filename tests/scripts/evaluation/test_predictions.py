@@ -124,13 +124,14 @@ def test_a_threshold_is_of_one_model_at_one_size(tmp_path: Path, said: dict, why
     assert is_positive.value == (0.3 if "chosen" in why else 0.5)
     assert re.search(why, str(is_positive))
     not_compared = "" if "chosen" in why else " On your images no evaluation has compared its outlines with masks."
-    assert is_positive.note("Drawn.").endswith(f" Drawn. Model: m.pt.{not_compared}")
+    drawn = "The line is where the map reaches 0.4, which a no may have too."
+    assert is_positive.note("The line", 0.4).endswith(f" {drawn} Model: m.pt.{not_compared}")
 
 
 @pytest.mark.parametrize(("f_pos", "compared"), [({"f_pos": 0.8}, True), ({}, False), ({"f_pos": None}, False)])
 def test_the_page_says_where_no_masks_have_been_compared(tmp_path: Path, f_pos: dict, compared: bool) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"image_threshold": 0.3, **f_pos}))
-    note = ImageThreshold("auto", str(tmp_path / "metrics.json")).note("Drawn.")
+    note = ImageThreshold("auto", str(tmp_path / "metrics.json")).note("The line", 0.4)
     assert ("On your images no evaluation has compared its outlines with masks." in note) != compared
 
 
