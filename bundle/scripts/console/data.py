@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.console.configs import UsageError, config_files, top_of
-from scripts.console.running import say_starting
+from scripts.console.running import HELP, say_starting
 from scripts.runtime.command_line import Parser, did_you_mean
 from scripts.runtime.errors import InputError
 
@@ -37,7 +37,7 @@ KINDS = {
 def main(arguments: Sequence[str]) -> int:
     """Run ``cdws data``; returns the exit status. Raises UsageError for a kind that there is not."""
     kind, rest = (arguments[0], arguments[1:]) if arguments else ("-h", [])
-    if kind in ("-h", "--help"):
+    if kind in HELP:
         rows = "\n".join(f"  cdws data {name} {text}" for name, text in KINDS.items())
         print(f"Write dataset.json, split into training and validation:\n\n{rows}\n\nEach has its own -h.")
         return 0

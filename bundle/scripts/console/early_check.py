@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A data set checked without MONAI, whose import takes seconds, where its parser would find nothing in the configs."""
+"""What can be seen of a data set without MONAI, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from typing import Any
 
 from scripts import bundle_root
 from scripts.console.configs import top_of
-from scripts.console.options import MONAI_OPTIONS, dataset_file
+from scripts.console.options import MONAI_OPTIONS
+from scripts.data.dataset_file import dataset_file
 
-__all__ = ["check_at_once", "has_no_area", "look_at_once", "plain_check"]
+__all__ = ["check_arguments", "check_at_once", "has_no_area", "look_at_once"]
 
 
-def plain_check(
+def check_arguments(
     files: Sequence[Path], options: Sequence[tuple[str, str | None]], typed: str | None
 ) -> dict[str, Any] | None:
     """
@@ -36,6 +37,9 @@ def plain_check(
         files: of the run.
         options: as typed.
         typed: path of the data set.
+
+    Returns:
+        Its arguments; None where MONAI's parser has to be asked.
     """
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".json"]
     given = dict(options)
@@ -66,7 +70,7 @@ def plain_check(
 
 
 def check_at_once(**values: Any) -> None:
-    """The run ``checking``, without MONAI, whose import takes seconds."""
+    """The run ``checking``, of the arguments of `check_arguments`. Raises InputError with all that is wrong."""
     from logging.config import fileConfig
 
     from scripts.data.datalist import check_datalist, report_datalist
@@ -76,7 +80,7 @@ def check_at_once(**values: Any) -> None:
 
 
 def look_at_once(**values: Any) -> None:
-    """Raise what can be seen of a data set without opening its files, before imports that take seconds."""
+    """The same without opening a file and without a word, unless something is wrong, which raises InputError."""
     from scripts.data.datalist import check_datalist
 
     logging.disable()  # the run repeats what there is to say

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.console.configs import UsageError, top_of
+from scripts.data.dataset_file import dataset_file
 from scripts.images.limits import MIN_SIZE
 from scripts.runtime.command_line import did_you_mean
 from scripts.runtime.errors import InputError
@@ -27,7 +28,6 @@ from scripts.runtime.values import image_size
 __all__ = [
     "INCLUDED",
     "MONAI_OPTIONS",
-    "dataset_file",
     "is_there",
     "refuse_options",
     "require_dataset",
@@ -45,14 +45,23 @@ INCLUDED = "included"  # as ckpt_path: the model that comes with the bundle
 
 
 def take_rounds(options: list[tuple[str, str | None]]) -> str | None:
-    """Takes the number of rounds out of the options."""
+    """Take the number of rounds, as typed, out of the options, which are changed; None where it is not among them."""
     given = [value or "nothing" for name, value in options if name == "rounds"]
     options[:] = [option for option in options if option[0] != "rounds"]
     return given[-1] if given else None
 
 
 def take_own(options: list[tuple[str, str | None]], method: str) -> tuple[str, list[str]]:
-    """Takes the method and the overlays out of the options."""
+    """
+    Take the method and the overlays out of the options, which are changed.
+
+    Args:
+        options: as typed.
+        method: where none is.
+
+    Raises:
+        UsageError: for one without a value.
+    """
     added = []
     for name, value in options:
         if name in OWN and not value:
@@ -68,6 +77,9 @@ def refuse_options(command: str, options: Sequence[tuple[str, str | None]], file
     Refuse options that no setting at the top of the configs is called as, and values that end in MONAI's traceback.
 
     The run itself refuses those that name something deeper, or that come with experiment tracking.
+
+    Raises:
+        UsageError: naming what is unknown, with what was probably meant.
     """
     given = dict(options)
     if "config_file" in given:
@@ -107,11 +119,6 @@ def top_name(name: str) -> str:
     return name.removeprefix("+").replace("::", "#").partition("#")[0]
 
 
-def dataset_file(data: Path) -> Path:
-    """The dataset.json of a folder, or the file itself."""
-    return data / "dataset.json" if data.is_dir() else data
-
-
 def require_dataset(data: str) -> None:
     """
     Refuse what is no data set, before imports that take seconds.
@@ -119,7 +126,7 @@ def require_dataset(data: str) -> None:
     Raises:
         InputError: when it is neither the folder of a dataset.json nor a file.
     """
-    if not is_there(dataset_file(Path(data))):
+    if not is_there(dataset_file(data)):
         raise InputError(
             f"There is no data set at '{data}'; give DATA, the folder of dataset.json or that file. `cdws data -h` "
             "says how one is written."
@@ -127,7 +134,16 @@ def require_dataset(data: str) -> None:
 
 
 def require_images(paths: Sequence[str], what: str) -> None:
-    """The same of images. Raises InputError for the first path at which there is nothing."""
+    """
+    Refuse paths of images at which there is nothing.
+
+    Args:
+        paths: that were typed.
+        what: should have been, for the message.
+
+    Raises:
+        InputError: for the first of them.
+    """
     for path in paths:
         if not is_there(Path(path)):
             raise InputError(f"There is no folder or file '{path}'; give {what}.")

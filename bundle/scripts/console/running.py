@@ -35,12 +35,12 @@ __all__ = [
     "HELP",
     "as_typed",
     "config_option",
-    "path_option",
+    "path_value",
     "print_line",
+    "relative_path",
     "run_module",
     "run_monai",
     "say_starting",
-    "shown",
 ]
 
 HELP = {"-h", "--help"}
@@ -73,7 +73,7 @@ def say_starting() -> None:
 def print_line(module: str, words: Sequence[str]) -> None:
     """What `run_module` does as a line of a shell."""
     needs_path = module.startswith("scripts.") and Path.cwd() != Path(bundle_root())
-    path = f"PYTHONPATH={shlex.quote(shown(Path(bundle_root())))} " if needs_path else ""
+    path = f"PYTHONPATH={shlex.quote(relative_path(Path(bundle_root())))} " if needs_path else ""
     print(f"$ {path}{_python()} -m {module} {' '.join(map(_quoted, words))}", flush=True)
 
 
@@ -90,25 +90,25 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def shown(path: Path) -> str:
+def relative_path(path: Path) -> str:
     """Relative to the working directory where it lies in it."""
     return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
 def config_option(files: Sequence[Path]) -> list[str]:
     """``--config_file`` and its value, of one file or of several."""
-    names = [shown(file) for file in files]
+    names = [relative_path(file) for file in files]
     return ["--config_file", names[0] if len(names) == 1 else "[" + ",".join(map(repr, names)) + "]"]
 
 
-def path_option(typed: str) -> str:
+def path_value(typed: str) -> str:
     """MONAI's parser takes what begins with '%' for a part of another config, before the bundle's code is called."""
     return f"./{typed}" if typed.startswith("%") else typed
 
 
 def as_typed(options: Sequence[tuple[str, str | None]]) -> list[str]:
     """Options as the words of a command line."""
-    named = ((k, path_option(v) if v and k in PATHS else v) for k, v in options)
+    named = ((k, path_value(v) if v and k in PATHS else v) for k, v in options)
     # what begins as an option does is a value only behind '='
     pairs = ([f"--{k}"] if v is None else [f"--{k}={v}"] if v[:1] == "-" or not v else [f"--{k}", v] for k, v in named)
     return [word for pair in pairs for word in pair]

@@ -29,11 +29,10 @@ from scripts.console.configs import (
     overlays,
     top_of,
 )
-from scripts.console.early_check import check_at_once, has_no_area, look_at_once, plain_check
+from scripts.console.early_check import check_arguments, check_at_once, has_no_area, look_at_once
 from scripts.console.options import (
     INCLUDED,
     MONAI_OPTIONS,
-    dataset_file,
     is_there,
     refuse_options,
     require_dataset,
@@ -46,13 +45,14 @@ from scripts.console.running import (
     HELP,
     as_typed,
     config_option,
-    path_option,
+    path_value,
     print_line,
+    relative_path,
     run_module,
     run_monai,
     say_starting,
-    shown,
 )
+from scripts.data.dataset_file import dataset_file
 from scripts.runtime.command_line import did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 from scripts.training.included import included_model, model_of, require_training
@@ -172,7 +172,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     if command in ("train", "check") and top["method"] == AREA_RANKED and typed and has_no_area(Path(typed)):
         print(NO_AREA, flush=True)
         rounds = rounds if typed_rounds else 1  # there is nothing to rank pixels by
-    checked = plain_check(files, options, typed)
+    checked = check_arguments(files, options, typed)
     if checked is not None and command == "check":
         print_line("monai.bundle", ["run", chosen.name, *config_option(files), *data, *as_typed(options)])
         check_at_once(**checked)
@@ -188,7 +188,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         own += [*ranked_by, ("output_dir", folder)]
         run_monai(["run", chosen.name, *config_option(files), *data, *as_typed(own)])
         files = config_files(chosen.base, method, [*added, NEXT_ROUND])
-        ranked_by = [("ranked_by", path_option(f"{folder}/models/model.pt"))]
+        ranked_by = [("ranked_by", path_value(f"{folder}/models/model.pt"))]
     if ranked_by:
         print(f"Round {rounds} of {rounds}, ranked by that before.", flush=True)
         options = [*(option for option in options if option[0] != "output_dir"), *ranked_by, ("output_dir", output)]
@@ -349,8 +349,8 @@ def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, s
     from scripts.training.checkpoints import read_checkpoint
 
     read_checkpoint(model, "cpu")  # MONAI's exports end in a traceback where it is damaged
-    words = [kinds[Path(file).suffix], "network_def", "--filepath", file, "--ckpt_file", shown(Path(model))]
-    words += ["--meta_file", shown(Path(bundle_root()) / "configs" / "metadata.json"), *config_option(files)]
+    words = [kinds[Path(file).suffix], "network_def", "--filepath", file, "--ckpt_file", relative_path(Path(model))]
+    words += ["--meta_file", relative_path(Path(bundle_root()) / "configs" / "metadata.json"), *config_option(files)]
     if Path(file).suffix == ".onnx":
         axes = "{0:'batch',2:'height',3:'width'}"
         names = f"'input_names':['image'],'output_names':['pred'],'dynamic_axes':{{'image':{axes},'pred':{axes}}}"
@@ -390,7 +390,7 @@ def _data(command: str, words: list[str], options: list[tuple[str, str | None]],
         raise UsageError(f"'{words[0]}' and --{given.pop()} are both given; cdws {command} takes one of them.")
     if len(words) > 1 and command == "infer":
         require_images(words, "files")
-        return ["--images", repr([path_option(word) for word in words])]
+        return ["--images", repr([path_value(word) for word in words])]
     if len(words) > 1:
         raise UsageError(f"'{words[1]}' is one word too many; cdws {command} takes one {name}, and --SETTING VALUE.")
     if not words and not given and not (RUNS[command].base == "train" and "demo" in added):
@@ -401,7 +401,7 @@ def _data(command: str, words: list[str], options: list[tuple[str, str | None]],
         require_images(typed, "FOLDER, the folder of the images, or files")
     elif typed and "demo" not in added:  # which draws what isn't there
         require_dataset(typed[-1])
-    return ["--dataset_dir", path_option(words[0])] if words else []
+    return ["--dataset_dir", path_value(words[0])] if words else []
 
 
 def _trained_as(top: Mapping[str, Any]) -> str:
@@ -426,4 +426,4 @@ def _model(typed: str | None, top: Mapping[str, Any]) -> str | None:
             f"There is no checkpoint '{typed}' (did you mean {INCLUDED}?); give the word {INCLUDED}, or a file, with "
             "--ckpt_path."
         )
-    return shown(included_model(f"{bundle_root()}/models", _trained_as(top))) if typed == INCLUDED else typed
+    return relative_path(included_model(f"{bundle_root()}/models", _trained_as(top))) if typed == INCLUDED else typed

@@ -30,6 +30,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from scripts.data.dataset_file import dataset_file
 from scripts.data.items import (
     QUOTED,
     area_problems,
@@ -41,6 +42,7 @@ from scripts.data.items import (
     mask_path,
     shortened,
 )
+from scripts.images.pictures import load_positive
 from scripts.images.slide_parts import PART_KEYS
 from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
@@ -155,7 +157,7 @@ def few_images(count: int) -> str | None:
 def report_datalist(datalist: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Log what is in a data set that has been checked, a line for each split."""
     for split, items in datalist.items():
-        positive = [item for item in items if item["label"] not in (0, *QUOTED[:1])]
+        positive = [item for item in items if _is_positive(item)]
         areas = sum(item.get("area") is not None or mask_path(item) is not None for item in positive)
         groups = len({_plain(item["group"]) for item in items if item.get("group") is not None})
         logger.info(
@@ -177,7 +179,7 @@ def read_splits(
     Args:
         dataset_dir: folder of ``dataset.json``, or that file.
         splits: the splits that must be there. Those of `SPLITS` that are there as well are read with them.
-        allow_outside: see `load_datalist`.
+        allow_outside: see `check_datalist`.
         paths: keys of an item that are paths, relative to the file.
 
     Returns:
@@ -187,8 +189,7 @@ def read_splits(
         InputError: when the file is missing or isn't an object in JSON, or a path leads out of its folder.
     """
     truth_value("allow_outside", allow_outside)
-    path = Path(dataset_dir)
-    path = path / "dataset.json" if path.suffix != ".json" or os.path.isdir(path) else path
+    path = dataset_file(dataset_dir)
     content = _read_json(path)
     splits = list(dict.fromkeys(splits))
     present = {s: content[s] for s in dict.fromkeys((*SPLITS, *splits)) if isinstance(content.get(s), list)}
@@ -217,18 +218,19 @@ def read_splits(
     return path, datalist, problems
 
 
+def _is_positive(item: Mapping[str, Any]) -> bool:
+    """Of an item that has been checked; a label may be a mask."""
+    label = item["label"]
+    return bool(load_positive(label).any()) if isinstance(label, str) else label == 1
+
+
 def has_masks(items: Iterable[dict]) -> bool:
     """Whether the pixel truth of all items is known: by a mask, by a label that is one, or by a negative label."""
     return all(item.get("mask") or isinstance(item["label"], str) or item["label"] == 0 for item in items)
 
 
 def _is_positive_without_mask(item: object) -> bool:
-    return (
-        isinstance(item, dict)
-        and item.get("label") == 1
-        and isinstance(item.get("image"), str)
-        and not has_masks([item])
-    )
+    return is_item(item) and item.get("label") == 1 and not has_masks([item])
 
 
 def _read_json(path: Path) -> dict:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from scripts.images.limits import MIN_SIZE
-from scripts.images.pictures import is_plain, is_tiff, lacks_end, picture_size, read_picture
+from scripts.images.pictures import is_plain, is_tiff, lacks_end, load_positive, picture_size, read_picture
 from scripts.images.room import room_for
 from scripts.images.slide_parts import SlidePart, source_of
 from scripts.runtime.errors import InputError, first_line
@@ -37,13 +37,12 @@ __all__ = [
     "file_identity",
     "file_problem",
     "is_item",
-    "load_positive",
     "mask_path",
     "shortened",
 ]
 
 QUOTED = ("0", "1")  # labels written as text
-AREA_STEP = 0.1  # by which an annotator's area may differ from that of a mask
+AREA_TOLERANCE = 0.1  # by which an annotator's area may differ from that of a mask
 _short = Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 shortened = _short.repr  # what somebody has written, in a message
@@ -57,7 +56,7 @@ def check_item(where: str, item: object, opened: bool) -> tuple[list[str], bool 
         What breaks the contract, each problem beginning with its place; its label, None if unknown; and, where its mask
         contradicts its area, both.
     """
-    if not isinstance(item, dict) or not isinstance(item.get("image"), str):
+    if not is_item(item):
         return [f"{where}: must be an object with an 'image'"], None, []
     label, label_problems = _read_label(item)
     try:
@@ -89,7 +88,7 @@ def check_item(where: str, item: object, opened: bool) -> tuple[list[str], bool 
     area, doubts = item.get("area"), []
     if mask is not None and area and not of_area and mask.any():
         covered = float(np.count_nonzero(mask)) / mask.size
-        doubts = [f"{where} {area:g} (the mask: {covered:.3g})"] if abs(area - covered) > AREA_STEP + 1e-9 else []
+        doubts = [f"{where} {area:g} (the mask: {covered:.3g})"] if abs(area - covered) > AREA_TOLERANCE + 1e-9 else []
     return [f"{where} '{item['image']}': {problem}" for problem in problems], label, doubts
 
 
@@ -190,19 +189,6 @@ def _size_of(path: str | PathLike) -> tuple[int, int]:
     image = load_image(path)
     ToRGB()(image)
     return tuple(image.shape[1:])  # MONAI's pictures are (C, W, H)
-
-
-def load_positive(path: str | PathLike) -> np.ndarray:
-    """Where a mask is positive, (1, W, H): what `load_mask` reads, which raises the same."""
-    if not is_plain(path):
-        from scripts.images.loading import load_mask
-
-        return np.asarray(load_mask(path)) > 0
-    pixels = read_picture(path)
-    pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-    has_alpha = pixels.shape[-1] in (2, 4)
-    positive = (pixels[..., :-1] if has_alpha else pixels).max(axis=-1) > 0
-    return (positive & (pixels[..., -1] > 0) if has_alpha else positive).T[np.newaxis]
 
 
 def chance_of_none(item: dict) -> float:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.datalist import SHOWN, data_error, first_names, read_splits
-from scripts.data.items import check_picture, file_problem
+from scripts.data.items import check_picture, file_problem, is_item
 from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
 from scripts.images.slide_parts import PART_KEYS, item_name, source_of
 from scripts.runtime.errors import InputError
@@ -60,7 +60,7 @@ def list_images(
     Args:
         images: a folder, whose pictures are taken, or those of its subfolders where it has none; a file; or a list of
             files and folders; or a ``dataset.json``, of which the images of all splits are taken, parts of slides too.
-        allow_outside: see `load_datalist`.
+        allow_outside: see `check_datalist`.
         split: of a ``dataset.json``, that alone.
 
     Returns:
@@ -164,7 +164,7 @@ def _listed(path: str | PathLike, allow_outside: bool, split: str | None) -> tup
     if split is not None and split not in list(splits):  # it may be anything
         raise InputError(f"There is no split '{split}' in '{path}' (found: {', '.join(splits) or 'none'}).")
     items = [item for name, listed in splits.items() if split in (None, name) for item in listed]
-    images = [item for item in items if isinstance(item, dict) and isinstance(item.get("image"), str)]
+    images = [item for item in items if is_item(item)]
     if not images:
         raise InputError(f"There is no image in '{path}'.")
     unusable = [f"{item!r} in '{path}': has no image" for item in items if item not in images]

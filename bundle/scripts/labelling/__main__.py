@@ -43,8 +43,7 @@ import numpy as np
 from PIL import Image
 
 from scripts.data.datalist import few_images
-from scripts.data.items import load_positive
-from scripts.images.pictures import SUFFIXES
+from scripts.images.pictures import SUFFIXES, load_positive
 from scripts.images.quality import KINDS
 from scripts.labelling.dataset import write_dataset
 from scripts.labelling.given import KEPT, GivenData

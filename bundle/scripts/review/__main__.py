@@ -30,6 +30,7 @@ if __name__ == "__main__":  # before imports that take seconds, in which a signa
 
 
 from scripts.data.datalist import data_error, first_names, read_splits
+from scripts.data.dataset_file import dataset_file
 from scripts.data.targets import WeakTarget
 from scripts.images.slide_parts import source_of
 from scripts.labelling.dataset import check_replaceable
@@ -77,7 +78,7 @@ def entries_of(dataset: Path, findings: Findings, area_step: float = 0.1) -> lis
 
 def run_page(arguments: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
-    dataset = arguments.data / "dataset.json" if arguments.data.is_dir() else arguments.data
+    dataset = dataset_file(arguments.data)
     folder = arguments.run / "review"
     findings = read_findings(folder)
     entries = entries_of(dataset, findings, arguments.area_step)

@@ -288,7 +288,7 @@ class SlideInference:
                 self.results.complete_zarr(name, view.mpp)
                 return
             if not TileStore.is_in(unfinished):
-                self.results.refuse_others_maps(name)
+                self.results.refuse_others_results(name)
             if min(view.scale_x, view.scale_y) < 0.99:
                 logger.warning(
                     f"{name}: was scanned at {slide.mpp_x:g} micrometres per pixel, coarser than {self.mpp:g}"
@@ -409,8 +409,7 @@ class SlideInference:
             )
             for future in written:
                 future.result()
-        self.results.add(name, view, job.thumbnail, small)
-        pixel_mm2 = view.mpp[0] * view.mpp[1] / 1e6
+        self.results.write_rest(name, view, job.thumbnail, small)
         area = counts.at_least(least)
         probability = counts.pooled(self.pool) if counts.total else None
         if counts.total and probability is None:
@@ -421,8 +420,8 @@ class SlideInference:
         return SlideResult(
             slide=name,
             probability=probability,
-            area_mm2=area * pixel_mm2,
-            tissue_mm2=counts.total * pixel_mm2,
+            area_mm2=area * pixel / 1e6,
+            tissue_mm2=counts.total * pixel / 1e6,
             fraction_of_tissue=area / counts.total if counts.total else None,
             regions=regions,
             width=view.width,

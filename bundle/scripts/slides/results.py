@@ -10,7 +10,7 @@
 # limitations under the License.
 
 
-"""What an inference writes of slides beside their maps: pictures, records, the table and the page."""
+"""What an inference writes of slides once their maps are there: other formats, a picture, a record, table and page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ THUMBNAIL = 1024
 TABLE = "slides.csv"
 PAGE = "index.html"
 SHOWN_SIDE = 640  # pixels of the longer side of a slide in the page
-SHOWN = (
+COLUMNS = (
     Column("probability", "probability", "fraction"),
     Column("positive", "yes/no", "text"),
     Column("area_mm2", "mm\N{SUPERSCRIPT TWO}", "number"),
@@ -59,7 +59,7 @@ ENDINGS = (".json", ".geojson", *MAPS, "_thumbnail.png", "_seg", *ZARRS)  # of a
 
 @dataclass(frozen=True)
 class SlideResult:
-    """A row of ``slides.csv``. What is not known, since there is no tissue, is None, and empty in the table."""
+    """A row of ``slides.csv``. What is not known, as without tissue, is None, and empty in the table."""
 
     slide: str
     probability: float | None
@@ -83,7 +83,7 @@ class ResultsFolder:
         folder: of the results.
         names: of the slides, in the order of the table.
         threshold: probability from which on a pixel counts as cancer.
-        is_positive: probability from which on a slide is a yes.
+        is_positive: whether a slide is a yes.
         class_name: of the segment in DICOM.
         ome_zarr: whether both maps are written as OME-Zarr as well.
 
@@ -108,11 +108,11 @@ class ResultsFolder:
 
     @property
     def page(self) -> Path:
-        """Of all slides."""
+        """Path of the page of all slides."""
         return self.folder / PAGE
 
     def path(self, name: str, ending: str) -> Path:
-        """Of a file or folder of a slide's results."""
+        """Path of one of a slide's results, by its ending."""
         return self.folder / f"{name}{ending}"
 
     def refuse_others_files(self) -> None:
@@ -122,7 +122,7 @@ class ResultsFolder:
         if not is_page(self.page):
             refuse_to_replace([self.page], "it has no mark of an inference")
 
-    def refuse_others_maps(self, name: str) -> None:
+    def refuse_others_results(self, name: str) -> None:
         """Raises InputError for files of a slide without a record."""
         if self._read_record(name) is None:
             paths = (self.path(name, ending) for ending in ENDINGS)
@@ -142,7 +142,7 @@ class ResultsFolder:
         with replacing(self.path(result.slide, ".json")) as file:
             json.dump({"result": asdict(result), "key": key}, file, indent=4)
 
-    def add(self, name: str, view: SlideView, picture: np.ndarray, mask: np.ndarray) -> None:
+    def write_rest(self, name: str, view: SlideView, picture: np.ndarray, mask: np.ndarray) -> None:
         """
         Write what else there is of a slide whose maps are there.
 
@@ -168,15 +168,15 @@ class ResultsFolder:
         return None if record is None else record["row"]
 
     def write_table(self) -> None:
-        """The slides that are finished, a row each."""
+        """Write a table of the finished slides, a row each."""
         columns = [*(field.name for field in fields(SlideResult)), "positive"]
         with replacing(self.folder / TABLE) as file:
             write_rows(file, [columns, *([row[column] for column in columns] for row in self._rows())])
 
     def write_page(self) -> None:
-        """The same as a page of pictures."""
+        """Write a page of the finished slides: their pictures, maps and rows."""
         note = self.is_positive.note("The green line", self.threshold)
-        page = ResultsPage(self.page, SHOWN, note)
+        page = ResultsPage(self.page, COLUMNS, note)
         for row in self._rows():
             name = row["slide"]
             values = {key: "" if value is None else str(value) for key, value in row.items()}
@@ -250,7 +250,7 @@ class ResultsFolder:
 
 
 def thumbnail(overview: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of (H, W, 3) in 0..1."""
+    """A picture (h, w, 3) uint8, whose longer side is 1024 at most, of (H, W, 3) in 0..1."""
     height, width = overview.shape[:2]
     factor = min(1.0, THUMBNAIL / max(height, width))
     size = [max(1, round(n * factor)) for n in (width, height)]

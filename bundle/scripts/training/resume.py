@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 RESUME = (True, False, "changed")
 FILES = ("state_0.pt", "state_1.pt")  # of even and of odd epochs: while one is written, the other is whole
 FORMAT = 2
-SET_BY = {"loss.warm_up": " (by --warm_up, or a part of --steps)"}  # what follows from another setting
+SET_BY = {"loss.warm_up": " (by --warm_up, or a part of all epochs)"}  # what follows from another setting
 
 
 def fit(
@@ -67,7 +67,7 @@ def fit(
 
     Raises:
         InputError: for another value of `resume`, when the record of an unfinished training is another, when no file
-            of the state can be read, when it is of another network or an older version, and when the weights are no
+            of the state can be read, when it is of another network or another version, and when the weights are no
             longer finite.
     """
     if resume not in RESUME:
@@ -210,7 +210,7 @@ class TrainingState:
         if epoch >= trainer.state.max_epochs:
             logger.warning(
                 f"The training in '{self.folder}' is complete ({epoch} epochs) and is not repeated. "
-                f"--max_epochs {2 * epoch} trains longer, --resume False anew."
+                f"--max_epochs {2 * epoch} --resume changed trains longer, --resume False anew."
             )
         else:
             logger.warning(f"Continuing after epoch {epoch} of {trainer.state.max_epochs}, from '{self.folder}'.")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.data.datalist import SPLITS, class_problems, data_error, read_splits, repeated_images
-from scripts.data.items import file_identity
+from scripts.data.items import file_identity, is_item
 from scripts.data.listing import ImageList
 from scripts.data.rough_area import rough_area
 from scripts.images.limits import MIN_SIZE
@@ -65,7 +65,7 @@ def load_slice_datalist(
         positive_labels: values of the mask that are positive, or ``"all"``: every value but 0.
         area_step: to which areas taken from a mask are rounded up.
         pixel_labels: whether every positive slice of these splits must have a mask.
-        allow_outside: see `load_datalist`.
+        allow_outside: see `check_datalist`.
 
     Returns:
         For each split the slices, ``{"image": path, "slice": index, "label": 0 or 1, ...}``, with ``area``, ``mask``
@@ -123,7 +123,7 @@ def _slices_of(
     item: object, axis: int, positive_labels: str | Sequence[int], area_step: float
 ) -> tuple[list[dict], list[str]]:
     """The slices of an item, and what is wrong with it."""
-    if not isinstance(item, dict) or not isinstance(item.get("image"), str):
+    if not is_item(item):
         return [], ["must be an object with an 'image'"]
     if not item.get("mask") and not item.get("slices"):
         return [], ["needs a 'mask' (label volume), or 'slices' (path of a table)"]

@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from scripts.data.datalist import has_masks, load_datalist
-from scripts.data.items import load_positive
+from scripts.data.datalist import has_masks, load_datalist, report_datalist
 from scripts.data.listing import list_images
 from scripts.images.loading import load_mask
+from scripts.images.pictures import load_positive
 from scripts.runtime.errors import InputError
 
 HEIGHT, WIDTH = 5, 8
@@ -622,3 +622,17 @@ def test_a_mask_is_the_same_with_and_without_monai(kind: str, tmp_path: Path) ->
         expected[0, 3, 2] &= kind not in ("LA", "RGBA")
         np.testing.assert_array_equal(load_positive(path), expected)
     np.testing.assert_array_equal(load_positive(path), np.asarray(load_mask(path)) > 0)
+
+
+def test_an_empty_mask_as_a_label_is_counted_as_negative(folder: Path, caplog) -> None:
+    items = [
+        {"image": f"images/{name}.png", "label": f"masks/{mask}.png"} for name, mask in (("a", "full"), ("b", "empty"))
+    ]
+    with caplog.at_level("INFO"):
+        report_datalist(load_datalist(write_set(folder, training=items), ("training",)))
+    assert "training: 1 positive images (1 with an area or a mask), 1 negative ones" in caplog.text
+
+
+def test_a_name_that_no_file_can_have_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError):
+        load_datalist(folder / ("a" * 300), ("training",))

@@ -179,10 +179,17 @@ def test_a_complete_training_is_not_repeated_and_goes_on_for_longer(tmp_path: Pa
     caplog.clear()
     train(tmp_path, epochs=2, stop=lambda _: pytest.fail("has trained"))
     assert "is complete (2 epochs)" in caplog.text
-    assert "--max_epochs" in caplog.text
+    assert "--max_epochs 4 --resume changed trains longer" in caplog.text
     assert equal(before, torch.load(tmp_path / "last.pt", weights_only=True))
     train(tmp_path, epochs=EPOCHS)
     assert_same_results(tmp_path, whole)
+
+
+def test_what_it_proposes_keeps_a_complete_training_whose_settings_follow_from_its_length(tmp_path, caplog) -> None:
+    train(tmp_path, epochs=2, warm_up=1)
+    caplog.clear()
+    train(tmp_path, epochs=4, warm_up=2, resume="changed")
+    assert "Continuing after epoch 2 of 4" in caplog.text
 
 
 def test_anew_when_asked(tmp_path: Path, whole: Path) -> None:
@@ -240,7 +247,7 @@ def test_changed_settings_are_named_and_refused_unless_asked(tmp_path: Path) -> 
         train(tmp_path, stop=stop_in(6))
     with pytest.raises(InputError, match=r"optimizer.0.lr was 0.01, is 0.5"):
         train(tmp_path, rate=0.5)
-    with pytest.raises(InputError, match=r"loss.warm_up was 0, is 1 \(by --warm_up, or a part of --steps\)"):
+    with pytest.raises(InputError, match=r"loss.warm_up was 0, is 1 \(by --warm_up, or a part of all epochs\)"):
         train(tmp_path, warm_up=1)
     train(tmp_path, epochs=2, rate=0.5, resume="changed")
     assert rates(tmp_path) == [0.5]
