@@ -42,7 +42,7 @@ from scripts.data.items import (
     mask_path,
     shortened,
 )
-from scripts.images.pictures import load_positive
+from scripts.images.masks import load_positive
 from scripts.images.slide_parts import PART_KEYS
 from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError

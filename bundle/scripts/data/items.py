@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from scripts.images.limits import MIN_SIZE
-from scripts.images.pictures import is_plain, is_tiff, lacks_end, load_positive, picture_size, read_picture
+from scripts.images.masks import load_positive
+from scripts.images.pictures import is_plain, is_tiff, lacks_end, picture_size, read_picture
 from scripts.images.room import room_for
 from scripts.images.slide_parts import SlidePart, source_of
 from scripts.runtime.errors import InputError, first_line

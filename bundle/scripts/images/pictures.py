@@ -33,7 +33,6 @@ __all__ = [
     "is_plain",
     "is_tiff",
     "lacks_end",
-    "load_positive",
     "only_page",
     "open_picture",
     "picture_size",
@@ -338,16 +337,3 @@ def _palette(page: tifffile.TiffPage) -> np.ndarray:
     colours = np.asarray(page.colormap, np.float32).T
     # some programs write 8 bit for 16, and viewers know that
     return colours / np.float32(255 if colours.max() < 256 else 65535)
-
-
-def load_positive(path: str | PathLike) -> np.ndarray:
-    """Where a mask is positive, (1, W, H): what `load_mask` reads, which raises the same."""
-    if not is_plain(path):
-        from scripts.images.loading import load_mask
-
-        return np.asarray(load_mask(path)) > 0
-    pixels = read_picture(path)
-    pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-    has_alpha = pixels.shape[-1] in (2, 4)
-    positive = (pixels[..., :-1] if has_alpha else pixels).max(axis=-1) > 0
-    return (positive & (pixels[..., -1] > 0) if has_alpha else positive).T[np.newaxis]

@@ -43,7 +43,8 @@ import numpy as np
 from PIL import Image
 
 from scripts.data.datalist import few_images
-from scripts.images.pictures import SUFFIXES, load_positive
+from scripts.images.masks import load_positive
+from scripts.images.pictures import SUFFIXES
 from scripts.images.quality import KINDS
 from scripts.labelling.dataset import write_dataset
 from scripts.labelling.given import KEPT, GivenData

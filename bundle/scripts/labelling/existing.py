@@ -24,7 +24,8 @@ from typing import Any
 from scripts.data.datalist import SPLITS, class_problems, data_error, first_names
 from scripts.data.items import check_picture
 from scripts.data.rough_area import rough_area
-from scripts.images.pictures import SUFFIXES, load_positive
+from scripts.images.masks import load_positive
+from scripts.images.pictures import SUFFIXES
 from scripts.labelling.dataset import check_replaceable, split_by_group, write_dataset
 from scripts.labelling.given import KEPT, GivenData, read_content
 from scripts.labelling.given import WRITER as PAGE

@@ -27,7 +27,7 @@ from PIL import Image
 from scripts.data.datalist import has_masks, load_datalist, report_datalist
 from scripts.data.listing import list_images
 from scripts.images.loading import load_mask
-from scripts.images.pictures import load_positive
+from scripts.images.masks import load_positive
 from scripts.runtime.errors import InputError
 
 HEIGHT, WIDTH = 5, 8
