@@ -21,6 +21,7 @@ from pathlib import Path
 
 from scripts.console.configs import UsageError, config_files, top_of
 from scripts.console.running import HELP, say_starting
+from scripts.data.dataset_file import dataset_file
 from scripts.runtime.command_line import Parser, did_you_mean
 from scripts.runtime.errors import InputError
 
@@ -129,8 +130,7 @@ def _write(kind: str, options: Namespace) -> int:
         notes += [f"Columns that are not used: {', '.join(unused)}."] if unused else []
     if kind != "from-geojson":  # whose fields have been looked at
         existing.check_pictures(items)
-    folder = options.output or _common(folders)
-    path = folder if folder.suffix == ".json" else folder / "dataset.json"
+    path = dataset_file(options.output or _common(folders))
     notes += [] if options.test else _group_notes(kind, items, bool(group))
     items = existing.grouped(items, path.parent, group)
     if options.test:
