@@ -176,7 +176,8 @@ def _settings(arguments: list[str]) -> int:
         if name not in known:
             raise UsageError(f"There is no setting '{name}'{did_you_mean(name, known)}; `cdws settings` lists all.")
     # those that training and evaluation alone have stand in theirs
-    values = top_of([files[0], *config_files("train", DEFAULT_METHOD, last=["evaluate"])[::-2], *files[1:]])
+    training, *_, evaluation = config_files("train", DEFAULT_METHOD, last=["evaluate"])
+    values = top_of([files[0], evaluation, training, *files[1:]])
     width, section, lines = shutil.get_terminal_size().columns, "", []
     for setting in described_settings():
         if setting.name not in values or (options.names and setting.name not in options.names):

@@ -27,11 +27,11 @@ from scripts.runtime.errors import InputError
 
 __all__ = ["main"]
 
-KINDS = {
-    "from-folders": "POSITIVE NEGATIVE   pictures with the finding in one folder, without it in another",
-    "from-csv": "FILE                    a table with a row for each image: image, label, and area, group, mask, split",
-    "from-masks": "IMAGES MASKS          pictures, and masks of the same names",
-    "from-geojson": "SLIDES              a slide or a folder of them, and annotations of QuPath: rectangles are fields",
+KINDS = {  # what each asks for, and is made from
+    "from-folders": (("POSITIVE", "NEGATIVE"), "pictures with the finding in one folder, without it in another"),
+    "from-csv": (("FILE",), "a table with a row for each image: image, label, and area, group, mask, split"),
+    "from-masks": (("IMAGES", "MASKS"), "pictures, and masks of the same names"),
+    "from-geojson": (("SLIDES",), "a slide or a folder of them, and annotations of QuPath: rectangles are fields"),
 }
 
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``cdws data``; returns the exit status. Raises UsageError for a kind that there is not."""
     kind, rest = (arguments[0], arguments[1:]) if arguments else ("-h", [])
     if kind in HELP:
-        rows = "\n".join(f"  cdws data {name} {text}" for name, text in KINDS.items())
+        rows = "\n".join(f"  cdws data {k:13}{' '.join(asked):20}{text}" for k, (asked, text) in KINDS.items())
         print(f"Write dataset.json, split into training and validation:\n\n{rows}\n\nEach has its own -h.")
         return 0
     if kind not in KINDS:
@@ -53,10 +53,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser(kind: str) -> Parser:
-    parser = Parser(
-        prog=f"cdws data {kind}", description=f"Write dataset.json from {KINDS[kind].split('  ')[-1].strip()}."
-    )
-    for name in KINDS[kind].split("  ")[0].split():
+    asked, source = KINDS[kind]
+    parser = Parser(prog=f"cdws data {kind}", description=f"Write dataset.json from {source}.")
+    for name in asked:
         parser.add_argument(name.lower(), type=Path, metavar=name)
     own_group = "(each image is its own group)"
     if kind == "from-folders":

@@ -36,8 +36,6 @@ from scripts.data.items import (
     area_problems,
     chance_of_none,
     check_item,
-    file_identity,
-    file_problem,
     is_item,
     mask_path,
     shortened,
@@ -46,6 +44,7 @@ from scripts.images.masks import load_positive
 from scripts.images.slide_parts import PART_KEYS
 from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
+from scripts.runtime.paths import file_identity, file_problem
 from scripts.runtime.values import truth_value
 
 __all__ = [

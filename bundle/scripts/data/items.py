@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from os import PathLike
 from pathlib import Path
 from reprlib import Repr
@@ -28,6 +27,7 @@ from scripts.images.pictures import is_plain, is_tiff, lacks_end, picture_size, 
 from scripts.images.room import room_for
 from scripts.images.slide_parts import SlidePart, source_of
 from scripts.runtime.errors import InputError, first_line
+from scripts.runtime.paths import file_identity, file_problem
 
 __all__ = [
     "QUOTED",
@@ -35,8 +35,6 @@ __all__ = [
     "chance_of_none",
     "check_item",
     "check_picture",
-    "file_identity",
-    "file_problem",
     "is_item",
     "mask_path",
     "shortened",
@@ -96,31 +94,6 @@ def check_item(where: str, item: object, opened: bool) -> tuple[list[str], bool 
 def is_item(item: object) -> bool:
     """Whether it names an image, and can be checked as an item."""
     return isinstance(item, dict) and isinstance(item.get("image"), str)
-
-
-def file_identity(path: str) -> object:
-    """What is the same for one file, however its name is written."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return os.path.normpath(path)
-    return status.st_dev, status.st_ino
-
-
-def file_problem(path: str | PathLike) -> str | None:
-    """Why a path is not that of a file that can be read; None if it is."""
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode):
-            Path(path).open("rb").close()
-            return None
-    except (FileNotFoundError, NotADirectoryError):
-        return "there is no such file" + ("; write '/' for '\\'" if "\\" in os.fspath(path) else "")
-    except OSError as error:
-        return f"can't be read ({error.strerror})"
-    except ValueError as error:  # a null byte, or half a character
-        return f"is not a valid file name ({first_line(error)})"
-    return "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
 
 
 def _read_label(item: dict) -> tuple[bool | None, list[str]]:

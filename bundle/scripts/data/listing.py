@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.datalist import SHOWN, data_error, first_names, read_splits
-from scripts.data.items import check_picture, file_problem, is_item
+from scripts.data.items import check_picture, is_item
 from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
 from scripts.images.slide_parts import PART_KEYS, item_name, source_of
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import is_table, result_name
+from scripts.runtime.paths import file_problem
 from scripts.runtime.processes import process_rank, union
 
 __all__ = [

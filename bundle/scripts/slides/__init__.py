@@ -12,8 +12,9 @@
 
 """Whole slides: what is read, where there is tissue, tiles, and what is written."""
 
-from scripts.slides.inference import SlideInference, model_mpp
+from scripts.slides.inference import SlideInference
 from scripts.slides.listing import list_slides
+from scripts.slides.resolution import model_mpp
 from scripts.slides.results import SlideResult
 
 __all__ = ["SlideInference", "SlideResult", "list_slides", "model_mpp"]

@@ -39,7 +39,7 @@ from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError, first_line, lack_of
 from scripts.runtime.processes import launched_processes
 from scripts.runtime.values import fraction, number, rgb, truth_value
-from scripts.slides.listing import slide_files
+from scripts.slides.listing import MAPS, slide_files
 from scripts.slides.polygons import trace, write_geojson
 from scripts.slides.pyramid import write_pyramid
 from scripts.slides.results import ResultsFolder, SlideResult, thumbnail
@@ -47,47 +47,13 @@ from scripts.slides.store import AwaitedRows, TileStore
 from scripts.slides.tiling import Tile, TileGrid, exact_margin
 from scripts.slides.tissue import TissueMask, tissue_of
 from scripts.slides.value_counts import ValueCounts
-from scripts.training.checkpoints import original_mpp
-from scripts.training.included import is_included
 
-__all__ = ["SlideInference", "model_mpp"]
+__all__ = ["SlideInference"]
 
 logger = logging.getLogger(__name__)
 FULL = 65535  # of probability 1 in the unfinished map
 UNFINISHED = ".unfinished"  # folder of those maps
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
-
-
-def model_mpp(
-    bundle_root: str,
-    original_size: Sequence[float] | None = None,
-    spatial_size: Sequence[int] | None = None,
-    ckpt_path: str | None = None,
-) -> float:
-    """
-    Micrometres per pixel of what a model sees: of its training images, where they were parts of slides; else as
-    ``metadata.json`` states it of the included models' images, and for any other model with a warning.
-
-    Args:
-        bundle_root: folder of the bundle.
-        original_size: height and width of the training images in their files, if the checkpoint knows them.
-        spatial_size: to which they were resized.
-        ckpt_path: checkpoint of the model.
-    """
-    known = None if ckpt_path is None else original_mpp(ckpt_path)
-    if known is not None and original_size is not None and spatial_size is not None:
-        return known * original_size[0] / spatial_size[0]
-    metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    image = metadata["network_data_format"]["inputs"]["image"]
-    mpp = image["mpp"]
-    if original_size is not None and spatial_size is not None:
-        mpp = image["mpp_of_files"] * original_size[0] / spatial_size[0]
-    if ckpt_path is not None and not is_included(ckpt_path, Path(bundle_root) / "models"):
-        logger.warning(
-            f"'{ckpt_path}' doesn't say at which resolution it was trained: slides are read at {mpp:.3g} micrometres "
-            "per pixel, as if its images were those of the included models; give --mpp if they weren't."
-        )
-    return mpp
 
 
 @dataclass(frozen=True)
@@ -382,7 +348,7 @@ class SlideInference:
                 job.rows.wait(row)
                 return None if store.is_zero(row, column) else to_bytes(store.get(row, column))
 
-            path, title = self.results.path(name, f"_{kind}.ome.tif"), f"{name} {kind}"
+            path, title = self.results.path(name, MAPS[kind]), f"{name} {kind}"
             size = (view.height, view.width, self.tile_size)
             write_pyramid(path, *size, read_tile, view.mpp, title, nearest=kind == "mask")
 

@@ -27,10 +27,12 @@ from scripts.images.pictures import SLIDE_SUFFIXES, SUFFIXES
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import result_name
 
-__all__ = ["SlideList", "dicom_files", "list_slides", "slide_files"]
+__all__ = ["MAPS", "SEGMENTATION", "SlideList", "dicom_files", "list_slides", "slide_files"]
 
 TAKEN = (*SLIDE_SUFFIXES, "tif", "tiff")
-RESULTS = ("_probability.ome.tif", "_mask.ome.tif", "_seg")
+MAPS = {kind: f"_{kind}.ome.tif" for kind in ("probability", "mask")}  # what the results of a slide end with
+SEGMENTATION = "_seg"  # a folder
+RESULTS = (*MAPS.values(), SEGMENTATION)
 KEYS, MOST_KEYS = (".vms", ".vmu"), 2**16  # Hamamatsu's files that name others, and characters that OpenSlide reads
 BESIDE = (".geojson", ".json", ".jsonl", ".lock")  # annotations, dataset.json, and answers
 logger = logging.getLogger(__name__)

@@ -33,13 +33,14 @@ from scripts.images.outline import OutlineOverlay
 from scripts.images.slide import SlideView
 from scripts.runtime.errors import first_line, lack_of
 from scripts.runtime.files import is_table, refuse_to_replace, replacing, write_rows
+from scripts.slides.listing import MAPS, SEGMENTATION
 from scripts.slides.ome_zarr import require_zarr, write_ome_zarr
 from scripts.slides.segmentation import write_slide_segmentations
 
 __all__ = ["ResultsFolder", "SlideResult", "thumbnail"]
 
 logger = logging.getLogger(__name__)
-THUMBNAIL = 1024
+THUMBNAIL_SIDE = 1024  # pixels
 TABLE = "slides.csv"
 PAGE = "index.html"
 SHOWN_SIDE = 640  # pixels of the longer side of a slide in the page
@@ -52,9 +53,9 @@ COLUMNS = (
     Column("pen", "left out: pen", "percent"),
     Column("blur", "left out: blur", "percent"),
 )
-KINDS = ("probability", "mask")
-MAPS, ZARRS = ([f"_{kind}.ome.{suffix}" for kind in KINDS] for suffix in ("tif", "zarr"))
-ENDINGS = (".json", ".geojson", *MAPS, "_thumbnail.png", "_seg", *ZARRS)  # of a slide's results
+ZARRS = {kind: f"_{kind}.ome.zarr" for kind in MAPS}
+THUMBNAIL = "_thumbnail.png"
+ENDINGS = (".json", ".geojson", *MAPS.values(), THUMBNAIL, SEGMENTATION, *ZARRS.values())  # of a slide's results
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class ResultsFolder:
 
     def complete_zarr(self, name: str, mpp: tuple[float, float]) -> None:
         """Write the OME-Zarr of a finished slide that is asked for now."""
-        if self.ome_zarr and not all(self.path(name, ending).is_dir() for ending in ZARRS):
+        if self.ome_zarr and not all(self.path(name, ending).is_dir() for ending in ZARRS.values()):
             self._write_zarr(name, mpp)
 
     def result(self, name: str) -> SlideResult | None:
@@ -212,9 +213,9 @@ class ResultsFolder:
     def _views(self, name: str) -> list[View]:
         """The thumbnail, which has the outline, with the smallest level of the map; none where they can't be read."""
         try:
-            with Image.open(self.path(name, "_thumbnail.png")) as image:
+            with Image.open(self.path(name, THUMBNAIL)) as image:
                 picture = np.asarray(image.convert("RGB"))
-            with tifffile.TiffFile(self.path(name, "_probability.ome.tif")) as file:
+            with tifffile.TiffFile(self.path(name, MAPS["probability"])) as file:
                 probability = file.series[0].levels[-1].asarray() / np.float32(255)
         except Exception as error:  # a decoder may raise anything on a file that somebody has changed
             logger.warning(f"{name}: can't be shown ({first_line(error)}).")
@@ -225,20 +226,20 @@ class ResultsFolder:
         size = picture.shape[1::-1]
         small = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))  # one that can be written to
         drawn = OutlineOverlay()(picture.transpose(2, 0, 1) / 255, small[None])
-        with replacing(self.path(name, "_thumbnail.png"), binary=True) as file:
+        with replacing(self.path(name, THUMBNAIL), binary=True) as file:
             Image.fromarray(np.rint(drawn * 255).astype(np.uint8).transpose(1, 2, 0)).save(file, "png")
 
     def _write_zarr(self, name: str, mpp: tuple[float, float]) -> None:
-        for tiff, ending in zip(MAPS, ZARRS, strict=True):
+        for kind, ending in ZARRS.items():
             folder = self.path(name, ending)
             if folder.is_dir():
                 shutil.rmtree(folder)  # of an earlier map
             if self.ome_zarr:
-                write_ome_zarr(folder, self.path(name, tiff), mpp)
+                write_ome_zarr(folder, self.path(name, MAPS[kind]), mpp)
 
     def _write_dicom(self, name: str, view: SlideView) -> None:
         scale = view.scale_x, view.scale_y
-        folder, mask = self.path(name, "_seg"), self.path(name, "_mask.ome.tif")
+        folder, mask = self.path(name, SEGMENTATION), self.path(name, MAPS["mask"])
         try:
             write_slide_segmentations(folder, mask, view.slide.path, scale, self.class_name)
         except ImportError as error:
@@ -252,7 +253,7 @@ class ResultsFolder:
 def thumbnail(overview: np.ndarray) -> np.ndarray:
     """A picture (h, w, 3) uint8, whose longer side is 1024 at most, of (H, W, 3) in 0..1."""
     height, width = overview.shape[:2]
-    factor = min(1.0, THUMBNAIL / max(height, width))
+    factor = min(1.0, THUMBNAIL_SIDE / max(height, width))
     size = [max(1, round(n * factor)) for n in (width, height)]
     return np.asarray(Image.fromarray(np.rint(overview * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX))
 

@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from scripts.data.datalist import SPLITS, class_problems, data_error, read_splits, repeated_images
-from scripts.data.items import file_identity, is_item
+from scripts.data.items import is_item
 from scripts.data.listing import ImageList
 from scripts.data.rough_area import rough_area
 from scripts.images.limits import MIN_SIZE
 from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import result_name
+from scripts.runtime.paths import file_identity
 from scripts.runtime.processes import by_first_process
 from scripts.runtime.values import positive_fraction, truth_value
 from scripts.volumes.reading import Volume, find_volumes, volume_name
