@@ -118,6 +118,44 @@ def test_a_part_that_is_too_small_is_neither_scored_nor_written(configs, red_det
         assert mask.sum() == (516 if expected < 1 else 512)
 
 
+def test_a_large_picture_is_scored_by_the_mask_that_inference_writes(configs, red_detector, tests_alone):
+    """Its red stripes, as wide as a picture's of the training size, would be lost if it were shrunk to that size."""
+    stripes = np.zeros((3 * SIDE, 3 * SIDE), np.uint8)
+    stripes[:, ::4] = stripes[:, 1::4] = 255
+    Image.fromarray(np.stack([stripes, 0 * stripes, 0 * stripes], axis=2)).save(tests_alone / "large.png")
+    Image.fromarray(stripes).save(tests_alone / "stripes.png")
+    items = [{"image": "large.png", "label": 1, "mask": "stripes.png"}, {"image": "c.png", "label": 0}]
+    (tests_alone / "dataset.json").write_text(json.dumps({"test": items}))
+    found = {}
+    for tiled in ("auto", False):
+        evaluate(configs, red_detector, tests_alone, original_size=[SIDE, SIDE], tiled=tiled)
+        with (tests_alone / "out" / "metrics_per_image.csv").open(newline="") as file:
+            found[tiled] = next(csv.DictReader(file))
+        run(
+            "inferring",
+            config_file=str(configs / "inference.json"),
+            dataset_dir=str(tests_alone / "large.png"),
+            output_dir=str(tests_alone / "out"),
+            ckpt_path=str(red_detector),
+            fusion_weights=[1.0, 0.0, 0.0],
+            spatial_size=[SIDE, SIDE],
+            original_size=[SIDE, SIDE],
+            tiled=tiled,
+            logging_file=False,
+        )
+        mask = np.asarray(Image.open(tests_alone / "out" / "predictions" / "large_mask.png")) > 0
+        assert float(found[tiled]["area_predicted"]) == pytest.approx(mask.mean())
+        assert float(found[tiled]["f_measure"]) == pytest.approx(
+            2 * (mask & (stripes > 0)).sum() / (mask.sum() + (stripes > 0).sum())
+        )
+        with (tests_alone / "out" / "predictions" / "predictions.csv").open(newline="") as file:
+            assert float(next(csv.DictReader(file))["probability"]) == pytest.approx(
+                float(found[tiled]["probability"]), rel=1e-4
+            )
+    assert float(found["auto"]["f_measure"]) > 0.95
+    assert float(found[False]["f_measure"]) < 0.8
+
+
 def test_a_test_set_alone_is_scored_without_what_validation_would_choose(configs, red_detector, tests_alone, caplog):
     evaluate(configs, red_detector, tests_alone)
     metrics = json.loads((tests_alone / "out" / "metrics.json").read_text())

@@ -31,6 +31,7 @@ from scripts.runtime.processes import gather, process_rank, share, union
 
 __all__ = ["MapImages", "MapPanels", "SideOutputs"]
 
+LARGEST = 1024  # pixels of a side that is mapped at once
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +39,8 @@ class MapPanels:
     """
     Some images of an evaluation, for `show` to put somewhere: input, truth where known, every map of the network.
 
-    The maps are those of the network, before superpixels take their means.
+    The maps are those of the network, before superpixels take their means; of a large picture, which is mapped in
+    tiles, they are those of the whole at once, shrunk to 1024 pixels.
 
     Args:
         network: whose maps are shown.
@@ -91,9 +93,12 @@ class MapPanels:
         raise NotImplementedError
 
     def _panels(self, item: dict, device: torch.device) -> dict[str, np.ndarray]:
+        image = item["image"].as_tensor()
+        if (shrunk := LARGEST / max(image.shape[1:])) < 1:
+            image = torch.nn.functional.interpolate(image[None], scale_factor=shrunk, mode="area")[0]
         with torch.no_grad():
-            maps = self.network.eval().maps(item["image"][None].to(device))[0].cpu()
-        picture = (item["image"].cpu() * self.std + self.mean).clamp(0, 1)
+            maps = self.network.eval().maps(image[None].to(device))[0].cpu()
+        picture = (image.cpu() * self.std + self.mean).clamp(0, 1)
         if len(picture) != 3:  # neighbouring slices: the one between them
             picture = picture[len(picture) // 2].expand(3, -1, -1)
         panels = {"input": picture}

@@ -64,7 +64,8 @@ class ScoreCollector:
     Scores every image that an evaluator sees.
 
     Expects in each output: ``probability``, (1, H, W) at the size of the truth; ``label``, the weak target;
-    ``truth``, (1, H, W), where it is known; and ``instances``, (1, H, W), the superpixels where there are some.
+    ``truth``, (1, H, W), where it is known; and ``instances``, (1, H, W), the superpixels where there are some. In the
+    batch ``tissue`` of a picture mapped in tiles, see `image_probability`.
 
     Args:
         threshold: probability from which on a pixel counts as positive.
@@ -93,13 +94,13 @@ class ScoreCollector:
     def __call__(self, engine: Engine) -> None:
         if not engine.state.output:
             self.scores.append(None)
-        for item in engine.state.output:
+        for item, source in zip(engine.state.output, engine.state.batch, strict=True):
             truth = item.get("truth")
             self.scores.append(
                 score_image(
                     image=str(item["image"].meta["filename_or_obj"]),
                     label=int(item["label"][0]),
-                    image_probability=image_probability(item, self.pool),
+                    image_probability=image_probability(item, self.pool, source.get("tissue")),
                     probability=np.asarray(item["probability"].cpu())[0],
                     truth=None if truth is None else np.asarray(truth.cpu())[0] > 0.5,
                     threshold=self.threshold,
