@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.console.configs import UsageError, config_files, top_of
@@ -52,11 +52,18 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
+def _path(typed: str) -> Path:
+    """Raises ArgumentTypeError for no name at all, which is the folder one is in to `Path`."""
+    if not typed:
+        raise ArgumentTypeError("is empty; name a file or a folder")
+    return Path(typed)
+
+
 def _parser(kind: str) -> Parser:
     asked, source = KINDS[kind]
     parser = Parser(prog=f"cdws data {kind}", description=f"Write dataset.json from {source}.")
     for name in asked:
-        parser.add_argument(name.lower(), type=Path, metavar=name)
+        parser.add_argument(name.lower(), type=_path, metavar=name)
     own_group = "(each image is its own group)"
     if kind == "from-folders":
         parser.add_argument("--area", type=float, help="rough area of every positive image, a fraction (none)")
@@ -66,10 +73,12 @@ def _parser(kind: str) -> Parser:
             parser.add_argument(f"--{key}", metavar="HEADING", help=f"of the column with the {key}s{form} ({key})")
         parser.add_argument("--positive", metavar="LABEL", help="what a positive label is (1, yes, true, positive)")
     elif kind == "from-geojson":
-        parser.add_argument("--annotations", type=Path, metavar="FOLDER", help="of the files NAME.geojson, or one file")
+        parser.add_argument(
+            "--annotations", type=_path, metavar="FOLDER", help="of the files NAME.geojson, or one file"
+        )
         parser.add_argument("--positive", action="append", metavar="CLASS", help="of QuPath, again for each (Tumor)")
         parser.add_argument("--mpp", type=float, help="micrometres per pixel at which fields are read (level 0's)")
-        parser.add_argument("--masks", type=Path, metavar="FOLDER", help="to write masks of the outlined fields into")
+        parser.add_argument("--masks", type=_path, metavar="FOLDER", help="to write masks of the outlined fields into")
         parser.add_argument("--slide_mpp", type=float, help="of level 0, where the slides state none")
     else:
         parser.add_argument(
@@ -95,7 +104,7 @@ def _parser(kind: str) -> Parser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
     parser.add_argument("--test", action="store_true", help="no split: all images are to score a model that is trained")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="of dataset.json (that which holds all images)")
+    parser.add_argument("--output", type=_path, metavar="FOLDER", help="of dataset.json (that which holds all images)")
     return parser
 
 
@@ -151,6 +160,7 @@ def _write(kind: str, options: Namespace) -> int:
                 return 0
             notes += [told]
     splits = existing.write_items(items, path, options.validation, options.seed)
+    notes += filter(None, [_answers_note(items, path, splits)])
     positive = [item for items in splits.values() for item in items if item["label"]]
     unknown = sum("area" not in item for item in positive)
     to_score = set(splits) == {"test"}
@@ -207,6 +217,18 @@ def _area_notes(kind: str, unknown: int, positive: int) -> list[str]:
     known = {"from-csv": "a column of areas, or cdws label", "from-geojson": "a polygon, or cdws label"}
     how = known.get(kind, "cdws label")
     return [f"{which} a rough area: these are learned from their label alone, with coarser masks ({how} gives areas)."]
+
+
+def _answers_note(items: Sequence[dict], path: Path, splits: Mapping[str, Sequence[dict]]) -> str | None:
+    """What the user should know of images whose label the labelling page has told otherwise."""
+    from scripts.data.datalist import first_names
+
+    said = {item["image"]: item["label"] for item in items if "region" not in item}
+    written = {path.parent / item["image"]: item["label"] for listed in splits.values() for item in listed}
+    other = [image.name for image, label in written.items() if said.get(image, label) != label]
+    if not other:
+        return None
+    return f"The page of cdws label gives another label, which counts, to {first_names(other)}; correct it there."
 
 
 def _size_note(items: Sequence[dict]) -> str | None:

@@ -99,6 +99,9 @@ def refuse_options(command: str, options: Sequence[tuple[str, str | None]], file
     for name in ("args_file", "logging_file"):
         if name in given and given[name] not in ("False", "None") and not Path(given[name] or "").is_file():
             raise UsageError(f"There is no file '{given[name] or ''}'; name one with --{name}, or leave it out.")
+    for name in ("dataset_dir", "output_dir", "ckpt_dir"):  # as of a variable of the shell that is not set
+        if name in given and not given[name]:
+            raise UsageError(f"--{name} has no value; name a folder, or leave it out.")
     known = {*top_of(files), *OWN, *MONAI_OPTIONS, *(["rounds"] if command == "train" else [])}
     if "tracking" in given or any(file.suffix != ".json" for file in files):
         return

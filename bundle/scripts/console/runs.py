@@ -386,6 +386,8 @@ def export_folder(
 def _data(command: str, words: list[str], options: list[tuple[str, str | None]], added: list[str]) -> list[str]:
     given = {name for name, _ in options} & {"dataset_dir", "images", "args_file"}
     name = RUNS[command].data
+    if "" in words:
+        raise UsageError(f"cdws {command} was given an empty name; name {name}.")
     if words and given:
         raise UsageError(f"'{words[0]}' and --{given.pop()} are both given; cdws {command} takes one of them.")
     if len(words) > 1 and command == "infer":

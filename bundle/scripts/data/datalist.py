@@ -437,16 +437,15 @@ def _shared(key: str, splits: dict[str, list[tuple]]) -> list[str]:
         for value, name in named.items():
             if value in first:
                 other, there = first[value]
-                problems.append(
-                    f"{key} '{name}' is in '{other}'{'' if name == there else f' (as {there!r})'} and in '{split}'; "
-                    "keep it in one"
-                )
+                spelled = "" if str(name) == str(there) else f" (as '{there}')"
+                problems.append(f"{key} '{name}' is in '{other}'{spelled} and in '{split}'; keep it in one")
         first = {value: (split, name) for value, name in named.items()} | first
     return problems
 
 
 def _plain(group: object) -> str | None:
-    """A group's name without what nobody sees: surrounding space, and how its letters are composed."""
+    """A group's name without what nobody sees: surrounding space, how its letters are composed, and 1.0 for 1."""
+    group = int(group) if isinstance(group, float) and group.is_integer() else group
     return None if group is None else unicodedata.normalize("NFC", str(group).strip())
 
 

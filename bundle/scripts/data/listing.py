@@ -17,6 +17,7 @@ import csv
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,11 @@ def _in_folder(folder: Path) -> list[dict[str, str]]:
         InputError: when it can't be read, or has slides instead.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if os.path.isfile(path))
+        listed = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"The folder '{folder}' can't be read ({error.strerror}).") from error
+    # what is called a picture and is none, as a link to nothing, is to be named
+    files = [path for path in listed if os.path.isfile(path) or (_is_picture(path) and not os.path.isdir(path))]
     results = earlier_results(folder)
     pictures = [path for path in files if _is_picture(path)]
     left_out = [path for path in pictures if path in results]
@@ -125,10 +128,20 @@ def _in_folder(folder: Path) -> list[dict[str, str]]:
             _log_results(left_out)
             return [{"image": str(path), "results": name} for path, name in zip(inside, names, strict=True)]
     _log_results(left_out)
+    if pictures and (deeper := [path.name for path in listed if _holds_pictures(path)]):
+        told = f"since '{folder}' has pictures itself: {first_names(deeper)}"
+        logger.warning(f"Pictures in folders inside are left out, {told}; name these folders too.")
     skipped = [path.name for path in files if path not in pictures]
     if skipped:
         logger.warning(f"Not pictures ({', '.join(SUFFIXES)}), left out: {first_names(skipped)}")
     return [{"image": str(path)} for path in pictures]
+
+
+def _holds_pictures(path: Path) -> bool:
+    """Whether it is a folder with pictures that are no results of an inference."""
+    with suppress(OSError):  # not ours to read
+        return os.path.isdir(path) and not _has_table(path) and any(_is_picture(Path(n)) for n in os.listdir(path))
+    return False
 
 
 def _log_results(left_out: Sequence[Path]) -> None:

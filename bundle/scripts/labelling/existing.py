@@ -87,7 +87,17 @@ def from_folders(positive: Path, negative: Path, area: float | None = None) -> l
 
 
 def _pictures(folder: Path, with_results: bool = False) -> list[Path]:
-    """See `find_pictures`; without fields that have been cut from them, and their masks."""
+    """
+    See `find_pictures`; without fields that have been cut from them, and their masks.
+
+    Raises:
+        InputError: when there are links to pictures that are not there, as well.
+    """
+    named = (path for path in folder.rglob("*") if path.suffix[1:].lower() in SUFFIXES)
+    if lost := sorted(str(path) for path in named if path.is_symlink() and not path.exists()):
+        raise InputError(
+            f"Links to files that are not there: {first_names(lost)}; bring the files, or remove the links."
+        )
     return [path for path in find_pictures(folder, with_results) if not is_cut(path.relative_to(folder))]
 
 
@@ -105,7 +115,8 @@ def from_csv(
         file: with a line of headings; commas, semicolons or tabs between the columns. Paths are relative to it.
         columns: heading of each of `COLUMNS`; one that is None is called as the key, and may be missing but for
             ``image`` and ``label``.
-        positive: what stands in the column of labels of a positive image, where that is not 1, yes, true or positive.
+        positive: what stands in the column of labels of a positive image, in upper or lower case, where that is not 1,
+            yes, true or positive.
 
     Returns:
         An item for each row, with what is known of it, and its ``split`` where a column says that of each; and the
@@ -119,17 +130,20 @@ def from_csv(
             sample = opened.read(8192).partition("\n")[0]
             delimiter = max(",;\t", key=sample.count)
             opened.seek(0)
-            rows = list(csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True))
+            reader = csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True)
+            rows = {reader.line_num: row for row in reader}  # noqa: B035 - it goes on
+            headings = [heading for heading in reader.fieldnames or () if heading]
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         near = did_you_mean(file.name, os.listdir(file.parent)) if file.parent.is_dir() and not file.exists() else ""
         raise InputError(f"The table '{file}' can't be read ({reason}){near}; give a CSV file in UTF-8.") from error
-    headings = [heading for heading in (rows[0] if rows else {}) if heading]
     if not rows:
         raise InputError(f"The table '{file}' has no row below its headings.")
     chosen = {}
     for key in COLUMNS:
         heading = columns.get(key) or key
+        if headings.count(heading) > 1:
+            raise InputError(f"The table '{file}' has {headings.count(heading)} columns '{heading}'; keep one.")
         if heading in headings:
             chosen[key] = heading
         elif columns.get(key) or key in ("image", "label"):
@@ -138,12 +152,14 @@ def from_csv(
                 f"The table '{file}' has no column '{heading}'{near}, but {', '.join(headings)}; name the one with the "
                 f"{key}s by --{key}."
             )
-    splits = {(row[chosen["split"]] or "").strip().lower() for row in rows} if "split" in chosen else set()
+    splits = {(row[chosen["split"]] or "").strip().lower() for row in rows.values()} if "split" in chosen else set()
     if splits.isdisjoint(SPLIT_NAMES) and not columns.get("split"):  # a column of something else
         chosen.pop("split", None)
     items, problems, lines = [], [], {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows.items():
         item, problem = _item({key: (row[heading] or "").strip() for key, heading in chosen.items()}, file, positive)
+        if any(row.get(None, ())):
+            problem = f"has more cells than there are headings; quote those that hold a '{delimiter}'"
         image = item.get("image")
         if problem is None and image in lines:
             problem = f"'{image}' is in line {lines[image]} as well; keep one"
@@ -168,7 +184,7 @@ def _item(cells: Mapping[str, str], file: Path, positive: str | None) -> tuple[d
         return item, f"the label '{label}' is neither 1 nor 0; say which label is positive by --positive LABEL"
     if not label:
         return item, "has no label"
-    item["label"] = int(label == positive if positive is not None else label.lower() in TRUE)
+    item["label"] = int(label.lower() in (TRUE if positive is None else (positive.strip().lower(),)))
     if cells.get("mask") and item["label"]:
         item["mask"] = _absolute(file.parent / cells["mask"])
         if not item["mask"].is_file():
@@ -214,20 +230,30 @@ def from_masks(
         of what was left out.
 
     Raises:
-        InputError: when a folder is missing or empty, and naming pictures without a mask, or masks that can't be read.
+        InputError: when a folder is missing or empty, and naming pictures without a mask, with two, or with that of
+            another picture, and masks that can't be read or have another size.
     """
     positive_fraction("--area_step", area_step)
     pictures, found = _pictures(images), _pictures(masks, with_results=True)  # which may have been corrected
-    mask_of = {path.with_suffix("").relative_to(masks).as_posix(): path for path in found}
+    masks_of: dict[str, list[Path]] = {}
+    for path in found:
+        masks_of.setdefault(path.with_suffix("").relative_to(masks).as_posix(), []).append(path)
     if _is_in(masks, images) and not _is_in(images, masks):
         pictures = [path for path in pictures if not _is_in(path, masks)]
     elif _is_in(masks, images):
         pictures = [path for path in pictures if not path.stem.endswith(suffix)]
-        mask_of = {name: path for name, path in mask_of.items() if path not in pictures}
-    if not pictures or not mask_of:
+        own = set(pictures)
+        masks_of = {name: paths for name, paths in masks_of.items() if own.isdisjoint(paths)}
+    if not pictures or not masks_of:
         raise _no_picture(masks if pictures else images)
     names = {path: path.with_suffix("").relative_to(images).as_posix() for path in pictures}
-    chosen = {path: mask_of.get(name) or mask_of.get(name + suffix) for path, name in names.items()}
+    known = {
+        path: [m for n in dict.fromkeys((name, name + suffix)) for m in masks_of.get(n, ())]
+        for path, name in names.items()
+    }
+    if problems := _ambiguous(known):
+        raise data_error(masks, problems)
+    chosen = {path: (*of, None)[0] for path, of in known.items()}
     missing = [path.name for path, mask in chosen.items() if mask is None]
     if len(missing) == len(chosen) or (missing and without_mask == "refuse"):
         raise InputError(
@@ -237,7 +263,7 @@ def from_masks(
         )
     present = [(path, mask) for path, mask in chosen.items() if mask is not None]
     with ThreadPoolExecutor() as pool:  # decoding pictures releases the interpreter
-        read = pool.map(lambda pair: _area(pair[1], area_step), present)
+        read = pool.map(lambda pair: _area(*pair, area_step), present)
         areas = list(Bar(read, total=len(present), desc="reading masks", unit="mask", leave=False))
     problems = [area for area in areas if isinstance(area, str)]
     if problems:
@@ -252,12 +278,37 @@ def from_masks(
     return sorted(items, key=lambda item: item["image"]), missing
 
 
-def _area(mask: Path, step: float) -> float | str:
-    """The rough area of a mask, or why there is none."""
+def _ambiguous(masks_of: Mapping[Path, Sequence[Path]]) -> list[str]:
+    """Which pictures have several masks, and which masks several pictures."""
+    pictures_of: dict[Path, list[str]] = {}
+    for picture, masks in masks_of.items():
+        for mask in masks:
+            pictures_of.setdefault(mask, []).append(picture.name)
+    return [
+        *(
+            f"'{picture.name}' has the masks {first_names([mask.name for mask in masks])}; keep one"
+            for picture, masks in masks_of.items()
+            if len(masks) > 1
+        ),
+        *(
+            f"'{mask.name}' is the mask of {first_names(pictures)}; keep one picture"
+            for mask, pictures in pictures_of.items()
+            if len(pictures) > 1
+        ),
+    ]
+
+
+def _area(picture: Path, mask: Path, step: float) -> float | str:
+    """The rough area of a picture's mask, or why there is none."""
     try:
-        return rough_area(load_positive(mask), step)
+        positive = load_positive(mask)
     except Exception as error:  # a decoder may raise anything on a damaged file
         return f"the mask '{mask}' can't be read ({first_line(error)})"
+    size, wrong = check_picture(picture, decoded=False)
+    if size is not None and not wrong and positive.shape[1:] != size:
+        sizes = "{}x{}, '{}' {}x{}".format(*positive.shape[1:], picture.name, *size)
+        return f"the mask '{mask.name}' has {sizes}; they must have the same size"
+    return rough_area(positive, step)
 
 
 def check_pictures(items: Sequence[Mapping[str, Any]]) -> None:

@@ -117,7 +117,7 @@ def groups_of(images: list[str], pattern: str | None) -> dict[str, str]:
     Group of each image by a regular expression: its first group, or all that it matches, in the path.
 
     Raises:
-        InputError: for a pattern that is none, or images that it doesn't match.
+        InputError: for a pattern that is none, or images in which it matches nothing, or no character.
     """
     if pattern is None:
         return {}
@@ -125,7 +125,10 @@ def groups_of(images: list[str], pattern: str | None) -> dict[str, str]:
         found = {image: re.search(pattern, image) for image in images}
     except re.error as error:
         raise InputError(f"--group '{pattern}' is not a regular expression ({error}).") from error
-    missing = [image for image in images if found[image] is None]
+    groups = {
+        image: match and (match[1] if match.re.groups and match[1] else match[0]) for image, match in found.items()
+    }
+    missing = [image for image in images if not groups[image]]
     if missing:
         raise InputError(f"--group '{pattern}' matches nothing in '{missing[0]}' ({len(missing)} images in all).")
-    return {image: match[1] if match.re.groups and match[1] else match[0] for image, match in found.items()}
+    return groups

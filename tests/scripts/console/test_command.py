@@ -89,6 +89,8 @@ REFUSED = {
     "train DATA --round 1": "There is no option --round (did you mean --rounds?)",
     "train DATA --colour 1": "`cdws settings` lists the settings, `cdws train -h` the other options.",
     "train DATA --method": "--method has no value",
+    "train DATA --output_dir ''": "--output_dir has no value; name a folder, or leave it out",
+    "infer ''": "cdws infer was given an empty name; name FOLDER",
     "train DATA --method cdsw": "no method 'cdsw' (did you mean cdws?)",
     "train DATA --overlay suprepixels": "no overlay 'suprepixels' (did you mean superpixels?)",
     "train DATA --overlay mine.json": "no overlay 'mine.json': no such file",
@@ -198,7 +200,7 @@ def test_what_the_demo_draws_need_not_be_there(started) -> None:
 @pytest.mark.parametrize("line", REFUSED)
 def test_a_misspelt_word_is_refused_in_one_sentence(line: str, started, capsys) -> None:
     try:
-        status = main(line.split())
+        status = main(shlex.split(line))
     except SystemExit as end:  # of argparse
         status = end.code
     errors = capsys.readouterr().err

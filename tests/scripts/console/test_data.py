@@ -71,6 +71,8 @@ def test_groups_that_are_too_few_are_named(folders: Path, capsys) -> None:
     line = ["data", "from-folders", str(folders / "yes"), str(folders / "no"), "--group", "(yes|no)/"]
     assert main(line) == 1
     assert "The groups now: no, yes." in capsys.readouterr().err
+    assert main([*line[:-1], "x*"]) == 1  # finds nothing everywhere
+    assert "--group 'x*' matches nothing in 'yes/pa_1.png' (14 images in all)" in capsys.readouterr().err
 
 
 def test_pictures_that_are_cut_short_are_named(folders: Path, capsys) -> None:
@@ -143,7 +145,7 @@ def test_images_outside_the_folder_of_the_data_set_are_allowed_in_the_next_comma
 def test_a_table_may_have_other_headings_labels_and_separators(folders: Path, capsys) -> None:
     rows = ["File;Diagnosis;Extent;Patient;Remark"]
     rows += [f"yes/p{p}_{n}.png;tumour;{e};{p};x" for p, n, e in (("a", 1, "30%"), ("a", 2, "0,5"), ("b", 1, ""))]
-    rows += ["yes/pb_2.png;tumour;40 %;b;x"]
+    rows += ["yes/pb_2.png;Tumour;40 %;b;x"]
     rows += [f"no/p{p}_{n}.png;normal;;{p};x" for p, n in (("d", 1), ("d", 2), ("e", 1))]
     (folders / "table.csv").write_text("\n".join(rows), encoding="utf-8-sig")
     line = ["data", "from-csv", str(folders / "table.csv"), "--image", "File", "--label", "Diagnosis"]
@@ -169,6 +171,9 @@ TABLES = {
     "image,label,area\nyes/pa_1.png,0,0.3": "line 2: the label is negative, but the area '0.3'",
     "image,label,mask\nyes/pa_1.png,1,no.png": "line 2: there is no mask",
     "image,label\nyes/pa_1.png,1\nyes/pb_1.png,1": "too few images without the finding",
+    "image,label,area\nyes/pa_1.png,1,0,3": "line 2: has more cells than there are headings; quote those that hold",
+    "image,label,label\nyes/pa_1.png,1,0": "has 2 columns 'label'; keep one",
+    'image,label,note\nyes/pa_1.png,1,"two\nlines"\n\nyes/none.png,1,': "line 5: there is no file",
 }
 
 
@@ -258,6 +263,42 @@ def test_pictures_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
     assert main(["data", "from-masks", str(tmp_path), str(tmp_path), "--suffix", "_label"]) == 0
     assert sorted(item["image"] for item in items_of(tmp_path)) == ["0.png", "1.png", "2.png", "3.png"]
     assert [item["area"] for item in items_of(tmp_path) if item["label"]] == [0.1, 0.1]
+
+
+def test_masks_of_which_one_cannot_tell_whose_they_are_are_named(tmp_path: Path, capsys) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for name in ("a.png", "b.png", "c.png", "c.bmp"):
+        picture(images / name)
+    for name, marked in (("a.png", 20), ("a.tif", 0), ("b.png", 0), ("b_mask.png", 80), ("c.png", 8)):
+        picture(masks / name, marked, mask=True)
+    assert main(["data", "from-masks", str(images), str(masks)]) == 1
+    errors = capsys.readouterr().err
+    for named in ("'a.png' has the masks a.png, a.tif;", "'b.png' has the masks b.png, b_mask.png;"):
+        assert named in errors
+    assert "'c.png' is the mask of c.bmp, c.png; keep one picture" in errors
+    assert not list(tmp_path.rglob("dataset.json"))
+
+
+def test_a_mask_of_another_size_is_named(tmp_path: Path, capsys) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (10, 9), 255).save(tmp_path / "masks" / "a.png")
+    assert main(["data", "from-masks", str(tmp_path / "images"), str(tmp_path / "masks")]) == 1
+    assert "the mask 'a.png' has 10x9, 'a.png' 10x8; they must have the same size" in capsys.readouterr().err
+
+
+def test_a_link_to_a_picture_that_is_not_there_is_named(folders: Path, capsys) -> None:
+    (folders / "yes" / "moved.png").symlink_to(folders / "away.png")
+    assert main(["data", "from-folders", str(folders / "yes"), str(folders / "no")]) == 1
+    assert re.search(r"Links to files that are not there: .*yes/moved\.png", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("options", [["", "no"], ["yes", "no", "--output", ""]])
+def test_an_empty_name_is_not_the_folder_one_is_in(options: list[str], folders: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(folders)
+    with pytest.raises(SystemExit):
+        main(["data", "from-folders", *options])
+    assert "is empty; name a file or a folder" in capsys.readouterr().err
 
 
 def test_a_mask_that_is_damaged_is_named(tmp_path: Path, capsys) -> None:
@@ -524,3 +565,12 @@ def test_answers_of_the_page_outlive_more_pictures(folders: Path, capsys) -> Non
     (folders / "dataset-given.json").write_text(json.dumps(given | {"written_by": "somebody"}))
     assert main(line) == 1
     assert "was not written by cdws data" in capsys.readouterr().err
+
+
+def test_a_label_that_the_page_has_changed_is_named(folders: Path, capsys) -> None:
+    line = ["data", "from-folders", str(folders / "yes"), str(folders / "no"), "--area", "0.5"]
+    assert main(line) == 0
+    Journal(folders / "labels.jsonl").give("yes/pa_1.png", Answer(0))
+    assert main(line) == 0
+    assert "gives another label, which counts, to pa_1.png; correct it there" in capsys.readouterr().out
+    assert {item["image"]: item["label"] for item in items_of(folders)}["yes/pa_1.png"] == 0

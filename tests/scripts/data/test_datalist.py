@@ -284,12 +284,13 @@ def test_a_group_in_two_splits_is_named_even_where_a_split_is_not_needed(folder:
         folder,
         training=[POSITIVE | {"group": "p1"}, NEGATIVE | {"group": 2}],
         validation=[POSITIVE | {"group": "p3"}, NEGATIVE | {"group": "p3"}, POSITIVE | {"group": "p1"}],
-        test=[POSITIVE | {"group": "p1"}, NEGATIVE | {"group": "p3"}],
+        test=[POSITIVE | {"group": "p1"}, NEGATIVE | {"group": "p3"}, NEGATIVE | {"group": 2.0}],
     )
     assert problems_of(folder, "training") == [
         "group 'p1' is in 'training' and in 'validation'; keep it in one",
         "group 'p1' is in 'training' and in 'test'; keep it in one",
         "group 'p3' is in 'validation' and in 'test'; keep it in one",
+        "group '2.0' is in 'training' (as '2') and in 'test'; keep it in one",
     ]
 
 

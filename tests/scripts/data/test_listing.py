@@ -29,11 +29,21 @@ def write_picture(path: Path, shape: tuple[int, ...] = (HEIGHT, WIDTH, 3), value
     Image.fromarray(np.full(shape, value, np.uint8)).save(path)
 
 
-def test_pictures_of_a_folder_by_name_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+def test_pictures_of_a_folder_by_name_whatever_the_case_of_their_suffix(tmp_path: Path, caplog) -> None:
     for name in ("b.PNG", "a.tif", "c.JPeG", "sub/d.png"):
         write_picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not a picture, and no harm")
     assert list_images(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a.tif", "b.PNG", "c.JPeG")]
+    assert f"since '{tmp_path}' has pictures itself: sub; name these folders too" in caplog.text
+
+
+def test_what_is_called_a_picture_and_is_no_file_is_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "folder.png").mkdir()
+    found = list_images(tmp_path)
+    assert found == [{"image": str(tmp_path / "a.png")}]
+    assert found.left_out == [f"'{tmp_path / 'lost.png'}': there is no such file"]
 
 
 def test_a_folder_without_pictures_has_those_of_its_subfolders_under_names_of_their_own(tmp_path: Path) -> None:
