@@ -160,11 +160,12 @@ def lay_out_volumes(folder: Path, write_slide, tissue_picture) -> None:
     volumes = {"DATA": "abc", "MRI": "abcd", "ct": ["ct"]}
     shutil.rmtree(folder / "FOLDER")
     shutil.rmtree(folder / "DATA")
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in (32, 28, 30)), indexing="ij"))
     for name, stems in volumes.items():
         (folder / name).mkdir()
+        depth = 30 if name == "ct" else 12  # slices, of which the page names some of the CT
+        grid = np.stack(np.meshgrid(*(np.arange(n) for n in (32, 28, depth)), indexing="ij"))
         for seed, stem in enumerate(stems):
-            ball = ((grid - np.array([16, 14, 12]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0) < 36
+            ball = ((grid - np.array([16, 14, 0.4 * depth]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0) < depth
             values = np.random.default_rng(seed).normal(0, 20, ball.shape) + 60 * ball
             labels = "organs" if name == "ct" else f"{stem}_labels"
             for file, voxels in ((stem, values.astype(np.int16)), (labels, 2 * ball.astype(np.uint8))):
