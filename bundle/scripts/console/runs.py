@@ -52,7 +52,7 @@ from scripts.console.running import (
     run_monai,
     say_starting,
 )
-from scripts.data.dataset_file import dataset_file
+from scripts.review.record import is_current
 from scripts.runtime.command_line import did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
 from scripts.training.included import included_model, model_of, require_training
@@ -71,6 +71,7 @@ __all__ = [
 ]
 
 OF_REVIEW = ("area_step", "port", "no_browser")  # options of its page
+BY_WORDS = ("dataset_dir", "output_dir", "prediction_dir")  # what it is given by RUN and DATA
 AREA_RANKED, NEXT_ROUND, ROUNDS = "area_ranked", "next_round", 2
 NO_AREA = (
     "No training image has a rough area, by which a next round could rank pixels: the positive ones are learned from "
@@ -275,7 +276,7 @@ def curve(arguments: Sequence[str]) -> int:
 
 def review(arguments: Sequence[str]) -> int:
     """
-    What a trained model says of a data set, unless that is known, and the page of it, see ``scripts.review``.
+    What a trained model says of a data set, unless that is known, see `is_current`, and the page, ``scripts.review``.
 
     Raises:
         UsageError: when an option, an overlay or a folder is none.
@@ -289,14 +290,17 @@ def review(arguments: Sequence[str]) -> int:
     files = config_files("inference", method, added, ("review",))
     refuse_options("review", settings, files)
     folder, data = map(Path, words)
-    model, found = folder / "models" / "model.pt", folder / "review" / "findings.json"
+    taken = sorted({name for name, _ in settings} & set(BY_WORDS))
+    if taken:
+        raise UsageError(f"cdws review takes RUN and DATA in the place of --{taken[0]}; leave it out.")
+    model = folder / "models" / "model.pt"
     if not model.is_file():
         raise UsageError(f"There is no trained model '{model}'; give the --output_dir of a training.")
     require_dataset(words[1])
-    newest = max(path.stat().st_mtime for path in (model, dataset_file(data)) if path.is_file())
-    if settings or not found.is_file() or found.stat().st_mtime < newest:
-        given = ["--dataset_dir", str(data), "--output_dir", str(folder)]
-        run_monai(["run", "inferring", *config_option(files), *given, *as_typed(settings)])
+    given = ["--dataset_dir", str(data), "--output_dir", str(folder)]
+    inference = ["run", "inferring", *config_option(files), *given, *as_typed(settings)]
+    if not is_current(folder / "review", inference):
+        run_monai(inference)
     run_module("scripts.review", [*words, *as_typed(page)])
     return 0
 

@@ -43,7 +43,8 @@ import numpy as np
 from scripts.data.datalist import load_datalist
 from scripts.experiments.variants import take_subset
 from scripts.review.doubt import doubt_of
-from scripts.review.findings import FINDINGS, read_findings, reviewed_name
+from scripts.review.findings import read_findings, reviewed_name
+from scripts.review.record import FINDINGS
 from scripts.runtime.files import replacing
 
 __all__ = ["Point", "table", "verdict"]

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,12 +33,13 @@ from scripts.evaluation.predictions import image_probability
 from scripts.images.slide_parts import PART_KEYS, item_name
 from scripts.losses.pooling import Pooling
 from scripts.review.doubt import Finding, outline_entropy
+from scripts.review.record import FINDINGS, record_of
 from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 
-__all__ = ["FINDINGS", "Findings", "FindingsWriter", "list_items", "read_findings", "reviewed_name", "view_path"]
+__all__ = ["Findings", "FindingsWriter", "list_items", "read_findings", "reviewed_name", "view_path"]
 
-FINDINGS = "findings.json"
+VIEWS = "views"
 SIDE = 720  # pixels of the longer side of an outline and a map, as they are shown
 
 
@@ -93,19 +95,24 @@ class FindingsWriter:
     """
     Writes what a model says of each image during inference, for `read_findings`, and its outline and map to be shown.
 
-    Expects in each output ``probability``, (1, W, H), and in the batch ``picture`` and ``name``.
+    Expects in each output ``probability``, (1, W, H), and in the batch ``picture`` and ``name``. What there is of
+    earlier findings is removed at the start: of a run that is cut off nothing is taken for theirs.
 
     Args:
         output_dir: folder of the findings.
+        ckpt_path: checkpoint of the model, for the record of the findings, see `record_of`.
         pool: gives the image-level probability; the paper's generalized mean by default.
         threshold: probability from which on a pixel counts as positive.
     """
 
-    def __init__(self, output_dir: str, pool: Pooling | None = None, threshold: float = 0.5) -> None:
+    def __init__(self, output_dir: str, ckpt_path: str, pool: Pooling | None = None, threshold: float = 0.5) -> None:
         self.folder = Path(output_dir)
+        self.ckpt_path = ckpt_path
         self.pool = pool or Pooling()
         self.threshold = threshold
         self._images: dict[str, dict[str, Any]] = {}
+        self._made = ""
+        self._record: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -114,6 +121,10 @@ class FindingsWriter:
 
     def start(self, engine: Engine) -> None:
         self._images.clear()
+        self._made = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._record = record_of(sys.argv[1:], self.ckpt_path)  # now: what changes until the end isn't what is seen
+        for path in (self.folder / FINDINGS, *(self.folder / VIEWS).glob("*.json")):
+            path.unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         if not engine.state.output:  # an image that can't be read
@@ -129,20 +140,19 @@ class FindingsWriter:
             )
             self._images[name] = asdict(finding) | {"width": values.shape[1], "height": values.shape[0]}
             view = draw_view(picture, values, self.threshold, side=SIDE)
-            with replacing(view_path(self.folder, name)) as file:
+            with replacing(view_path(self.folder, self._made, name)) as file:
                 json.dump(
                     {"width": view.width, "height": view.height, "outline": view.outline, "heat": view.heat}, file
                 )
 
     def complete(self, engine: Engine) -> None:
-        made = datetime.now(UTC).isoformat(timespec="seconds")
         with replacing(self.folder / FINDINGS) as file:
-            json.dump({"made": made, "images": self._images}, file, indent=1)
+            json.dump({"made": self._made, "record": self._record, "images": self._images}, file, indent=1)
 
 
-def view_path(folder: Path, name: str) -> Path:
-    """The file of an item's outline and map."""
-    return folder / "views" / f"{sha1(name.encode(errors='surrogatepass')).hexdigest()[:16]}.json"
+def view_path(folder: Path, made: str, name: str) -> Path:
+    """The file of an item's outline and map, another in each round: an open page shows none of a later one."""
+    return folder / VIEWS / f"{sha1(f'{made} {name}'.encode(errors='surrogatepass')).hexdigest()[:16]}.json"
 
 
 def read_findings(folder: Path) -> Findings:

@@ -124,7 +124,7 @@ def make_review_app(
 
     @app.get(f"/{token}/view/{{position}}")
     def view(position: int) -> Response:
-        path = view_path(findings, entry_at(position).name)
+        path = view_path(findings, made, entry_at(position).name)
         if not path.is_file():
             raise HTTPException(404, "There is no map of this image.")
         return FileResponse(path, media_type="application/json")

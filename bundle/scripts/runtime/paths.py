@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What can be said of a file by its path alone: which one it is, and whether it can be read."""
+"""What can be said of a file by its path alone: which one it is, of which version, and whether it can be read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from scripts.runtime.errors import first_line
 
-__all__ = ["file_identity", "file_problem"]
+__all__ = ["file_identity", "file_problem", "file_version"]
 
 
 def file_identity(path: str) -> object:
@@ -30,6 +30,18 @@ def file_identity(path: str) -> object:
     except (OSError, ValueError):
         return os.path.normpath(path)
     return status.st_dev, status.st_ino
+
+
+def file_version(path: str | PathLike) -> list[str | int]:
+    """
+    What is another once a file is another, or has been written to: absolute path, bytes, nanoseconds of the change.
+
+    Raises:
+        OSError: when there is no such file.
+    """
+    file = Path(path).resolve()
+    status = file.stat()
+    return [str(file), status.st_size, status.st_mtime_ns]
 
 
 def file_problem(path: str | PathLike) -> str | None:

@@ -37,6 +37,7 @@ from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork, check_finite
 from scripts.runtime.bars import Bar
 from scripts.runtime.errors import InputError, first_line, lack_of
+from scripts.runtime.paths import file_version
 from scripts.runtime.processes import launched_processes
 from scripts.runtime.values import fraction, number, rgb, truth_value
 from scripts.slides.listing import MAPS, slide_files
@@ -404,9 +405,7 @@ class SlideInference:
             weights.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
         return json.dumps(
             {
-                "slide": [
-                    [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in slide_files(path)
-                ],
+                "slide": [file_version(file) for file in slide_files(path)],
                 "view": [view.width, view.height, *view.mpp],
                 "network": weights.hexdigest(),
                 "extra": hashlib.sha256(repr(self.network.state_dict().get("_extra_state")).encode()).hexdigest(),

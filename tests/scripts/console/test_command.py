@@ -17,8 +17,10 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from monai.bundle import run as run_bundle
 from scripts.console.command import main
 from scripts.console.options import MONAI_OPTIONS
 from scripts.demo.dataset import make_demo_dataset
+from scripts.review.findings import FindingsWriter
+from scripts.runtime.command_line import typed_options
 from scripts.runtime.errors import InputError
 
 BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
@@ -103,6 +107,7 @@ REFUSED = {
     "review DATA": "cdws review RUN DATA",
     "review RUN DATA": "no trained model 'RUN/models/model.pt'",
     "review RUN DATA --prot 9": "--prot",
+    "review RUN DATA --output_dir x": "RUN and DATA in the place of --output_dir",
     "train DATA --rounds 0": "--rounds is a whole number of 1 or more, of cdws train by the method 'recommended' alone",
     "train DATA --rounds x": "of cdws train by the method 'recommended' alone; got 'x'",
     "train DATA --rounds 2 --method cdws": "of cdws train by the method 'recommended' alone; got '2'",
@@ -481,20 +486,74 @@ def test_the_printed_command_does_the_same(quick_python, tmp_path: Path) -> None
     assert "UserWarning" not in ours.stderr
 
 
-def test_a_review_runs_the_model_unless_it_has_looked_at_these_labels(started, tmp_path) -> None:
+@pytest.fixture
+def reviewed(started, tmp_path, monkeypatch) -> Callable[..., list[str]]:
+    """Reviews the run in ``run``, the model looking at nothing; returns which modules were started."""
+    for name in ("run/models/model.pt", "other.pt", "data/dataset.json", "more/dataset.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    os.utime(tmp_path / "more" / "dataset.json", (1, 1))
+
+    def review(run: str = "run", data: str = "data", *options: str) -> list[str]:
+        started.clear()
+        assert main(["review", str(tmp_path / run), str(tmp_path / data), *options]) == 0
+        for words in started[:-1]:
+            monkeypatch.setattr(sys, "argv", words)
+            model = typed_options(words).get("ckpt_path") or tmp_path / run / "models" / "model.pt"
+            writer = FindingsWriter(str(tmp_path / run / "review"), str(model))
+            writer.start(None)
+            writer.complete(None)
+        return [words[0] for words in started]
+
+    return review
+
+
+LOOKS = ["monai.bundle", "scripts.review"]
+
+
+def test_a_review_runs_the_model_and_shows_what_it_says(reviewed, started, tmp_path) -> None:
     run, data = tmp_path / "run", tmp_path / "data"
-    for path in (run / "models" / "model.pt", data / "dataset.json"):
-        path.parent.mkdir(parents=True)
-        path.write_text("")
-    command = ["review", str(run), str(data), "--port", "0", "--no_browser"]
-    assert main(command) == 0
+    assert reviewed("run", "data", "--port", "0", "--no_browser") == LOOKS
     [inference, page] = started
     assert inference[:3] == ["monai.bundle", "run", "inferring"]
     assert inference[4].endswith("review.json']")
     assert inference[5:] == ["--dataset_dir", str(data), "--output_dir", str(run)]
     assert page == ["scripts.review", str(run), str(data), "--port", "0", "--no_browser"]
-    (run / "review").mkdir()
-    (run / "review" / "findings.json").write_text("")
-    started.clear()
-    assert main(command) == 0
-    assert started == [page]
+    assert reviewed("run", "data/dataset.json") == ["scripts.review"]
+    (run / "review" / "findings.json").write_text('{"made": "now", "images": {}}')  # as version 1.0.1 wrote it
+    assert reviewed() == LOOKS
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--threshold", "0.001"],
+        ["--ckpt_path", "../other.pt"],
+        ["--method", "cdws"],
+        ["--overlay", "superpixels"],
+    ],
+    ids=" ".join,
+)
+def test_a_review_of_other_settings_runs_the_model(reviewed, tmp_path, monkeypatch, options) -> None:
+    monkeypatch.chdir(tmp_path / "data")
+    assert reviewed() == LOOKS
+    assert reviewed("run", "data", *options) == LOOKS
+    assert reviewed("run", "data", *options) == ["scripts.review"]
+    assert reviewed() == LOOKS
+
+
+@pytest.mark.parametrize("name", ["run/models/model.pt", "data/dataset.json"])
+def test_a_review_runs_the_model_on_what_has_changed(reviewed, tmp_path, name) -> None:
+    assert reviewed() == LOOKS
+    (tmp_path / name).write_text("[]")
+    os.utime(tmp_path / name, (1, 1))  # as a file that was copied from elsewhere may be
+    assert reviewed() == LOOKS
+
+
+def test_a_review_of_other_data_or_a_copied_run_runs_the_model(reviewed, tmp_path) -> None:
+    assert reviewed() == LOOKS
+    assert reviewed("run", "more") == LOOKS
+    assert reviewed("run", "more") == ["scripts.review"]
+    assert reviewed() == LOOKS
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert reviewed("copy") == LOOKS
