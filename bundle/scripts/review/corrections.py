@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,11 +26,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from scripts.data.datalist import SPLITS
+from scripts.images.loading import load_image
+from scripts.images.room import room_for
+from scripts.images.slide_parts import source_of
 from scripts.images.strokes import NEGATIVE, POSITIVE, UNKNOWN, write_strokes
 from scripts.labelling.dataset import check_replaceable
 from scripts.labelling.journal import Journal
 from scripts.review.findings import reviewed_name
-from scripts.runtime.errors import InputError
+from scripts.runtime.errors import InputError, first_line
 from scripts.runtime.files import replacing
 
 __all__ = ["WRITER", "Correction", "Corrections", "Stroke", "paint", "reviewed_path", "write_reviewed"]
@@ -37,6 +41,7 @@ __all__ = ["WRITER", "Correction", "Corrections", "Stroke", "paint", "reviewed_p
 WRITER = "cdws review"
 FARTHEST = 1e6  # pixels
 MAX_POINTS, MAX_STROKES = 2000, 200
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,15 +147,17 @@ def write_reviewed(
     Write the data set with the corrections beside the one that they are of, which stays as it is.
 
     Strokes go into the folder ``strokes`` beside it, into files that are called by what is in them: what an older
-    data set refers to stays, too.
+    data set refers to stays, too. What the data set itself excludes stays excluded: no review shows it, so a correction
+    of it is of before that.
 
     Args:
         dataset: file of the data set.
         corrections: by the names of the items, see `reviewed_name`.
-        sizes: width and height of the images by these names.
+        sizes: width and height of the images by these names. An image that is not among them, as one that is excluded
+            by now, or in another split, keeps the strokes of the data set; where there are none, it is read.
 
     Returns:
-        How many images are ``changed``, ``left out`` and ``with strokes``.
+        How many of these images are ``changed``, ``left out`` and ``with strokes``.
 
     Raises:
         InputError: when the file in its place was not written by a review.
@@ -166,20 +173,35 @@ def write_reviewed(
                 continue
             correction = corrections[name]
             before = dict(item)
-            for key in ("label", "area", "excluded"):
+            for key in ("label", "area"):
                 item.pop(key, None)
             mask = before["label"] if isinstance(before.get("label"), str) else None
             item |= {"label": correction.label} | ({"mask": mask} if mask else {})
             item |= {} if correction.area is None else {"area": correction.area}
             item |= {"excluded": True} if correction.excluded else {}
-            if correction.strokes:
-                item["strokes"] = _strokes_file(dataset.parent, item["image"], correction.strokes, sizes[name])
+            size = sizes.get(name)
+            if correction.strokes and size is None and "strokes" not in item:
+                size = _size_of(item, dataset.parent)
+            if correction.strokes and size is not None:
+                item["strokes"] = _strokes_file(dataset.parent, item["image"], correction.strokes, size)
             counts["changed"] += item != before
-            counts["left out"] += correction.excluded
-            counts["with strokes"] += bool(correction.strokes)
+            counts["left out"] += bool(item.get("excluded"))
+            counts["with strokes"] += "strokes" in item
     with replacing(path) as file:
         json.dump({**content, "written_by": WRITER}, file, indent=4)
     return counts
+
+
+def _size_of(item: Mapping[str, Any], folder: Path) -> tuple[int, int] | None:
+    """Width and height of an item's picture as a model is given it; None, with a word, where it can't be read."""
+    try:
+        source = source_of({**item, "image": str(folder / item["image"])})
+        with room_for(source):
+            _, width, height = load_image(source).shape  # not its header's, which are those before it is turned
+    except Exception as error:  # a damaged file may raise anything
+        logger.warning(f"'{folder / item['image']}' has no strokes: it can't be read ({first_line(error)}).")
+        return None
+    return width, height
 
 
 def _strokes_file(folder: Path, image: str, strokes: tuple[Stroke, ...], size: tuple[int, int]) -> str:

@@ -113,9 +113,10 @@ def test_findings_are_written_and_read(tmp_path: Path) -> None:
     """A map of 4 x 2 pixels, one of which is positive, and unsure."""
     values = torch.zeros(1, 4, 2)  # MONAI's (C, W, H)
     values[0, 3, 0] = 0.5
-    writer = FindingsWriter(str(tmp_path))
+    writer = FindingsWriter(str(tmp_path), "model.pt")
     engine = SimpleNamespace(state=SimpleNamespace(output=[{"probability": values}]))
     engine.state.batch = [{"name": "a.png", "picture": torch.zeros(3, 4, 2, dtype=torch.uint8)}]
+    writer.start(engine)
     writer(engine)
     writer.complete(engine)
     found = read_findings(tmp_path)
@@ -125,6 +126,28 @@ def test_findings_are_written_and_read(tmp_path: Path) -> None:
     assert found.of["a.png"].probability == pytest.approx((0.5**4 / 8) ** (1 / 4))
     [view] = (tmp_path / "views").iterdir()
     assert json.loads(view.read_text()).keys() == {"width", "height", "outline", "heat"}
+
+
+def test_outlines_are_of_the_findings_beside_them(data: Path, findings: Findings) -> None:
+    """A page that is open while a model looks again, until it is cut off, shows no outline of the other look."""
+    folder = data / "run" / "review"
+    engine = SimpleNamespace(state=SimpleNamespace(output=[{"probability": torch.ones(1, 6, 5)}]))
+    engine.state.batch = [{"name": "sub/none.png", "picture": torch.zeros(3, 6, 5, dtype=torch.uint8)}]
+    writer = FindingsWriter(str(folder), "model.pt")
+    writer.start(engine)
+    writer(engine)
+    writer.complete(engine)
+    findings = Findings(read_findings(folder).made, findings.of, findings.sizes)
+    journal = Corrections(data / "review.jsonl")
+    page = make_review_app(entries_of(data, findings), folder, findings.made, journal, str, TOKEN)
+    client = TestClient(page, base_url="http://127.0.0.1:8000")
+    assert client.get(f"/{TOKEN}/view/0").status_code == 200
+    again = FindingsWriter(str(folder), "model.pt")
+    again.start(engine)
+    again(engine)
+    assert client.get(f"/{TOKEN}/view/0").status_code == 404
+    with pytest.raises(InputError):
+        read_findings(folder)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"made": "x"}', '{"made": "x", "images": {"a": {"area": 1}}}'])
@@ -207,6 +230,39 @@ def test_the_reviewed_data_set_can_be_trained_from(data: Path, findings: Finding
     training = load_datalist(data / "reviewed.json")["training"]
     assert [os.path.basename(item["image"]) for item in training] == ["sure.png", "off.png", "more.png"]
     assert read_strokes(training[1]["strokes"]).max() == 2
+
+
+def test_strokes_of_an_image_that_the_model_has_not_looked_at(data: Path) -> None:
+    """Of one the picture is read, another has its strokes already, and of the last there is no picture."""
+    content = json.loads((data / "dataset.json").read_text())
+    content["training"][1] |= {"strokes": "strokes/of_before.png", "excluded": True}
+    content["training"].append({"image": "lost.png", "label": 1})
+    (data / "dataset.json").write_text(json.dumps(content))
+    Image.fromarray(np.full((6, 5, 3), 99, np.uint8)).save(data / "t1.png", exif=turned())
+    corrections = {name: Correction(1, 0.5, strokes=(Stroke.of(STROKE),)) for name in ("off.png", "t1.png", "lost.png")}
+    write_reviewed(data / "dataset.json", corrections, {})
+    _, off, _, lost = reviewed(data)["training"]
+    assert off == {"image": "off.png", "label": 1, "area": 0.5, "strokes": "strokes/of_before.png", "excluded": True}
+    assert lost == {"image": "lost.png", "label": 1, "area": 0.5}
+    expected = np.zeros((5, 6))
+    expected[0, :3] = 2
+    assert np.array_equal(read_strokes(data / reviewed(data)["test"][0]["strokes"]), expected)
+
+
+def turned() -> Image.Exif:
+    """What a camera held upright writes: the picture is to be shown with its sides exchanged."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_what_the_data_set_leaves_out_stays_out(data: Path, findings: Findings) -> None:
+    content = json.loads((data / "dataset.json").read_text())
+    content["training"][1]["excluded"] = True
+    (data / "dataset.json").write_text(json.dumps(content))
+    counts = write_reviewed(data / "dataset.json", {"off.png": Correction(1, 0.5)}, findings.sizes)
+    assert reviewed(data)["training"][1] == {"image": "off.png", "label": 1, "area": 0.5, "excluded": True}
+    assert counts == {"changed": 1, "left out": 1, "with strokes": 0}
 
 
 def test_a_data_set_of_somebody_else_is_not_replaced(data: Path, findings: Findings) -> None:
