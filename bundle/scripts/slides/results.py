@@ -55,7 +55,8 @@ COLUMNS = (
 )
 ZARRS = {kind: f"_{kind}.ome.zarr" for kind in MAPS}
 THUMBNAIL = "_thumbnail.png"
-ENDINGS = (".json", ".geojson", *MAPS.values(), THUMBNAIL, SEGMENTATION, *ZARRS.values())  # of a slide's results
+FILES = (".geojson", *MAPS.values(), THUMBNAIL)  # of every slide, beside its record
+ENDINGS = (".json", *FILES, SEGMENTATION, *ZARRS.values())  # of a slide's results
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,14 @@ class ResultsFolder:
             refuse_to_replace(paths, f"there is no {name}.json of an inference")
 
     def is_finished(self, name: str, key: str) -> bool:
-        """Whether there are the results of a slide that depend on this."""
+        """
+        Whether there are the results of a slide that depend on this: the record, and all files that every slide has.
+
+        OME-Zarr is of `complete_zarr`.
+        """
         record = self._read_record(name)
-        return record is not None and record["key"] == key
+        paths = (self.path(name, ending) for ending in FILES)
+        return record is not None and record["key"] == key and all(p.is_file() and p.stat().st_size for p in paths)
 
     def begin(self, name: str) -> None:
         """Remove a slide's record."""
