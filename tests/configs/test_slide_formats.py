@@ -160,5 +160,5 @@ def test_what_is_wrong_with_a_slide_of_any_kind_is_said(configs, red_detector, t
     assert list(rows(tmp_path / "out" / "predictions")) == ["whole"]
     for kind, written in SLIDE_FORMATS.items():
         (unknown,) = [problem for problem in problems if str(written.path(folder, f"{kind}_unknown")) in problem]
-        assert "give micrometres per pixel by --slide_mpp" in unknown
+        assert "give micrometres per pixel of this slide alone (cdws infer " in unknown
         assert len([problem for problem in problems if str(written.path(folder, f"{kind}_cut")) in problem]) == 1, kind

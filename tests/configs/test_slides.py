@@ -183,7 +183,8 @@ def test_resolution_missing(configs, red_detector, write_slide, tmp_path):
     write_slide(tmp_path / "a.tif", stained(200, 200), None)
     with pytest.raises(RuntimeError) as caught:
         infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out")
-    assert "--slide_mpp" in str(input_error_of(caught.value))
+    remedy = f"of this slide alone (cdws infer {tmp_path / 'a.tif'} --overlay slides --slide_mpp ...)"
+    assert remedy in str(input_error_of(caught.value))
     out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out", slide_mpp=2.0, mpp=2.0)
     assert rows(out)["a"]["width"] == "200"
 
@@ -283,6 +284,33 @@ def test_finished_slides_are_not_redone_unless_something_changed(configs, red_de
     changed = stamp(threshold=0.7)
     assert changed > first
     assert stamp(threshold=0.7, fusion_weights=[0.9, 0.1, 0.0]) > changed
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["deleted", "empty"])
+@pytest.mark.parametrize("ending", [".geojson", "_mask.ome.tif", "_probability.ome.tif", "_thumbnail.png"])
+def test_results_that_are_gone_are_made_again(configs, red_detector, write_slide, tmp_path, ending, is_there):
+    write_slide(tmp_path / "a.tif", stained(100, 100), 1.0)
+    out = infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out")
+    before = (out / f"a{ending}").read_bytes()
+    (out / f"a{ending}").unlink()
+    if is_there:
+        (out / f"a{ending}").touch()
+    infer(configs, red_detector, tmp_path / "a.tif", tmp_path / "out")
+    assert len((out / f"a{ending}").read_bytes()) == len(before)
+
+
+def test_a_slide_that_states_another_resolution_is_warned_of(configs, red_detector, write_slide, tmp_path, caplog):
+    """By more than 1 %: 2.018 and 1.982 are not that far from 2, 2.022 and 0.5 are."""
+    stated = {"a": 2.018, "b": 1.982, "c": 2.022, "d": 0.5, "e": None}
+    (tmp_path / "slides").mkdir()
+    for name, mpp in stated.items():
+        write_slide(tmp_path / "slides" / f"{name}.tif", stained(64, 64), mpp)
+    out = infer(configs, red_detector, tmp_path / "slides", tmp_path / "out", slide_mpp=2.0, mpp=2.0)
+    assert {row["width"] for row in rows(out).values()} == {"64"}
+    warned = re.findall(
+        r"(\w): states ([\d.]+) x [\d.]+ micrometres per pixel, and is mapped with --slide_mpp 2 ", caplog.text
+    )
+    assert warned == [("c", "2.022"), ("d", "0.5")]
 
 
 STAYS = """

@@ -91,6 +91,13 @@ class Slide:
         self._blocks: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
+    def stated(self) -> tuple[float, float] | None:
+        """Micrometres per pixel at level 0 along x and y, as the file says; None where they can't be right."""
+        try:
+            return resolution(self.file.properties, self.file.dimensions)
+        except ValueError:
+            return None
+
     def close(self) -> None:
         self.file.close()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,7 @@ __all__ = ["SlideInference"]
 logger = logging.getLogger(__name__)
 FULL = 65535  # of probability 1 in the unfinished map
 UNFINISHED = ".unfinished"  # folder of those maps
+OTHER_MPP = 0.01  # by how much of slide_mpp a slide may state another resolution without a word
 AHEAD = 3  # tiles read before the network takes them, and mapped before they are on disk
 
 
@@ -240,7 +242,10 @@ class SlideInference:
             return self.network(batch)[0, 0].float().cpu().T  # (H, W)
 
     def _finish(self, name: str, path: Path) -> None:
-        with closing(Slide(path, self.slide_mpp)) as slide:
+        # all slides of a run have one slide_mpp
+        source = path.parent if path.suffix.lower() == ".dcm" else path
+        alone = f"of this slide alone (cdws infer {shlex.quote(str(source))} --overlay slides --slide_mpp ...)"
+        with closing(Slide(path, self.slide_mpp, alone)) as slide:
             view = slide.at(self.mpp)
             overview_view = view.fitting(OVERVIEW)
             overview = overview_view.read(0, overview_view.height, 0, overview_view.width)
@@ -256,6 +261,12 @@ class SlideInference:
                 return
             if not TileStore.is_in(unfinished):
                 self.results.refuse_others_results(name)
+            stated = None if self.slide_mpp is None else slide.stated()
+            if stated is not None and max(abs(mpp / self.slide_mpp - 1) for mpp in stated) > OTHER_MPP:
+                logger.warning(
+                    f"{name}: states {stated[0]:.4g} x {stated[1]:.4g} micrometres per pixel, and is mapped with "
+                    f"--slide_mpp {self.slide_mpp:g} instead"
+                )
             if min(view.scale_x, view.scale_y) < 0.99:
                 logger.warning(
                     f"{name}: was scanned at {slide.mpp_x:g} micrometres per pixel, coarser than {self.mpp:g}"
