@@ -171,7 +171,8 @@ NEW_KEYS = {
     "ct": {"window", "intensity"},
     "study_evaluation": {"map"},
     "inference_trt": {"trt_args"},
-    "export": {"export_dir", "export_as", "mpp", "loader", "exporter", "exporting"},
+    "export": {"export_dir", "export_as", "mpp", "loader", "exporter", "exporting"}
+    | {"export_file", "file_loader", "network_file", "exporting_file"},
     "mil_boosting": {"patch_size", "patch_stride", "negative_patches", "bags"},
 }
 

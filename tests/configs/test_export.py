@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import onnxruntime
 import pytest
@@ -21,8 +22,8 @@ import torch
 from monai.bundle import ConfigParser, onnx_export, run
 from monai.networks import trt_compile
 from monai.networks.trt_compiler import TrtCompiler
-from scripts.networks import CDWSNet, UNet, in_onnx_runtime
-from scripts.runtime.errors import InputError
+from scripts.networks import CDWSNet, PyramidNet, UNet, in_onnx_runtime
+from scripts.runtime.errors import InputError, input_error_of
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 OPTIONS = {
@@ -131,3 +132,30 @@ def test_the_run_exports_what_was_trained(configs, red_detector, tmp_path):
     image[:, 0, :, :16] = 1.0  # a quarter is red
     found = torch.jit.load(folder / "torchscript_model.pt")(image).softmax(dim=1)
     assert float(found[0, 1]) == pytest.approx(0.25**0.25, abs=0.02)
+
+
+def test_a_file_is_of_the_network_that_was_trained_or_is_refused(configs, tmp_path):
+    """Another encoder than the method's, in the state of a training, which has its optimizer beside it."""
+    network = PyramidNet(encoder="resnet18", pretrained="random", method="area_ranked").eval()
+    checkpoint, file = tmp_path / "state_0.pt", tmp_path / "model"
+    torch.save({"model": network.state_dict(), "optimizer": {}, "epoch": 1}, checkpoint)
+    files = [str(configs / f"{name}.json") for name in ("inference", "recommended", "export")]
+    settings = {"config_file": files, "ckpt_path": str(checkpoint), "logging_file": False}
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run("exporting_file", export_file=f"{file}.ts", **settings)
+    assert re.match(
+        rf"The checkpoint '{checkpoint}' is of another network .*--encoder", str(input_error_of(caught.value))
+    )
+    assert list(tmp_path.iterdir()) == [checkpoint]
+    for suffix in (".ts", ".onnx"):
+        run("exporting_file", export_file=f"{file}{suffix}", encoder="resnet18", **settings)
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(image)
+    extra = {"metadata.json": ""}
+    torch.testing.assert_close(torch.jit.load(f"{file}.ts", _extra_files=extra)(image), expected)
+    assert json.loads(extra["metadata.json"]) == json.loads((configs / "metadata.json").read_text())
+    session = onnxruntime.InferenceSession(f"{file}.onnx", providers=["CPUExecutionProvider"])
+    torch.testing.assert_close(
+        torch.as_tensor(session.run(None, {"image": image.numpy()})[0]), expected, atol=1e-4, rtol=0
+    )

@@ -54,7 +54,8 @@ def run(quick_python) -> Run:
         files = "[" + ",".join(f"'{path}'" for path in configs) + "]"
         settings = {f"--{name}": str(value) for name, value in options.items()}
         command = [quick_python, "-m", "monai.bundle", "run", run_id, "--config_file", files]
-        command += [word for pair in (settings if run_id == "inferring" else TINY | settings).items() for word in pair]
+        settings = TINY | settings if run_id in ("training", "evaluating") else settings
+        command += [word for pair in settings.items() for word in pair]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -123,3 +124,23 @@ def test_an_evaluation_writes_whole_files_or_none(configs, demo_run, disk, run) 
     done = run("evaluating", files, **settings)
     assert done.returncode == 0, done.stderr
     assert (folder / "metrics.json").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["model.ts", "model.onnx"])
+def test_an_export_that_has_no_room_leaves_the_earlier_file(configs, red_detector, disk, run, name: str) -> None:
+    folder, _ = disk
+    (folder / name).write_bytes(b"earlier")
+    files = [configs / "inference.json", configs / "export.json"]
+    done = run("exporting_file", files, ckpt_path=red_detector, export_file=folder / name)
+    assert_one_sentence(done, f"'{folder / name}' can't be written", "No space left", "make room")
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize("program", ["wsinfer", "bioimageio"])
+def test_an_exported_folder_is_whole_or_not_there(configs, red_detector, disk, run, program: str) -> None:
+    folder, _ = disk
+    settings = {"ckpt_path": red_detector, "export_dir": folder / "model", "export_as": program, "mpp": 1}
+    files = [configs / "inference.json", configs / "export.json"]
+    assert_one_sentence(run("exporting", files, **settings), "No space left")
+    assert not list(folder.iterdir())

@@ -22,9 +22,10 @@ from typing import Any
 
 from scripts import bundle_version
 from scripts.console.configs import DEFAULT_METHOD, UsageError, config_files, described_settings, top_of
+from scripts.console.options import EXPORT_FOLDERS, take_own
 from scripts.console.running import HELP
-from scripts.console.runs import RUNS, curve, demo, export, export_folder, labelling, review, run, run_help, study
-from scripts.runtime.command_line import Parser, did_you_mean
+from scripts.console.runs import RUNS, curve, demo, export, labelling, review, run, run_help, study
+from scripts.runtime.command_line import Parser, did_you_mean, typed_words
 
 __all__ = ["main"]
 
@@ -41,7 +42,6 @@ SUMMARIES = {
     "export FILE": "write the trained network as TorchScript (.ts), ONNX, or for QuPath",
     "settings": "all settings, with their defaults",
 }
-FOLDERS = {"wsinfer": "WSInfer, also in QuPath", "bioimageio": "the model format of bioimage.io"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -127,37 +127,32 @@ def _data(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="cdws export",
-        description="Write a trained network as TorchScript or ONNX, or as a folder that QuPath's WSInfer or a program "
-        "of bioimage.io opens.",
-    )
-    parser.add_argument("file", metavar="FILE", help="to write; ends in .ts or .onnx. Or a folder, with one of:")
-    for name, of in FOLDERS.items():
-        parser.add_argument(f"--{name}", action="store_true", help=f"{of}; makes a folder")
-    parser.add_argument("--method", default=DEFAULT_METHOD, metavar="NAME", help=f"of the network ({DEFAULT_METHOD})")
-    parser.add_argument("--overlay", action="append", default=[], metavar="NAME", help="of the network")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="of the training (that of the method)")
-    parser.add_argument("--ckpt_dir", metavar="FOLDER", help="of its checkpoints (output_dir/models)")
-    parser.add_argument(
-        "--ckpt_path",
-        metavar="FILE",
-        help="checkpoint (model.pt of ckpt_dir, or the included one; included: that one anyway)",
-    )
-    parser.add_argument("--mpp", metavar="N", help="of a folder: micrometres per pixel of what the network sees")
-    parser.add_argument("--class_name", metavar="NAME", help="of a folder: what the network finds (Cancer)")
-    options = parser.parse_args(arguments)
-    folders = {name: getattr(options, name) for name in ("ckpt_path", "ckpt_dir", "output_dir")}
-    of_folder = {name: getattr(options, name) for name in ("mpp", "class_name")}
-    kinds = [name for name in FOLDERS if getattr(options, name)]
-    if len(kinds) > 1:
-        raise UsageError(f"--{' and --'.join(kinds)} are two exports; run cdws export once for each.")
-    if kinds:
-        return export_folder(options.file, kinds[0], options.method, options.overlay, folders | of_folder)
-    given = [f"--{name}" for name, value in of_folder.items() if value is not None]
-    if given:
-        raise UsageError(f"{given[0]} is of a folder: add --wsinfer or --bioimageio.")
-    return export(options.file, options.method, options.overlay, folders)
+    if HELP & set(arguments):
+        folders = "\n".join(f"  --{name:14}{of}" for name, of in EXPORT_FOLDERS.items())
+        print(
+            "usage: cdws export FILE [--wsinfer | --bioimageio] [--method NAME] [--overlay NAME] [--SETTING VALUE]\n\n"
+            "Writes a trained network as TorchScript, where FILE ends in .ts, or as ONNX (.onnx). Or as a folder, for\n"
+            f"{folders}\n"
+            "of which --mpp gives the micrometres per pixel of what the network sees, --class_name what it finds\n"
+            "(Cancer).\n\n"
+            f"The method is '{DEFAULT_METHOD}' unless another is named. Overlays and settings of the network, such as\n"
+            "--encoder, are those of its training. --output_dir is the folder of the training, --ckpt_dir that of its\n"
+            "checkpoints (output_dir/models); --ckpt_path is a checkpoint (model.pt of ckpt_dir, or the included one;\n"
+            "included: that one anyway)."
+        )
+        return 0
+    kinds = {f"--{name}" for name in EXPORT_FOLDERS}  # which take no value: what follows may be FILE
+    words, options = typed_words([f"{word}=" if word in kinds else word for word in arguments])
+    method, added = take_own(options, DEFAULT_METHOD)
+    given = [name for name in EXPORT_FOLDERS if name in dict(options)]
+    if len(given) > 1:
+        raise UsageError(f"--{' and --'.join(given)} are two exports; run cdws export once for each.")
+    if not words:
+        raise UsageError("cdws export needs the file or folder to write: cdws export FILE; see cdws export -h.")
+    if len(words) > 1:
+        raise UsageError(f"'{words[1]}' is one word too many; cdws export takes one FILE, and --SETTING VALUE.")
+    settings = [option for option in options if option[0] not in EXPORT_FOLDERS]
+    return export(words[0], given[0] if given else None, method, added, settings)
 
 
 def _settings(arguments: list[str]) -> int:

@@ -26,6 +26,7 @@ from scripts.runtime.errors import InputError
 from scripts.runtime.values import image_size
 
 __all__ = [
+    "EXPORT_FOLDERS",
     "INCLUDED",
     "MONAI_OPTIONS",
     "is_there",
@@ -41,6 +42,9 @@ OWN = ("method", "overlay")  # options that aren't settings
 # what MONAI's own `run` takes
 MONAI_OPTIONS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file", "workflow_name")
 MONAI_OPTIONS += ("workflow_type", "properties_path")
+# folders that cdws export makes, an option each
+EXPORT_FOLDERS = {"wsinfer": "WSInfer, also in QuPath", "bioimageio": "the model format of bioimage.io"}
+WRITTEN = {"export_file", "export_dir", "export_as"}  # settings of export.json that cdws export gives
 INCLUDED = "included"  # as ckpt_path: the model that comes with the bundle
 
 
@@ -102,7 +106,8 @@ def refuse_options(command: str, options: Sequence[tuple[str, str | None]], file
     for name in ("dataset_dir", "output_dir", "ckpt_dir"):  # as of a variable of the shell that is not set
         if name in given and not given[name]:
             raise UsageError(f"--{name} has no value; name a folder, or leave it out.")
-    known = {*top_of(files), *OWN, *MONAI_OPTIONS, *(["rounds"] if command == "train" else [])}
+    others = {"train": ["rounds"], "export": EXPORT_FOLDERS}.get(command, [])
+    known = {*top_of(files), *OWN, *MONAI_OPTIONS, *others} - WRITTEN
     if "tracking" in given or any(file.suffix != ".json" for file in files):
         return
     meant = {k: did_you_mean(top_name(k), known, "--") for k in given if top_name(k) not in known}

@@ -50,19 +50,17 @@ from scripts.console.running import (
     relative_path,
     run_module,
     run_monai,
-    say_starting,
 )
 from scripts.review.record import is_current
 from scripts.runtime.command_line import did_you_mean, typed_options, typed_words
 from scripts.runtime.errors import InputError
-from scripts.training.included import included_model, model_of, require_training
+from scripts.training.included import included_model, require_training
 
 __all__ = [
     "RUNS",
     "curve",
     "demo",
     "export",
-    "export_folder",
     "labelling",
     "review",
     "run",
@@ -322,68 +320,44 @@ def study(arguments: Sequence[str]) -> int:
     return 0
 
 
-def export(file: str, method: str, added: Sequence[str], folders: Mapping[str, str | None]) -> int:
-    """
-    Write a trained network as TorchScript or ONNX.
-
-    Args:
-        file: that is written, ``.ts`` or ``.onnx``.
-        method: of the network.
-        added: overlays.
-        folders: ``ckpt_path``, ``ckpt_dir`` and ``output_dir``, None for the default.
-    """
-    kinds = {".ts": "ckpt_export", ".onnx": "onnx_export"}
-    if Path(file).suffix not in kinds:
-        raise UsageError(
-            f"'{file}' must end in .ts, for TorchScript, or in .onnx; for a folder add --wsinfer or --bioimageio."
-        )
-    files = config_files("inference", method, added)
-    top = top_of(files)
-    model = folders["ckpt_path"]
-    if model is None:
-        output = folders["output_dir"] or top["output_dir"]
-        _require_own_model(folders)
-        model = model_of(folders["ckpt_dir"] or f"{output}/models", output, f"{bundle_root()}/models", _trained_as(top))
-    model = _model(model, top)
-    if not Path(model).is_file():
-        raise InputError(f"There is no checkpoint '{model}'; train first, or name one with --ckpt_path PATH.")
-    if not Path(file).parent.is_dir():
-        raise InputError(f"There is no folder '{Path(file).parent}' to write '{Path(file).name}' into; make it first.")
-    say_starting()
-    from scripts.training.checkpoints import read_checkpoint
-
-    read_checkpoint(model, "cpu")  # MONAI's exports end in a traceback where it is damaged
-    words = [kinds[Path(file).suffix], "network_def", "--filepath", file, "--ckpt_file", relative_path(Path(model))]
-    words += ["--meta_file", relative_path(Path(bundle_root()) / "configs" / "metadata.json"), *config_option(files)]
-    if Path(file).suffix == ".onnx":
-        axes = "{0:'batch',2:'height',3:'width'}"
-        names = f"'input_names':['image'],'output_names':['pred'],'dynamic_axes':{{'image':{axes},'pred':{axes}}}"
-        names = f"{{{names},'dynamo':False}}"
-        words += ["--input_shape", "[2,3,64,96]", "--use_trace", "True", "--converter_kwargs", names]
-    run_monai(words)
-    return 0
-
-
-def export_folder(
-    folder: str, export_as: str, method: str, added: Sequence[str], settings: Mapping[str, str | None]
+def export(
+    target: str, kind: str | None, method: str, added: Sequence[str], options: Sequence[tuple[str, str | None]]
 ) -> int:
     """
-    Write a trained network as a folder for another program, see ``scripts.exports``.
+    Write a trained network, see ``scripts.exports``.
 
     Args:
-        folder: that is made.
-        export_as: the program.
+        target: what is written: a file, ``.ts`` or ``.onnx``, or a folder.
+        kind: program that the folder is for; None of a file.
         method: of the network.
         added: overlays.
-        settings: of ``export.json``, None for the default.
+        options: settings as typed.
+
+    Raises:
+        UsageError: when an option, an overlay or the ending of the file is none.
     """
     files = config_files("inference", method, added, ["export"])
-    top = top_of(files)
-    _require_own_model(settings)
-    given = [(name, _model(value, top)) for name, value in settings.items() if value is not None]
-    run_monai(
-        ["run", "exporting", *config_option(files), "--export_dir", folder, "--export_as", export_as, *as_typed(given)]
-    )
+    refuse_options("export", options, files)
+    top, given = top_of(files), dict(options)
+    if kind is None:
+        if Path(target).suffix not in (".ts", ".onnx"):
+            raise UsageError(
+                f"'{target}' must end in .ts, for TorchScript, or in .onnx; for a folder add --wsinfer or --bioimageio."
+            )
+        of_folder = [f"--{name}" for name in ("mpp", "class_name") if name in given]
+        if of_folder:
+            raise UsageError(f"{of_folder[0]} is of a folder: add --wsinfer or --bioimageio.")
+        folder = Path(target).parent
+        if not folder.is_dir():
+            raise InputError(f"There is no folder '{folder}' to write '{Path(target).name}' into; make it first.")
+    _require_own_model(given)
+    typed = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in options]
+    model = dict(typed).get("ckpt_path")
+    if model and not is_there(Path(model)):
+        raise InputError(f"There is no checkpoint '{model}'; train first, or name one with --ckpt_path PATH.")
+    run_id = "exporting" if kind else "exporting_file"
+    written = [("export_dir", target), ("export_as", kind)] if kind else [("export_file", target)]
+    run_monai(["run", run_id, *config_option(files), *as_typed([*written, *typed])])
     return 0
 
 

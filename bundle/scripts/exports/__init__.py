@@ -9,8 +9,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A trained network as a folder that another program opens: QuPath by WSInfer, and those of bioimage.io."""
+"""A trained network as TorchScript or ONNX, or as a folder for QuPath's WSInfer or the programs of bioimage.io."""
 
 from scripts.exports.exporter import Exporter
+from scripts.exports.network_file import NetworkFile
 
-__all__ = ["Exporter"]
+__all__ = ["Exporter", "NetworkFile"]

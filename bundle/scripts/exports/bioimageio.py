@@ -18,7 +18,6 @@ The network takes RGB in 0..255 through the normalisation that the description s
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ import numpy as np
 import torch
 import yaml
 
-from scripts import bundle_root, bundle_version
+from scripts import bundle_version
 from scripts.demo.phantoms import draw_phantom
-from scripts.exports.trained import TrainedModel
+from scripts.exports.trained import TrainedModel, bundle_metadata, write_torchscript
 
 __all__ = ["write_bioimageio"]
 
@@ -44,7 +43,7 @@ def write_bioimageio(folder: Path, model: TrainedModel) -> None:
     image = picture.transpose(2, 0, 1)[None].astype(np.float32)  # normalised as uint8, it would stay that
     mean, std = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) * 255 for v in (model.mean, model.std))
     scripted = model.scripted()
-    scripted.save(folder / "weights.pt")
+    write_torchscript(folder / "weights.pt", scripted)
     np.save(folder / "test_input.npy", image)
     output = scripted(torch.from_numpy(((image - mean) / std).astype(np.float32)))
     np.save(folder / "test_output.npy", output.numpy())
@@ -54,7 +53,7 @@ def write_bioimageio(folder: Path, model: TrainedModel) -> None:
 
 
 def _description(folder: Path, model: TrainedModel) -> dict[str, Any]:
-    metadata = _metadata()
+    metadata = bundle_metadata()
     smallest = -(-model.network.smallest_size // MULTIPLE) * MULTIPLE
     sizes = {axis: {"min": smallest, "step": MULTIPLE} for axis in "yx"}
     return {
@@ -114,12 +113,8 @@ def _file(folder: Path, name: str) -> dict[str, str]:
     return {"source": name, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
 
 
-def _metadata() -> dict[str, Any]:
-    return json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-
-
 def _readme(model: TrainedModel) -> str:
-    metadata = _metadata()
+    metadata = bundle_metadata()
     height, width = model.spatial_size
     scores = ", ".join(f"{name} {value}" for name, value in metadata["eval_metrics"].items()) if model.shipped else ""
     return (

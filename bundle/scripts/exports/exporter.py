@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The run that exports: loads the network, checks that it can be exported, and fills the folder."""
+"""The run that exports a folder: loads the network, checks that it can be exported, and fills the folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts import bundle_root
-from scripts.boosting.ensemble import MILBoostNet
 from scripts.exports.bioimageio import write_bioimageio
-from scripts.exports.trained import TrainedModel
+from scripts.exports.trained import TrainedModel, require_of_pytorch
 from scripts.exports.wsinfer import write_wsinfer
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork
@@ -83,8 +82,7 @@ class Exporter:
             raise InputError("Name the folder to write by --export_dir FOLDER.")
         if superpixels:
             raise InputError("Superpixels are made outside of the network, and can't be exported; leave them out.")
-        if isinstance(network, MILBoostNet):
-            raise InputError("MIL-Boosting is no network of PyTorch, and can't be exported; choose another method.")
+        require_of_pytorch(network)
         if len(mean) != 3:
             raise InputError(f"Networks of RGB pictures alone are exported; this one takes {len(mean)} channels.")
         if not isinstance(class_name, str) or not class_name.strip():

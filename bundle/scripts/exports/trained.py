@@ -9,18 +9,29 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What is exported: a trained network, and what its users must know of it."""
+"""What is exported: a trained network, and what its users must know of it; and how TorchScript is written."""
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from scripts import bundle_root
+from scripts.boosting.ensemble import MILBoostNet
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import write_bytes
 
-__all__ = ["TrainedModel"]
+__all__ = ["TrainedModel", "bundle_metadata", "require_of_pytorch", "write_torchscript"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +63,33 @@ class TrainedModel:
     def scripted(self) -> torch.jit.ScriptModule:
         """The network as TorchScript, which takes any size and number of images; flips are averaged if it does."""
         return torch.jit.script(self.network)
+
+
+def bundle_metadata() -> dict[str, Any]:
+    """What ``metadata.json`` says of the bundle."""
+    return json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+
+
+def require_of_pytorch(network: nn.Module) -> None:
+    """Raises InputError for a network that is none, which no other program could compute."""
+    if isinstance(network, MILBoostNet):
+        raise InputError("MIL-Boosting is no network of PyTorch, and can't be exported; choose another method.")
+
+
+def write_torchscript(
+    path: str | PathLike, module: torch.jit.ScriptModule, extra_files: Mapping[str, bytes] | None = None
+) -> None:
+    """
+    Write a module as TorchScript.
+
+    Args:
+        path: of the file, which takes its name when it is complete.
+        module: scripted or traced.
+        extra_files: to put into it, by their names.
+
+    Raises:
+        InputError: when it can't be written, as on a full disk; an older file is still there then.
+    """
+    buffer = io.BytesIO()  # PyTorch, writing to a full disk itself, ends the process
+    torch.jit.save(module, buffer, dict(extra_files or {}))
+    write_bytes(path, buffer.getbuffer())

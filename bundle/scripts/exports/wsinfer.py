@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scripts.exports.trained import TrainedModel
+from scripts.exports.trained import TrainedModel, write_torchscript
 from scripts.losses.pooling import Pooling, log1mexp
 
 __all__ = ["PatchClassifier", "write_wsinfer"]
@@ -59,7 +59,7 @@ def write_wsinfer(folder: Path, model: TrainedModel) -> None:
     classifier = PatchClassifier(model.scripted(), model.pool).eval()
     # the network is scripted, and takes any size; the pooling, which is not of TorchScript's Python, is traced
     example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    torch.jit.trace(classifier, example, check_trace=False).save(folder / "torchscript_model.pt")
+    write_torchscript(folder / "torchscript_model.pt", torch.jit.trace(classifier, example, check_trace=False))
     config = {
         "spec_version": "1.0",
         "architecture": type(model.network).__name__,

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 PATHS = ("dataset_dir", "images", "output_dir", "prediction_dir", "ckpt_dir", "ckpt_path", "superpixel_cache")
-PATHS += ("demo_dir", "pretrained", "tissue")
+PATHS += ("demo_dir", "pretrained", "tissue", "export_dir", "export_file")
 NAMES = ("class_name", "segment_label", "split")
 OPTION = re.compile(r"--|-[a-zA-Z]")  # as Fire has it
 logger = logging.getLogger(__name__)

@@ -46,6 +46,7 @@ __all__ = [
     "replacing",
     "report_written",
     "result_name",
+    "write_bytes",
     "write_rows",
 ]
 
@@ -74,6 +75,24 @@ def replacing(path: str | PathLike, binary: bool = False) -> Iterator[IO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | PathLike, content: bytes | memoryview) -> None:
+    """
+    Write a file that takes its name, or the place of an older one, when all of it is on the disk.
+
+    Raises:
+        InputError: when it can't be written, as on a full disk; an older file is still there then.
+    """
+    try:
+        with replacing(path, binary=True) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(
+            f"'{path}' can't be written ({error.strerror or error}); make room, and give the same command again."
+        ) from error
 
 
 def result_name(path: str | PathLike, name: str | None = None) -> str:

@@ -37,7 +37,7 @@ from scripts.networks.map_network import trained_as, trained_originals
 from scripts.networks.weights import load_tensors, not_finite
 from scripts.runtime.command_line import was_left_out
 from scripts.runtime.errors import InputError, first_line
-from scripts.runtime.files import replacing
+from scripts.runtime.files import write_bytes
 from scripts.runtime.processes import sum_over_processes
 from scripts.training.included import LEARNED_FROM, is_included
 
@@ -155,12 +155,14 @@ def read_checkpoint(
         setting: which names the file, for what is said of it.
 
     Raises:
-        InputError: when the file is missing or damaged.
+        InputError: when the file is missing, damaged, or an exported model.
     """
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint '{path}'; train first, or name one by --{setting}.")
     try:
         return load_tensors(path, map_location)
+    except InputError:
+        raise
     except Exception as error:  # it raises nearly anything on a damaged file
         raise InputError(
             f"'{path}' is damaged, or not a checkpoint that PyTorch reads ({first_line(error)}); name another by "
@@ -209,8 +211,8 @@ class NetworkLoader:
             # load_state_dict gives a headline, then a line for each kind of difference
             difference = str(error).splitlines()[-1].strip()[:200]
             raise InputError(
-                f"The checkpoint '{self.path}' is of another network ({difference}); "
-                "name one that was trained with the same network settings."
+                f"The checkpoint '{self.path}' is of another network ({difference}); give its "
+                "training's settings, such as --encoder, or name one that was trained with the same network settings."
             ) from error
 
 
@@ -324,12 +326,4 @@ def write_checkpoint(content: Any, path: str | PathLike) -> None:
         return
     buffer = io.BytesIO()  # PyTorch, writing to a full disk itself, may end the process
     torch.save(content, buffer)
-    try:
-        with replacing(path, binary=True) as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise InputError(
-            f"'{path}' can't be written ({error.strerror or error}); make room, and give the same command again."
-        ) from error
+    write_bytes(path, buffer.getbuffer())

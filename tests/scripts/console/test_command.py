@@ -115,7 +115,10 @@ REFUSED = {
     "demo --rounds 1": "There is no option --rounds (it is of cdws train alone)",
     "demo DATA": "takes no 'DATA'; for yours: cdws train DATA",
     "demo --sed 1": "--sed (did you mean --seed?)",
+    "export": "cdws export needs the file or folder to write: cdws export FILE",
     "export model.pt": "must end in .ts",
+    "export a.ts --encodr resnet18": "--encodr (did you mean --encoder?)",
+    "export a.ts --export_dir b": "no option --export_dir",
     "export a --wsinfer --bioimageio": "--wsinfer and --bioimageio are two exports",
     "export a.ts --mpp 1": "--mpp is of a folder",
     "export a --wsinfr": "--wsinfr (did you mean --wsinfer?)",
@@ -146,7 +149,6 @@ ABSENT = {
     "export a.ts --output_dir RNU": "trained in 'RNU' (did you mean RUN?)",
     "export a --wsinfer --output_dir RNU": "trained in 'RNU' (did you mean RUN?)",
     "export a.ts --ckpt_path NONE": "no checkpoint 'NONE'",
-    "export a.ts --ckpt_path a.png": "'a.png' is damaged, or not a checkpoint",
     "export NONE/a.onnx --ckpt_path a.png": "no folder 'NONE' to write 'a.onnx' into",
 }
 
@@ -387,12 +389,29 @@ def test_the_demo_gives_each_run_what_it_has(started, capsys, tmp_path: Path) ->
 
 
 def test_a_folder_for_another_program_is_a_run(started) -> None:
-    assert main(["export", "my", "--bioimageio", "--method", "dws", "--mpp", "0.5", "--ckpt_path", "m.pt"]) == 0
+    Path("m.pt").touch()
+    assert main(["export", "my", "--bioimageio", "--method", "dws", "--ckpt_path", "m.pt", "--mpp", "0.5"]) == 0
     (words,) = started
     assert words[:3] == ["monai.bundle", "run", "exporting"]
     assert names(words) == ["inference", "dws", "export"]
     typed = "--export_dir my --export_as bioimageio --ckpt_path m.pt --mpp 0.5"
     assert " ".join(words).endswith(typed)
+
+
+@pytest.mark.parametrize(
+    ("line", "run_id", "written"),
+    [
+        ("--encoder resnet18 a.ts", "exporting_file", "--export_file a.ts"),
+        ("a.onnx --encoder resnet18", "exporting_file", "--export_file a.onnx"),
+        ("--wsinfer my --encoder resnet18", "exporting", "--export_dir my --export_as wsinfer"),
+    ],
+)
+def test_an_export_takes_the_settings_of_the_network(started, line: str, run_id: str, written: str) -> None:
+    assert main(["export", *line.split()]) == 0
+    (words,) = started
+    assert words[:3] == ["monai.bundle", "run", run_id]
+    assert names(words) == ["inference", "recommended", "export"]
+    assert " ".join(words).endswith(f"{written} --encoder resnet18")
 
 
 def test_the_study_and_the_page_are_started(started) -> None:
