@@ -44,11 +44,14 @@ def load_tensors(path: str | PathLike, map_location: str | torch.device | None =
         checksums: whether a file without them is refused, as PyTorch before 1.6 wrote it.
 
     Raises:
+        InputError: when the file is TorchScript, of which PyTorch would only say that it may run any code.
         Exception: nearly any, when the file is damaged or has more than tensors and plain values in it.
     """
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
         with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise InputError(f"'{path}' is an exported model, TorchScript; name the model.pt of its training.")
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the bytes of '{damaged}' in it have changed since they were written")
@@ -95,6 +98,8 @@ def read_state_dict(path: str | PathLike) -> dict[str, torch.Tensor]:
         raise InputError(f"There are no pretrained weights '{path}'; give 'imagenet', 'random', or an existing file.")
     try:
         state = load_tensors(path, checksums=False)  # torchvision's and others' weights are published without
+    except InputError:
+        raise
     except Exception as error:  # unpickling a damaged file may raise anything
         raise InputError(
             f"'{path}' is not a state dict that PyTorch can read ({first_line(error)}); save one with torch.save."

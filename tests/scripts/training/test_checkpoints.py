@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.transforms import CopyItemsd
 from scripts.networks import DCAN, FCN, CDWSNet, MapNetwork, UNet
+from scripts.networks.weights import read_state_dict
 from scripts.runtime.errors import InputError
 from scripts.training import checkpoints
-from scripts.training.checkpoints import BestCheckpoint, NetworkLoader
+from scripts.training.checkpoints import BestCheckpoint, NetworkLoader, read_checkpoint
 from scripts.training.trainer import MeanLoss
 
 
@@ -179,3 +181,10 @@ def test_best_checkpoint_is_the_network_itself_without_areas_or_a_shift(tmp_path
     for network, target in ((Shifted(0.9, 0.8, 0.3, 0.1), [1, math.nan]), (Logits(0.9, 0.8, 0.3, 0.1), [1, 0.75])):
         probabilities = best_of(network, tmp_path / "model.pt", [target, [0, 0.0]])
         assert torch.allclose(probabilities, torch.tensor([0.9, 0.8, 0.3, 0.1]))
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, read_state_dict])
+def test_an_exported_model_is_named_as_such(tmp_path: Path, read: Callable) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.ts")
+    with pytest.raises(InputError, match=r"model\.ts' is an exported model, .* the model\.pt of its training\.$"):
+        read(tmp_path / "model.ts")
