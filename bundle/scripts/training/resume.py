@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 RESUME = (True, False, "changed")
 FILES = ("state_0.pt", "state_1.pt")  # of even and of odd epochs: while one is written, the other is whole
 FORMAT = 2
-SET_BY = {"loss.warm_up": " (by --warm_up, or a part of all epochs)"}  # what follows from another setting
+OF_DATA = " (how many images, and a checksum of their names, labels and areas in dataset.json)"
+# what follows from something else
+SET_BY = {"loss.warm_up": " (by --warm_up, or a part of all epochs)"}
+SET_BY |= {"data.training": OF_DATA, "data.validation": OF_DATA}
 
 
 def fit(
