@@ -33,7 +33,7 @@ from scripts.training.resume import fit
 
 # Settings that no result depends on, or that only say where things are.
 FREE = {"_desc_", "output_dir", "ckpt_dir", "max_epochs", "resume", "micro_batch_size", "superpixel_cache", "device"}
-FREE |= {"num_workers", "cache_rate", "allow_outside", "tta", "min_part"}
+FREE |= {"num_workers", "cache_rate", "allow_outside", "tta", "min_part", "tiled"}
 OTHERS = {
     "method": "mine",
     "superpixels": True,
