@@ -63,6 +63,20 @@ def evaluate(configs, red_detector, folder, **options):
     )
 
 
+def infer(configs, red_detector, folder, image, **options):
+    run(
+        "inferring",
+        config_file=str(configs / "inference.json"),
+        dataset_dir=str(folder / image),
+        output_dir=str(folder / "out"),
+        ckpt_path=str(red_detector),
+        fusion_weights=[1.0, 0.0, 0.0],
+        spatial_size=[SIDE, SIDE],
+        logging_file=False,
+        **options,
+    )
+
+
 def test_images_kept_in_memory_are_scored_as_others(configs, red_detector, tests_alone):
     scores = []
     for kept in ({}, {"cache_rate": 0.5}):  # some of them, others not
@@ -103,17 +117,7 @@ def test_a_part_that_is_too_small_is_neither_scored_nor_written(configs, red_det
     for min_part, expected in ((4 / SIDE**2, 1024 / 1028), (5 / SIDE**2, 1.0)):
         evaluate(configs, red_detector, tests_alone, min_part=min_part)
         assert json.loads((tests_alone / "out" / "metrics.json").read_text())["f_pos"] == pytest.approx(expected)
-        run(
-            "inferring",
-            config_file=str(configs / "inference.json"),
-            dataset_dir=str(tests_alone / "b.png"),
-            output_dir=str(tests_alone / "out"),
-            ckpt_path=str(red_detector),
-            fusion_weights=[1.0, 0.0, 0.0],
-            spatial_size=[SIDE, SIDE],
-            min_part=min_part,
-            logging_file=False,
-        )
+        infer(configs, red_detector, tests_alone, "b.png", min_part=min_part)
         mask = np.asarray(Image.open(tests_alone / "out" / "predictions" / "b_mask.png")) > 0
         assert mask.sum() == (516 if expected < 1 else 512)
 
@@ -128,21 +132,11 @@ def test_a_large_picture_is_scored_by_the_mask_that_inference_writes(configs, re
     (tests_alone / "dataset.json").write_text(json.dumps({"test": items}))
     found = {}
     for tiled in ("auto", False):
-        evaluate(configs, red_detector, tests_alone, original_size=[SIDE, SIDE], tiled=tiled)
+        settings = {"original_size": [SIDE, SIDE], "tiled": tiled}
+        evaluate(configs, red_detector, tests_alone, **settings)
         with (tests_alone / "out" / "metrics_per_image.csv").open(newline="") as file:
             found[tiled] = next(csv.DictReader(file))
-        run(
-            "inferring",
-            config_file=str(configs / "inference.json"),
-            dataset_dir=str(tests_alone / "large.png"),
-            output_dir=str(tests_alone / "out"),
-            ckpt_path=str(red_detector),
-            fusion_weights=[1.0, 0.0, 0.0],
-            spatial_size=[SIDE, SIDE],
-            original_size=[SIDE, SIDE],
-            tiled=tiled,
-            logging_file=False,
-        )
+        infer(configs, red_detector, tests_alone, "large.png", **settings)
         mask = np.asarray(Image.open(tests_alone / "out" / "predictions" / "large_mask.png")) > 0
         assert float(found[tiled]["area_predicted"]) == pytest.approx(mask.mean())
         assert float(found[tiled]["f_measure"]) == pytest.approx(
