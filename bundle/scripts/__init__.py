@@ -14,7 +14,9 @@
 from __future__ import annotations
 
 import json
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 
 def bundle_root() -> str:
@@ -22,6 +24,11 @@ def bundle_root() -> str:
     return str(Path(__file__).resolve().parent.parent)
 
 
+def bundle_metadata(root: str | PathLike | None = None) -> dict[str, Any]:
+    """What ``metadata.json`` says of this bundle, or of that in another folder."""
+    return json.loads((Path(root or bundle_root()) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+
+
 def bundle_version() -> str:
-    """As `metadata.json` has it."""
-    return json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text())["version"]
+    """As ``metadata.json`` has it."""
+    return bundle_metadata()["version"]

@@ -36,7 +36,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scripts import bundle_root
+from scripts import bundle_root, bundle_version
 from scripts.runtime.command_line import remember
 from scripts.runtime.errors import report_input_errors
 from scripts.runtime.files import replacing
@@ -114,9 +114,8 @@ def is_finished(specification: Mapping[str, Any], cell: Path) -> bool:
 def _environment() -> dict[str, Any]:
     import torch
 
-    metadata = json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     return {
-        "bundle": metadata["version"],
+        "bundle": bundle_version(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),

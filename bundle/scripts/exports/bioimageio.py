@@ -25,9 +25,9 @@ import numpy as np
 import torch
 import yaml
 
-from scripts import bundle_version
+from scripts import bundle_metadata, bundle_version
 from scripts.demo.phantoms import draw_phantom
-from scripts.exports.trained import TrainedModel, bundle_metadata, write_torchscript
+from scripts.exports.trained import TrainedModel, write_torchscript
 
 __all__ = ["write_bioimageio"]
 

@@ -25,7 +25,8 @@ from monai.bundle import ConfigParser
 from monai.data.torchscript_utils import METADATA_FILENAME as METADATA
 from monai.networks import convert_to_onnx, convert_to_torchscript
 
-from scripts.exports.trained import bundle_metadata, require_of_pytorch, write_torchscript
+from scripts import bundle_metadata
+from scripts.exports.trained import require_of_pytorch, write_torchscript
 from scripts.networks import MapNetwork
 from scripts.runtime.command_line import typed_setting
 from scripts.runtime.errors import InputError

@@ -14,24 +14,20 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from scripts import bundle_root
 from scripts.boosting.ensemble import MILBoostNet
 from scripts.losses.pooling import Pooling
 from scripts.networks import MapNetwork
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import write_bytes
 
-__all__ = ["TrainedModel", "bundle_metadata", "require_of_pytorch", "write_torchscript"]
+__all__ = ["TrainedModel", "require_of_pytorch", "write_torchscript"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +59,6 @@ class TrainedModel:
     def scripted(self) -> torch.jit.ScriptModule:
         """The network as TorchScript, which takes any size and number of images; flips are averaged if it does."""
         return torch.jit.script(self.network)
-
-
-def bundle_metadata() -> dict[str, Any]:
-    """What ``metadata.json`` says of the bundle."""
-    return json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text(encoding="utf-8"))
 
 
 def require_of_pytorch(network: nn.Module) -> None:

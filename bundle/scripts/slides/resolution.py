@@ -13,11 +13,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts import bundle_metadata
 from scripts.training.checkpoints import original_mpp
 from scripts.training.included import is_included
 
@@ -45,8 +45,7 @@ def model_mpp(
     known = None if ckpt_path is None else original_mpp(ckpt_path)
     if known is not None and original_size is not None and spatial_size is not None:
         return known * original_size[0] / spatial_size[0]
-    metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    image = metadata["network_data_format"]["inputs"]["image"]
+    image = bundle_metadata(bundle_root)["network_data_format"]["inputs"]["image"]
     mpp = image["mpp"]
     if original_size is not None and spatial_size is not None:
         mpp = image["mpp_of_files"] * original_size[0] / spatial_size[0]
