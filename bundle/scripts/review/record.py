@@ -17,6 +17,7 @@ import json
 import os
 from ast import literal_eval
 from collections.abc import Sequence
+from hashlib import sha1
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,23 @@ def record_of(words: Sequence[str], model: str | PathLike) -> dict[str, Any] | N
             "version": bundle_version(),
             "run": os.path.realpath(run),
             "data": file_version(dataset_file(data)),
+            "pictures": _pictures(dataset_file(data)),
             "model": file_version(model),
             "configs": [file_version(path) for path in literal_eval(configs)],
             "settings": settings,
             "files": [file_version(value) for value in settings.values() if value and os.path.isfile(value)],
         }
-    except (KeyError, OSError, SyntaxError, TypeError, ValueError):
+    except (AttributeError, KeyError, OSError, RecursionError, SyntaxError, TypeError, ValueError):
         return None
+
+
+def _pictures(dataset: Path) -> str:
+    """A digest of the versions of the images that a data set names."""
+    content = json.loads(dataset.read_text(encoding="utf-8-sig"))
+    items = [item for split in content.values() if isinstance(split, list) for item in split if isinstance(item, dict)]
+    paths = sorted({dataset.parent / item["image"] for item in items if isinstance(item.get("image"), str)})
+    versions = [file_version(path) if path.is_file() else None for path in paths]
+    return sha1(json.dumps(versions).encode()).hexdigest()
 
 
 def is_current(folder: Path, words: Sequence[str]) -> bool:

@@ -561,12 +561,16 @@ def test_a_review_of_other_settings_runs_the_model(reviewed, tmp_path, monkeypat
     assert reviewed() == LOOKS
 
 
-@pytest.mark.parametrize("name", ["run/models/model.pt", "data/dataset.json"])
+@pytest.mark.parametrize("name", ["run/models/model.pt", "data/dataset.json", "data/a.png"])
 def test_a_review_runs_the_model_on_what_has_changed(reviewed, tmp_path, name) -> None:
+    (tmp_path / "data" / "a.png").write_text("")
+    items = [{"image": "a.png", "label": 1}, {"image": "lost.png", "label": 0}]
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"training": items}))
     assert reviewed() == LOOKS
-    (tmp_path / name).write_text("[]")
+    (tmp_path / name).write_text("{}\n")
     os.utime(tmp_path / name, (1, 1))  # as a file that was copied from elsewhere may be
     assert reviewed() == LOOKS
+    assert reviewed() == LOOKS[1:]
 
 
 def test_a_review_of_other_data_or_a_copied_run_runs_the_model(reviewed, tmp_path) -> None:
