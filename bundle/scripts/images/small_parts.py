@@ -29,6 +29,7 @@ __all__ = ["WithoutSmallPartsd", "without_small_parts"]
 
 LEVELS = 65535  # of a map that are told apart
 LARGEST_CHANGE = 1 / 8  # of a map's sum; maps of colon biopsies change by a tenth at most
+LARGEST_SHARE = 0.01  # of a map's sum, in pixels, that a small part may have
 
 
 def without_small_parts(probability: torch.Tensor, pixels: float) -> torch.Tensor:
@@ -67,6 +68,8 @@ class WithoutSmallPartsd(MapTransform):
     """
     Dictionary version of `without_small_parts`, for maps at the scale of the training images.
 
+    What is small depends on what is found: a part of as many pixels as a hundredth of the map's sum stays.
+
     Args:
         keys: keys of the maps, (1, W, H), or (1, W, H, D) of D slices.
         smallest: part of a training image, 0..1; 0 keeps all.
@@ -91,4 +94,4 @@ class WithoutSmallPartsd(MapTransform):
     def _cleaned(self, value: torch.Tensor) -> torch.Tensor:
         if value.ndim == 4:
             return torch.stack([self._cleaned(one) for one in value.unbind(-1)], dim=-1)
-        return without_small_parts(value, self.pixels)
+        return without_small_parts(value, min(self.pixels, LARGEST_SHARE * value.sum().item()))

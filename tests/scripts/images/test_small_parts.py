@@ -71,25 +71,36 @@ def test_small_structures_stay_where_there_are_no_others() -> None:
 
 
 def test_parts_are_measured_against_the_training_images_not_the_picture() -> None:
-    """A tenth of 20 pixels is 2: of a map of 400 pixels an island of two stays, and one pixel goes."""
-    probability = torch.zeros(1, 20, 20)
-    probability[0, :10] = 1.0
-    probability[0, 14, 3:5] = 0.7
-    probability[0, 17, 7] = 0.7
+    """A tenth of 20 pixels is 2: of a map of 1600 pixels an island of two stays, and one pixel goes."""
+    probability = torch.zeros(1, 40, 40)
+    probability[0, :20] = 1.0
+    probability[0, 34, 3:5] = 0.7
+    probability[0, 37, 7] = 0.7
     item = {"pred": MetaTensor(probability, meta={"filename_or_obj": "a.png"})}
     found = WithoutSmallPartsd("pred", 0.1, (4, 5))(item)["pred"]
     assert found.meta["filename_or_obj"] == "a.png"
-    assert found[0, 14, 3:5].tolist() == pytest.approx([0.7, 0.7], abs=1e-4)
-    assert found[0, 17].max() == 0
+    assert found[0, 34, 3:5].tolist() == pytest.approx([0.7, 0.7], abs=1e-4)
+    assert found[0, 37].max() == 0
+
+
+@pytest.mark.parametrize(("island", "kept"), [(2, False), (3, True)])
+def test_a_part_that_is_much_of_what_is_found_stays(island: int, kept: bool) -> None:
+    """Beside 250 pixels: a hundredth of all is 2.52 or 2.53, which 2 are below. A tenth of the image is 90."""
+    probability = torch.zeros(1, 30, 30)
+    probability[0, :10, :25] = 1.0
+    expected = probability.clone()
+    probability[0, 20, :island] = 1.0
+    found = WithoutSmallPartsd("pred", 0.1, (30, 30))({"pred": probability})["pred"]
+    assert torch.equal(found, probability if kept else expected)
 
 
 def test_each_slice_of_a_volume_has_its_own_parts() -> None:
     """An island of one pixel, in the second slice at the same place as the first's many."""
-    probability = torch.zeros(1, 8, 8, 2)
-    probability[0, :4, :, 0] = 1.0
-    probability[0, 6:, :, 1] = 1.0
+    probability = torch.zeros(1, 30, 30, 2)
+    probability[0, :15, :, 0] = 1.0
+    probability[0, 15:, :, 1] = 1.0
     probability[0, 2, 2, 1] = 1.0
-    found = WithoutSmallPartsd("pred", 0.05, (8, 8))({"pred": probability})["pred"]
+    found = WithoutSmallPartsd("pred", 0.05, (30, 30))({"pred": probability})["pred"]
     expected = probability.clone()
     expected[0, 2, 2, 1] = 0
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
