@@ -82,19 +82,19 @@ case "$1" in
     label)
         log=$(mktemp)
         "{python}" "$bundle" "$@" --no_browser --port 0 > "$log" 2>&1 &
-        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log"; exit 1; }}; sleep 0.2; done
+        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log" >&2; exit 1; }}; sleep 0.2; done
         kill -INT $!
-        wait $! ;;
+        wait $! || {{ cat "$log" >&2; exit 1; }} ;;
     review)  # the image in most doubt gets another area and a stroke
         log=$(mktemp)
         "{python}" "$bundle" "$@" --no_browser --port 0 > "$log" 2>&1 &
-        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log"; exit 1; }}; sleep 0.2; done
+        until grep -q "^Open http://127.0.0.1" "$log"; do kill -0 $! || {{ cat "$log" >&2; exit 1; }}; sleep 0.2; done
         "{python}" -c "import sys, urllib.request as web
 web.urlopen(web.Request(sys.argv[1], sys.argv[2].encode(), {{'Content-Type': 'application/json'}}))" \\
             "$(grep -o 'http://.*' "$log")correct" '{{"image": 0, "correction": {{"label": 1, "area": 0.5,
                 "strokes": [{{"label": 1, "width": 3, "points": [[9, 9], [20, 9]]}}]}}}}' || exit 1
         kill -INT $!
-        wait $! ;;
+        wait $! || {{ cat "$log" >&2; exit 1; }} ;;
     *) exec "{python}" "$bundle" "$@" ;;
 esac
 """
