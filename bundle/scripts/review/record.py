@@ -46,11 +46,12 @@ def record_of(words: Sequence[str], model: str | PathLike) -> dict[str, Any] | N
     settings = typed_options(words)
     try:
         data, run, configs = (settings.pop(name) for name in ("dataset_dir", "output_dir", "config_file"))
+        dataset = dataset_file(data)
         return {
             "version": bundle_version(),
             "run": os.path.realpath(run),
-            "data": file_version(dataset_file(data)),
-            "pictures": _pictures(dataset_file(data)),
+            "data": file_version(dataset),
+            "pictures": _pictures(dataset),
             "model": file_version(model),
             "configs": [file_version(path) for path in literal_eval(configs)],
             "settings": settings,
