@@ -98,7 +98,7 @@ gpu-check:  ## what only a GPU can show, in 8 minutes, with PyTorch of PYTHON an
 	$(PYTHON) tests/benchmarks/gpu_check.py --wheels $(WHEELS) $(ARGUMENTS)
 
 gpu-wheels:  ## what gpu-check needs beside what images of PyTorch have, into .wheels, for a machine without a network
-	grep -E '^(monai|pytorch-ignite|nibabel|pynrrd|pydicom|openslide|imagecodecs|shapely|efficientnet|fire)' requirements.txt \
+	grep -E '^(monai|pytorch-ignite|nibabel|pynrrd|pydicom|openslide|imagecodecs|shapely|efficientnet|fire|psutil)' requirements.txt \
 		| xargs $(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(WHEELS) $(ARGUMENTS) termcolor
 
 clean:  ## remove the environment, and what the targets above have made

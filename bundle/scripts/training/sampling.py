@@ -18,7 +18,8 @@ nor from what was drawn before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +28,13 @@ from monai.data import CacheDataset
 from torch.utils.data import Sampler
 
 from scripts.runtime.bars import on_terminal
+from scripts.runtime.memory import free_memory
 from scripts.runtime.processes import agreed_seed, process_count, process_rank
 from scripts.runtime.values import fraction, whole_number
 
 __all__ = ["Batch", "SeededDataset", "StepSampler"]
 
+logger = logging.getLogger(__name__)
 
 MICRO_BATCH_ON_CPU, MICRO_BATCH_ELSEWHERE = 4, 32
 
@@ -138,6 +141,9 @@ class SeededDataset(CacheDataset):
 
     Its copies in loader processes that outlive an epoch know the number of the epoch too. Its bar is left out of logs.
 
+    It keeps no more images than fit into half of the memory that is free, a share of it for each process, and says so;
+    the others are read in each epoch, which changes nothing else. All are taken to be as large as the first.
+
     Args:
         seed: of the random transforms; None, where there are none, leaves them to their own random state.
         kwargs: see `CacheDataset`; the transform must be a `Compose`.
@@ -153,8 +159,27 @@ class SeededDataset(CacheDataset):
         """Number of the epoch whose images are asked for next."""
         self.epoch.fill_(epoch)
 
+    def _fill_cache(self, indices: Sequence[int]) -> list:
+        if self.cache_num:
+            size, room = _size(self._load_cache_item(0)), free_memory() // (2 * process_count())
+            if size * self.cache_num > room:
+                self.cache_num = room // size
+                logger.warning(
+                    f"Of {len(indices)} images {self.cache_num} are kept in memory, {size / 1e6:.1f} MB each: all "
+                    "would take more than half of what is free. The others are read in each epoch, which takes longer "
+                    "(--num_workers 4 reads ahead; a smaller --spatial_size takes less)."
+                )
+        return super()._fill_cache(indices[: self.cache_num])
+
     def _transform(self, index: int) -> Any:
         if self.seed is not None:
             drawn = np.random.SeedSequence([self.seed, int(self.epoch), index % len(self)]).generate_state(1)
             self.transform.set_random_state(seed=int(drawn[0]))
         return super()._transform(index)
+
+
+def _size(item: Any) -> int:
+    """Bytes of the arrays and tensors in an item."""
+    if isinstance(item, Mapping):
+        return sum(map(_size, item.values()))
+    return getattr(item, "nbytes", 0)

@@ -14,7 +14,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from monai.data import DataLoader
@@ -142,6 +144,20 @@ def test_random_changes_depend_on_seed_epoch_and_image_alone():
     assert not torch.allclose(differences[0], differences[1])
     assert not torch.allclose(epoch_of(noisy(), 6)[0], expected[0])
     assert not torch.allclose(epoch_of(noisy(seed=1), 5)[0], expected[0])
+
+
+def test_as_many_images_are_kept_as_fit_into_half_of_the_free_memory(monkeypatch, caplog):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=150))
+    dataset = noisy()  # 4 images of 6 numbers of 4 bytes: of 75 bytes, 3 fit
+    assert dataset.cache_num == 3
+    assert "Of 4 images 3 are kept in memory" in caplog.text
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 4 * 24))
+    caplog.clear()
+    enough = noisy()
+    assert enough.cache_num == 4
+    assert not caplog.text
+    expected = epoch_of(enough, 3)
+    assert all(torch.equal(x, expected[i]) for i, x in epoch_of(dataset, 3).items())
 
 
 def test_loader_processes_that_stay_know_the_epoch():
