@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
-from skimage.morphology import area_closing, area_opening
 
 from scripts.images.colours import with_metadata_of
 from scripts.runtime.values import fraction
@@ -56,6 +55,8 @@ def without_small_parts(probability: torch.Tensor, pixels: float) -> torch.Tenso
     least = math.ceil(pixels)
     if least <= 1:
         return probability.float()
+    from scripts.images.area_opening import area_closing, area_opening  # with Numba, which takes long to import
+
     levels = (probability[0] * LEVELS).round().cpu().numpy().astype(np.uint16)
     for cleaned_of in (area_closing, area_opening):
         cleaned, total = cleaned_of(levels, least), levels.sum(dtype=np.int64)

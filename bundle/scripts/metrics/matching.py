@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.metrics.compiled import compiled
+from scripts.runtime.compiled import compiled
 
 __all__ = ["MaximumMatching", "Neighbours", "neighbours_of", "tolerance_offsets"]
 

@@ -27,8 +27,8 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from scripts.metrics.compiled import compiled
 from scripts.metrics.matching import Neighbours
+from scripts.runtime.compiled import compiled
 
 __all__ = ["nearest_matching"]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scripts.metrics.compiled import compiled
+from scripts.runtime.compiled import compiled
 
 __all__ = ["thin", "thin_pixels"]
 

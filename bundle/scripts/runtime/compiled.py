@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Compilation of the boundary metric's inner loops by Numba."""
+"""Compilation of inner loops by Numba."""
 
 from __future__ import annotations
 
