@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scripts.networks.encoders import create_encoder, load_encoder_weights
+from scripts.networks.folding import FoldedEncoder, normalisations
 from scripts.networks.map_network import MapNetwork
 
 __all__ = ["PyramidNet"]
@@ -76,6 +77,7 @@ class PyramidNet(MapNetwork):
         self.encoder = features
         if pretrained != "random":
             load_encoder_weights(features, encoder, pretrained)
+        self.folded = FoldedEncoder(features, in_channels)
         self.border = border
         self.deep_supervision = deep_supervision
         # from the input that all networks of the bundle take to the encoder's own: x a + b
@@ -113,7 +115,7 @@ class PyramidNet(MapNetwork):
         """
         if self.calibrated:
             return
-        layers = _normalisations(self.encoder)
+        layers = normalisations(self.encoder)
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
@@ -136,7 +138,7 @@ class PyramidNet(MapNetwork):
     def train(self, mode: bool = True) -> PyramidNet:
         """Training mode, but for the encoder's normalisation, whose statistics stay."""
         super().train(mode)
-        for layer in _normalisations(self.encoder):
+        for layer in normalisations(self.encoder):
             layer.eval()
         return self
 
@@ -163,7 +165,7 @@ class PyramidNet(MapNetwork):
         vertical, horizontal = min(self.border, height - 1), min(self.border, width - 1)
         x = image * self.factor + self.offset
         x = F.pad(x, (horizontal, horizontal, vertical, vertical), mode="reflect")
-        features: list[torch.Tensor] = self.encoder(x)
+        features: list[torch.Tensor] = self.encoder(x) if torch.jit.is_scripting() else self.folded(x)
 
         laterals: list[torch.Tensor] = []
         for level, lateral in enumerate(self.lateral):
@@ -189,7 +191,3 @@ class PyramidNet(MapNetwork):
             return maps
         weights = torch.softmax(self.fusion_logits, dim=0).view(1, -1, 1, 1)
         return torch.cat([(maps * weights).sum(dim=1, keepdim=True), maps], dim=1)
-
-
-def _normalisations(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

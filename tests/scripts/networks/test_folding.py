@@ -1,0 +1,115 @@
+# Copyright (c) CDWS-MIL contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Normalisations folded into convolutions, against timm's own encoders, in float64."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from scripts.networks.encoders import create_encoder
+from scripts.networks.folding import FoldedEncoder, normalisations
+from torch import nn
+
+
+def encoder_of(name: str, levels: int = 3) -> nn.Module:
+    """With statistics and weights of its normalisations that matter, in evaluation."""
+    torch.manual_seed(0)
+    encoder = create_encoder(name, levels).double().eval()
+    for norm in normalisations(encoder):
+        for values in (norm.running_var, norm.weight.data):
+            values.uniform_(0.5, 2)
+        for values in (norm.running_mean, norm.bias.data):
+            values.normal_()
+    return encoder
+
+
+def batch(size: int = 45) -> torch.Tensor:
+    return torch.randn(2, 3, size, size + 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(encoder: nn.Module, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    encoder.zero_grad()
+    sum(feature.square().mean() for feature in features).backward()
+    return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+
+
+# all of whose normalisations follow a convolution; ...; one whose normalisations come first, which can't be folded
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t", "mobilenetv3_small_050", "densenet121"])
+def test_features_and_gradients_are_the_encoders(name: str) -> None:
+    encoder = encoder_of(name)
+    folded = FoldedEncoder(encoder, 3)
+    assert bool(folded.pairs) == (name != "densenet121")
+    expected, found = encoder(batch()), folded(batch())
+    wanted = gradients(encoder, expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    mine = gradients(encoder, found)
+    assert mine.keys() == wanted.keys()
+    for parameter, gradient in wanted.items():
+        torch.testing.assert_close(mine[parameter], gradient, msg=parameter)
+    with torch.no_grad():
+        for one, other in zip(folded(batch()), expected, strict=True):
+            torch.testing.assert_close(one, other.detach())
+
+
+def test_weights_that_change_are_followed() -> None:
+    encoder = encoder_of("resnet10t")
+    folded = FoldedEncoder(encoder, 3)
+    other = {name: value * 1.1 for name, value in encoder.state_dict().items()}
+    optimizer = torch.optim.SGD(encoder.parameters(), 0.1)
+    gradients(encoder, folded(batch()))
+
+    def same() -> bool:
+        with torch.no_grad():
+            return all(torch.allclose(a, b) for a, b in zip(folded(batch()), encoder(batch()), strict=True))
+
+    assert same()
+    optimizer.step()
+    assert same()
+    encoder.load_state_dict(other)
+    assert same()
+    normalisations(encoder)[0].running_var += 1
+    assert same()
+    with torch.inference_mode():
+        assert same()
+    encoder.float()
+    folded(batch().float())
+
+
+def test_a_copy_has_weights_of_its_own() -> None:
+    network = nn.Module()
+    network.encoder = encoder_of("resnet10t")
+    network.folded = FoldedEncoder(network.encoder, 3)
+    with torch.no_grad():
+        before = network.folded(batch())
+        copy = deepcopy(network)
+        for parameter in copy.encoder.parameters():
+            parameter.mul_(1.1)
+        for one, other in zip(copy.folded(batch()), copy.encoder(batch()), strict=True):
+            torch.testing.assert_close(one, other)
+        for one, other in zip(network.folded(batch()), before, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_statistics_are_gathered_and_hooks_are_heard() -> None:
+    encoder = encoder_of("resnet10t")
+    folded = FoldedEncoder(encoder, 3)
+    heard: list[nn.Module] = []
+    with encoder.layer1.register_forward_hook(lambda module, *_: heard.append(module)):
+        folded(batch())
+    assert heard == [encoder.layer1]
+    norm = normalisations(encoder)[0].train()
+    before = norm.running_mean.clone()
+    folded(batch())
+    assert not torch.allclose(norm.running_mean, before)
