@@ -69,14 +69,17 @@ class FoldedEncoder:
         heard = any(module._forward_hooks or module._forward_pre_hooks for module in self.encoder.modules())
         if traced or heard or not self.pairs or any(norm.training for norm in self.norms):
             return self.encoder(x)
+        for copy in (self.skeleton, self._module):
+            if copy.training != self.encoder.training:
+                copy.train(self.encoder.training)
         if torch.is_grad_enabled():
-            self.skeleton.train(self.encoder.training)
             return functional_call(self.skeleton, self.folded(), (x,))
-        now = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.encoder.state_dict().values()]
+        tensors = (*self.encoder.parameters(), *self.encoder.buffers())
+        now = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         if now != self._of:
             self._module.load_state_dict(self.folded(), assign=True)
             self._of = now
-        return self._module.train(self.encoder.training)(x)
+        return self._module(x)
 
     def folded(self) -> dict[str, torch.Tensor]:
         """The encoder's state with its normalisations in the convolutions: the skeleton's."""

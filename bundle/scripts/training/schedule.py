@@ -25,23 +25,28 @@ from scripts.runtime.values import whole_number
 __all__ = ["SCHEDULES", "epochs_for", "one_cycle", "warm_up_epochs"]
 
 
-def epochs_for(steps: int, images: Sized, batch_size: int | str) -> int:
+STEPS, EPOCHS = 420, 3  # at least
+
+
+def epochs_for(steps: int | str, images: Sized, batch_size: int | str) -> int:
     """
     Epochs that have at least so many optimiser steps.
 
     Args:
-        steps: 1 or more.
+        steps: 1 or more; ``"auto"`` for 420, and three epochs at least: of one or two, the warm-up would take too much.
         images: of an epoch.
         batch_size: images of a step; ``"all"`` for one step an epoch.
 
     Raises:
-        InputError: when `steps` is no integer of 1 or more, or `batch_size` no number of images.
+        InputError: when `steps` is no integer of 1 or more nor ``"auto"``, or `batch_size` no number of images.
     """
-    whole_number("steps", steps)
+    if steps != "auto":
+        whole_number("steps", steps, words="'auto' or ")
     if batch_size != "all":
         whole_number("batch_size", batch_size, words="'all' or ")
     per_epoch = 1 if batch_size == "all" else math.ceil(len(images) / batch_size)
-    return math.ceil(steps / max(per_epoch, 1))
+    least, epochs = (STEPS, EPOCHS) if steps == "auto" else (steps, 1)
+    return max(epochs, math.ceil(least / max(per_epoch, 1)))
 
 
 def warm_up_epochs(max_epochs: int, part: float = 0.3) -> int:
