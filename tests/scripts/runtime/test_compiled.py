@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from scripts.metrics import compiled
+from scripts.runtime import compiled
 
 
 def test_without_a_writable_folder_it_compiles_all_the_same(monkeypatch):
