@@ -115,8 +115,9 @@ def _pairs(encoder: nn.Module, in_channels: int) -> dict[str, str]:
     hooks = [m.register_forward_hook(note) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     hooks += [norm.register_forward_pre_hook(pair) for norm in normalisations(encoder)]
     training = encoder.training
-    encoder.eval()(torch.empty(1, in_channels, 64, 64, device="meta"))
+    features = encoder.eval()(torch.empty(1, in_channels, 64, 64, device="meta"))
     encoder.train(training)
     for hook in hooks:
         hook.remove()
-    return pairs
+    given = {names[made[id(feature)][0]] for feature in features if id(feature) in made}  # as they are
+    return {convolution: norm for convolution, norm in pairs.items() if convolution not in given}
