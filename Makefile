@@ -73,6 +73,7 @@ bench: $(INSTALLED)  ## each speed as a ratio measured in one run, see docs/perf
 	$(VENV)/bin/python tests/benchmarks/boundary.py
 	$(VENV)/bin/python tests/benchmarks/loss.py
 	$(VENV)/bin/python tests/benchmarks/training_step.py
+	$(VENV)/bin/python tests/benchmarks/folding.py
 	$(VENV)/bin/python tests/benchmarks/start.py
 	$(VENV)/bin/python tests/benchmarks/options.py
 	$(VENV)/bin/python tests/benchmarks/slide_inference.py
