@@ -40,12 +40,13 @@ def area_opening(levels: np.ndarray, least: int) -> np.ndarray:
     """
     values = levels.ravel()
     opened = values.copy()
-    _open(opened, np.argsort(~values if values.dtype.kind == "u" else -values, kind="stable"), levels.shape[1], least)
+    if least > 1:
+        _open(opened, np.argsort(~values, kind="stable"), levels.shape[1], least)
     return opened.reshape(levels.shape)
 
 
 def area_closing(levels: np.ndarray, least: int) -> np.ndarray:
-    """`area_opening` of unsigned levels turned upside down: raises what is darker than its surroundings."""
+    """`area_opening` of levels turned upside down: raises what is darker than its surroundings."""
     return ~area_opening(~levels, least)
 
 

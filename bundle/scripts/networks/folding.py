@@ -19,13 +19,19 @@ its output once more, and without keeping it for the backward pass.
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
+from threading import Lock
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
 __all__ = ["FoldedEncoder", "normalisations"]
+
+logger = logging.getLogger(__name__)
+NORMS_OWN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+SWAPPING = Lock()  # weights are lent to a skeleton for a call; two threads may share one
 
 
 def normalisations(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -35,64 +41,86 @@ def normalisations(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 class FoldedEncoder:
     """
-    What an encoder computes, by convolutions with its normalisations in them, where statistics stay.
+    How an encoder is computed by convolutions with its normalisations in them, where statistics stay.
 
-    It is the same function of the encoder's own parameters, with the same gradient, up to rounding. The encoder itself
-    is called where that can't be had: while a normalisation gathers statistics, where one has no convolution of its own
-    just before it, where a hook listens to a part of it, and when the network is compiled or exported.
+    It is the same function of the encoder's own parameters, with the same gradient, up to rounding, and keeps none of
+    them. The encoder itself is called where that can't be had: while a normalisation gathers statistics, where one has
+    no convolution of its own just before it, where a hook listens to a part of it or activations are computed again for
+    the backward pass, and when the network is compiled or exported.
 
     Args:
-        encoder: from (B, C, H, W) to a list of feature maps; on one device.
+        encoder: from (B, C, H, W) to a list of feature maps.
         in_channels: C.
     """
 
     def __init__(self, encoder: nn.Module, in_channels: int) -> None:
-        self.encoder = encoder
-        self.norms = normalisations(encoder)
+        self.pairs: dict[str, str] = {}
+        self.names = set(_tensors(encoder))
+        norms = normalisations(encoder)
+        if not norms:
+            return
         self.skeleton = deepcopy(encoder).to("meta", torch.float32).requires_grad_(False)
-        self.pairs = _pairs(self.skeleton, in_channels)
-        if len(self.pairs) < len(self.norms):
-            self.pairs = {}
-        for convolution, norm in self.pairs.items():
+        try:
+            pairs = _pairs(self.skeleton, in_channels)
+        except Exception as error:  # of an encoder that takes no images but those of one size
+            logger.debug(f"not folded: {error}")
+            return
+        if len(pairs) < len(norms):
+            return
+        self.pairs = pairs
+        for convolution, norm in pairs.items():
             layer = self.skeleton.get_submodule(convolution)
             layer.bias = nn.Parameter(torch.empty(layer.out_channels, device="meta"), requires_grad=False)
             parent, _, name = norm.rpartition(".")
             after = self.skeleton.get_submodule(norm)  # timm's has its activation in it
             rest = nn.Sequential(after.drop, after.act) if hasattr(after, "act") else nn.Identity()
             setattr(self.skeleton.get_submodule(parent), name, rest)
-        self._module = deepcopy(self.skeleton)
-        self._of: list[tuple[int, int]] = []
 
-    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, C, H, W) to the encoder's feature maps."""
-        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        heard = any(module._forward_hooks or module._forward_pre_hooks for module in self.encoder.modules())
-        if traced or heard or not self.pairs or any(norm.training for norm in self.norms):
-            return self.encoder(x)
-        for copy in (self.skeleton, self._module):
-            if copy.training != self.encoder.training:
-                copy.train(self.encoder.training)
-        if torch.is_grad_enabled():
-            return functional_call(self.skeleton, self.folded(), (x,))
-        tensors = (*self.encoder.parameters(), *self.encoder.buffers())
-        now = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        if now != self._of:
-            self._module.load_state_dict(self.folded(), assign=True)
-            self._of = now
-        return self._module(x)
+    def __call__(self, encoder: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+        """
+        Args:
+            encoder: that which this was made of, or a copy, with whatever weights it has now.
+            x: (B, C, H, W).
 
-    def folded(self) -> dict[str, torch.Tensor]:
-        """The encoder's state with its normalisations in the convolutions: the skeleton's."""
-        state = {**dict(self.encoder.named_parameters()), **dict(self.encoder.named_buffers())}
+        Returns:
+            The encoder's feature maps.
+        """
+        if not self.pairs or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return encoder(x)
+        tensors = _tensors(encoder)
+        if tensors.keys() != self.names or any(map(_is_observed, encoder.modules())):
+            return encoder(x)
+        folded = self._folded(encoder, tensors)
+        with SWAPPING:
+            if self.skeleton.training != encoder.training:
+                self.skeleton.train(encoder.training)
+            return functional_call(self.skeleton, folded, (x,))
+
+    def _folded(self, encoder: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The skeleton's tensors."""
+        gone: set[str] = set()
+        folded = dict(tensors)
         for convolution, name in self.pairs.items():
-            norm = self.encoder.get_submodule(name)
-            bias = state.get(f"{convolution}.bias", 0)
-            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            state[f"{convolution}.weight"] = state[f"{convolution}.weight"] * factor.view(-1, 1, 1, 1)
-            state[f"{convolution}.bias"] = norm.bias + (bias - norm.running_mean) * factor
-            for own in norm.state_dict():
-                del state[f"{name}.{own}"]
-        return state
+            mean, variance = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
+            weight = tensors[f"{convolution}.weight"]
+            factor = tensors[f"{name}.weight"] * (variance + encoder.get_submodule(name).eps).rsqrt()
+            offset = mean - tensors[f"{convolution}.bias"] if f"{convolution}.bias" in tensors else mean
+            folded[f"{convolution}.weight"] = (weight * factor.view(-1, 1, 1, 1)).to(weight.dtype)
+            folded[f"{convolution}.bias"] = (tensors[f"{name}.bias"] - offset * factor).to(weight.dtype)
+            gone |= {f"{name}.{own}" for own in NORMS_OWN}
+        return {name: tensor for name, tensor in folded.items() if name not in gone}
+
+
+def _tensors(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether something depends on this module itself being called, and not another in its place."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        return True
+    heard = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(heard) or getattr(module, "grad_checkpointing", False)
 
 
 def _pairs(encoder: nn.Module, in_channels: int) -> dict[str, str]:
@@ -109,7 +137,9 @@ def _pairs(encoder: nn.Module, in_channels: int) -> dict[str, str]:
 
     def pair(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         convolution = names[made[id(inputs[0])][0]] if id(inputs[0]) in made else ""
-        if convolution and convolution.startswith(names[norm].rpartition(".")[0]):
+        part = names[norm].rpartition(".")[0]
+        is_plain = norm.affine and norm.track_running_stats
+        if convolution and is_plain and (not part or convolution.startswith(f"{part}.")):
             pairs[convolution] = names[norm]
 
     hooks = [m.register_forward_hook(note) for m in encoder.modules() if isinstance(m, nn.Conv2d)]

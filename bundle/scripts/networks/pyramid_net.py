@@ -165,7 +165,7 @@ class PyramidNet(MapNetwork):
         vertical, horizontal = min(self.border, height - 1), min(self.border, width - 1)
         x = image * self.factor + self.offset
         x = F.pad(x, (horizontal, horizontal, vertical, vertical), mode="reflect")
-        features: list[torch.Tensor] = self.encoder(x) if torch.jit.is_scripting() else self.folded(x)
+        features: list[torch.Tensor] = self.encoder(x) if torch.jit.is_scripting() else self.folded(self.encoder, x)
 
         laterals: list[torch.Tensor] = []
         for level, lateral in enumerate(self.lateral):
