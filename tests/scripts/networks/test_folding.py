@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
@@ -120,6 +121,35 @@ def test_a_copy_has_weights_of_its_own() -> None:
             torch.testing.assert_close(one, other)
         for one, other in zip(network.folded(network.encoder, batch()), before, strict=True):
             assert torch.equal(one, other)
+
+
+def test_weights_and_parts_that_are_used_twice() -> None:
+    encoder = encoder_of("resnet10t")
+    block = encoder.layer1[0]
+    block.conv2.weight = block.conv1.weight
+    folded = FoldedEncoder(encoder, 3)
+    assert folded.pairs
+    block.conv2 = block.conv1
+    twice = FoldedEncoder(encoder, 3)
+    assert not twice.pairs
+    with torch.no_grad():
+        for one in (folded, twice):
+            for found, expected in zip(one(encoder, batch()), encoder(batch()), strict=True):
+                torch.testing.assert_close(found, expected)
+
+
+def test_a_stored_one() -> None:
+    encoder = encoder_of("resnet10t")
+    folded = pickle.loads(pickle.dumps(FoldedEncoder(encoder, 3)))
+    torch.testing.assert_close(folded(encoder, batch())[-1], encoder(batch())[-1])
+
+
+def test_it_goes_on_after_an_input_that_fails() -> None:
+    encoder = encoder_of("resnet10t")
+    folded = FoldedEncoder(encoder, 3)
+    with pytest.raises(RuntimeError, match="channels"):
+        folded(encoder, batch()[:, :2])
+    torch.testing.assert_close(folded(encoder, batch())[-1], encoder(batch())[-1])
 
 
 def test_threads_that_share_a_network_have_its_answer() -> None:
