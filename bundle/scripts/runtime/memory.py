@@ -13,23 +13,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 __all__ = ["free_memory"]
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, by its kernel
+OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes that programs can still take without swapping; at most the limit of the container that this runs in."""
-    limits = [text for text in map(_content, LIMITS) if text.isdecimal()]
-    return min([psutil.virtual_memory().available, *map(int, limits)])
+    """
+    Bytes that programs can still take without swapping.
+
+    At most what is left of the limit of each control group of Linux that this process is in: those of a container, a
+    batch system's job or a service. What is kept of files there can be given up.
+    """
+    return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
 
 
-def _content(path: str) -> str:
+def _left_in_groups() -> Iterator[int]:
+    """Of the layout of versions 1 and 2: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory."""
+    for line in _content(OWN_GROUP).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, limit, taken = GROUPS, "memory.max", ("anon", "shmem")
+        elif "memory" in controllers.split(","):
+            root, limit, taken = GROUPS / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
+        else:
+            continue
+        group = root / path.lstrip("/")  # of which a container sees the root alone
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+            most = _content(folder / limit)
+            if most.isdecimal():  # or "max"
+                counts = dict(line.split() for line in _content(folder / "memory.stat").splitlines())
+                yield int(most) - sum(int(counts.get(name, 0)) for name in taken)
+
+
+def _content(path: Path) -> str:
     try:
-        return Path(path).read_text().strip()
-    except OSError:  # there is no such limit on this system
+        return path.read_text().strip()
+    except OSError:  # this system has no such groups or limits
         return ""

@@ -159,17 +159,25 @@ class SeededDataset(CacheDataset):
         """Number of the epoch whose images are asked for next."""
         self.epoch.fill_(epoch)
 
-    def _fill_cache(self, indices: Sequence[int]) -> list:
-        if self.cache_num:
-            size, room = _size(self._load_cache_item(0)), free_memory() // (2 * process_count())
-            if size * self.cache_num > room:
-                self.cache_num = room // size
-                logger.warning(
-                    f"Of {len(indices)} images {self.cache_num} are kept in memory, {size / 1e6:.1f} MB each: all "
-                    "would take more than half of what is free. The others are read in each epoch, which takes longer "
-                    "(--num_workers 4 reads ahead; a smaller --spatial_size takes less)."
-                )
-        return super()._fill_cache(indices[: self.cache_num])
+    def set_data(self, data: Sequence) -> None:
+        """The images from now on, and those of them that are kept."""
+        asked, self.data = self.set_num, data
+        self.set_num = min(asked, self._number_with_room(min(asked, int(len(data) * self.set_rate))))
+        super().set_data(data)
+        self.set_num = asked
+
+    def _number_with_room(self, wanted: int) -> int:
+        if not wanted:
+            return 0
+        size, room = _size(self._load_cache_item(0)), free_memory() // (2 * process_count())
+        if size * wanted <= room:
+            return wanted
+        logger.warning(
+            f"Of {wanted} images to be kept in memory {room // size} are, {size / 1e6:.3g} MB each: all would take "
+            "more than half of what is free. The others are read in each epoch, which takes longer (--num_workers 4 "
+            "reads ahead; a smaller --spatial_size takes less in training)."
+        )
+        return room // size
 
     def _transform(self, index: int) -> Any:
         if self.seed is not None:

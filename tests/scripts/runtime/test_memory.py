@@ -16,14 +16,48 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import psutil
+import pytest
 from scripts.runtime import memory
 
+FREE = 1000
 
-def test_a_containers_limit_is_the_memory_that_there_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    (tmp_path / "memory.max").write_text("400\n")
-    (tmp_path / "limit_in_bytes").write_text("max\n")  # none
-    monkeypatch.setattr(memory, "LIMITS", [str(tmp_path / name) for name in ("memory.max", "limit_in_bytes", "none")])
-    assert memory.free_memory() == 400
-    (tmp_path / "memory.max").write_text("max")
-    assert memory.free_memory() == 1000
+
+@pytest.fixture
+def system(monkeypatch, tmp_path):
+    """A machine with so much free memory, whose control groups are written by the returned function."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=FREE))
+    monkeypatch.setattr(memory, "OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "fs")
+
+    def write(own: str, files: dict[str, str]) -> None:
+        (tmp_path / "cgroup").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "fs" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return write
+
+
+def test_without_control_groups_it_is_what_the_machine_has(system):
+    assert memory.free_memory() == FREE
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/\n", {"memory.max": "400\n", "memory.stat": "anon 90\nfile 200\nshmem 10\n"}, 300),  # a container
+        ("0::/job/step\n", {"job/memory.max": "max\n", "job/step/memory.max": "700"}, 700),
+        ("0::/job/step\n", {"job/memory.max": "500", "job/memory.stat": "anon 1", "job/step/memory.max": "700"}, 499),
+        ("0::/\n", {"memory.max": "max"}, FREE),
+        ("0::/\n", {"memory.max": "400", "memory.stat": "anon 401"}, 0),
+        (
+            "5:cpuset:/\n4:cpu,memory:/docker/1f\n0::/\n",  # whose own folder is the root in the container
+            {"memory/memory.limit_in_bytes": "600", "memory/memory.stat": "rss 7\ntotal_rss 100\ntotal_shmem 50"},
+            450,
+        ),
+    ],
+)
+def test_what_is_left_of_the_least_limit(system, own, files, left):
+    system(own, files)
+    assert memory.free_memory() == left

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -116,11 +117,11 @@ def test_auto_is_few_images_on_a_cpu_and_many_elsewhere(device, sizes):
     assert [len(batch.indices) for batch in sampler.plan()] == sizes
 
 
-def noisy(cache_rate: float = 1.0, seed: int | None = 0) -> SeededDataset:
+def noisy(seed: int | None = 0, **kwargs: Any) -> SeededDataset:
     image = torch.arange(6.0).view(1, 2, 3)
     transforms = [Lambdad("x", torch.clone), RandFlipd("x", prob=0.5, spatial_axis=1), RandGaussianNoised("x", prob=1)]
     items = [{"x": image + i} for i in range(4)]
-    return SeededDataset(data=items, transform=Compose(transforms), cache_rate=cache_rate, progress=False, seed=seed)
+    return SeededDataset(data=items, transform=Compose(transforms), progress=False, seed=seed, **kwargs)
 
 
 def epoch_of(dataset: SeededDataset, epoch: int, order=range(4), workers: int = 0) -> dict[int, torch.Tensor]:
@@ -146,18 +147,30 @@ def test_random_changes_depend_on_seed_epoch_and_image_alone():
     assert not torch.allclose(epoch_of(noisy(seed=1), 5)[0], expected[0])
 
 
-def test_as_many_images_are_kept_as_fit_into_half_of_the_free_memory(monkeypatch, caplog):
+@pytest.mark.parametrize("how", [{}, {"runtime_cache": True}, {"hash_as_key": True}])
+def test_as_many_images_are_kept_as_fit_into_half_of_the_free_memory(monkeypatch, caplog, how):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=150))
-    dataset = noisy()  # 4 images of 6 numbers of 4 bytes: of 75 bytes, 3 fit
+    dataset = noisy(**how)  # 4 images of 6 numbers of 4 bytes: of 75 bytes, 3 fit
     assert dataset.cache_num == 3
-    assert "Of 4 images 3 are kept in memory" in caplog.text
+    assert "Of 4 images to be kept in memory 3 are, 2.4e-05 MB each" in caplog.text
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 4 * 24))
     caplog.clear()
-    enough = noisy()
+    enough = noisy(**how)
     assert enough.cache_num == 4
     assert not caplog.text
     expected = epoch_of(enough, 3)
     assert all(torch.equal(x, expected[i]) for i, x in epoch_of(dataset, 3).items())
+    dataset.set_data(dataset.data)  # there is room now
+    assert dataset.cache_num == 4
+
+
+def test_what_is_not_to_be_kept_needs_no_room(monkeypatch, caplog):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=48))
+    assert noisy(cache_rate=0.0).cache_num == 0
+    assert noisy(cache_num=1).cache_num == 1
+    assert not caplog.text
+    assert noisy(cache_rate=0.5).cache_num == 1
+    assert "Of 2 images to be kept" in caplog.text
 
 
 def test_loader_processes_that_stay_know_the_epoch():
