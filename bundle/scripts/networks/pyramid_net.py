@@ -77,7 +77,7 @@ class PyramidNet(MapNetwork):
         self.encoder = features
         if pretrained != "random":
             load_encoder_weights(features, encoder, pretrained)
-        self.folded = FoldedEncoder(features, in_channels)
+        self._folded = FoldedEncoder(features, in_channels)
         self.border = border
         self.deep_supervision = deep_supervision
         # from the input that all networks of the bundle take to the encoder's own: x a + b
@@ -165,7 +165,7 @@ class PyramidNet(MapNetwork):
         vertical, horizontal = min(self.border, height - 1), min(self.border, width - 1)
         x = image * self.factor + self.offset
         x = F.pad(x, (horizontal, horizontal, vertical, vertical), mode="reflect")
-        features: list[torch.Tensor] = self.encoder(x) if torch.jit.is_scripting() else self.folded(self.encoder, x)
+        features: list[torch.Tensor] = self.encoder(x) if torch.jit.is_scripting() else self._folded(self.encoder, x)
 
         laterals: list[torch.Tensor] = []
         for level, lateral in enumerate(self.lateral):

@@ -46,6 +46,7 @@ OF_DATA = " (how many images, and a checksum of their names, labels and areas in
 # what follows from something else
 SET_BY = {"loss.warm_up": " (by --warm_up, or a part of all epochs)"}
 SET_BY |= {"data.training": OF_DATA, "data.validation": OF_DATA}
+FOLDED = "network.folded"  # how the network is computed, which no result depends on: recorded by version 1.0.4
 
 
 def fit(
@@ -228,7 +229,7 @@ class TrainingState:
 
 
 def _changes(before: dict, now: dict) -> list[str]:
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name) and not name.startswith(FOLDED)]
     return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}{SET_BY.get(name, '')}" for name in names]
 
 

@@ -34,6 +34,7 @@ from scripts.training.resume import fit
 # Settings that no result depends on, or that only say where things are.
 FREE = {"_desc_", "output_dir", "ckpt_dir", "max_epochs", "resume", "micro_batch_size", "superpixel_cache", "device"}
 FREE |= {"num_workers", "cache_rate", "allow_outside", "tta", "min_part", "tiled"}
+PYRAMID = {"_target_": "scripts.networks.PyramidNet", "encoder": "resnet10t"}
 OTHERS = {
     "method": "mine",
     "superpixels": True,
@@ -172,6 +173,14 @@ def test_what_changes_no_result_is_not_in_the_record(build, usual, changes: dict
     monkeypatch.chdir(tmp_path)
     assert build(**changes).record() == usual
     assert not [value for value in usual.values() if " at 0x" in str(value)]  # of no other process
+
+
+def test_of_the_recommended_network_options_layers_and_fixed_tensors_are_recorded(build) -> None:
+    """And not how it is computed."""
+    names = build(network_def=PYRAMID, spatial_size=[32, 32]).record()
+    found = {name.split(".")[1] for name in names if name.startswith("network.")}
+    options = {"map_names", "method", "tta", "border", "deep_supervision", "spatial_size"}
+    assert found == {*options, "layers", "factor", "offset"}
 
 
 def test_every_constraint_and_pooling_has_a_record_of_its_own() -> None:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -29,8 +30,9 @@ from monai.data import CacheDataset, DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.handlers import ValidationHandler
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+from scripts.networks.weights import load_tensors
 from scripts.runtime.errors import InputError, report_input_errors
-from scripts.training.checkpoints import BestCheckpoint, LastCheckpoint
+from scripts.training.checkpoints import BestCheckpoint, LastCheckpoint, write_checkpoint
 from scripts.training.resume import fit
 from scripts.training.sampling import SeededDataset, StepSampler
 from scripts.training.trainer import AccumulatingTrainer, MeanLoss
@@ -183,6 +185,17 @@ def test_a_complete_training_is_not_repeated_and_goes_on_for_longer(tmp_path: Pa
     assert equal(before, torch.load(tmp_path / "last.pt", weights_only=True))
     train(tmp_path, epochs=EPOCHS)
     assert_same_results(tmp_path, whole)
+
+
+def test_a_complete_training_of_version_1_0_4_is_not_repeated(tmp_path: Path, caplog) -> None:
+    """Which recorded how the recommended network is computed."""
+    train(tmp_path, epochs=1)
+    path = tmp_path / "state_1.pt"
+    content = load_tensors(path)
+    settings = json.loads(content["settings"]) | {"network.folded": "FoldedEncoder", "network.folded.names": "[...]"}
+    write_checkpoint(content | {"settings": json.dumps(settings)}, path)
+    train(tmp_path, epochs=1, stop=lambda _: pytest.fail("has trained"))
+    assert "is complete (1 epochs)" in caplog.text
 
 
 def test_what_it_proposes_keeps_a_complete_training_whose_settings_follow_from_its_length(tmp_path, caplog) -> None:
