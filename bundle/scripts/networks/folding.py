@@ -20,10 +20,8 @@ its output once more, and without keeping it for the backward pass.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from copy import deepcopy
-from itertools import chain
-from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -31,9 +29,6 @@ from torch import nn
 __all__ = ["FoldedEncoder", "normalisations"]
 
 logger = logging.getLogger(__name__)
-NORMS_OWN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-NOTHING = torch.empty(0, device="meta")  # in the place of a tensor that is not lent
-SWAPPING = Lock()  # weights are lent to a skeleton for a call; two threads may share one
 
 
 def normalisations(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -45,10 +40,11 @@ class FoldedEncoder:
     """
     How an encoder is computed by convolutions with its normalisations in them, where statistics stay.
 
-    It is the same function of the encoder's own parameters, with the same gradient, up to rounding, and keeps none of
-    them. The encoder itself is called where that can't be had: while a normalisation gathers statistics, where one has
-    no convolution of its own just before it, where a hook listens to a part of it or activations are computed again for
-    the backward pass, and when the network is compiled or exported.
+    It is the same function of the encoder's own parameters, with the same gradient, up to rounding: for each call a
+    copy is made that shares all but the convolutions' weights. The encoder itself is called where that can't be had:
+    while a normalisation gathers statistics, where one has no convolution of its own just before it, where its layers
+    are others than they were, where a hook listens to one or activations are computed again for the backward pass, and
+    when the network is traced, compiled or exported.
 
     Args:
         encoder: from (B, C, H, W) to a list of feature maps.
@@ -56,81 +52,91 @@ class FoldedEncoder:
     """
 
     def __init__(self, encoder: nn.Module, in_channels: int) -> None:
-        self.pairs: dict[str, str] = {}
-        self.names = set(_tensors(encoder))
-        norms = normalisations(encoder)
-        if not norms:
+        self.pairs: list[_Pair] = []
+        if not normalisations(encoder):
             return
-        skeleton = deepcopy(encoder).to("meta", torch.float32).requires_grad_(False)
         try:
-            pairs = _pairs(skeleton, in_channels)
-        except Exception as error:  # of an encoder that takes no images but those of one size
+            with torch.device("cpu"), torch.no_grad():
+                names = _names_of_pairs(encoder, in_channels)
+        except Exception as error:  # of an encoder that takes no images but those of one size, for instance
             logger.debug(f"not folded: {error}")
             return
-        if len(pairs) < len(norms):
-            return
-        self.pairs, self.skeleton = pairs, skeleton
-        for convolution, norm in pairs.items():
-            layer = self.skeleton.get_submodule(convolution)
-            layer.bias = nn.Parameter(torch.empty(layer.out_channels, device="meta"), requires_grad=False)
-            parent, _, name = norm.rpartition(".")
-            after = self.skeleton.get_submodule(norm)  # timm's has its activation in it
-            rest = nn.Sequential(after.drop, after.act) if hasattr(after, "act") else nn.Identity()
-            setattr(self.skeleton.get_submodule(parent), name, rest)
-        self.places = [  # of the skeleton's tensors: where they are, and their names
-            (own, key, f"{name}.{key}" if name else key)
-            for name, module in self.skeleton.named_modules()
-            for own in (module._parameters, module._buffers)
-            for key, tensor in own.items()
-            if tensor is not None
-        ]
+        self.pairs = _pairs(encoder, names)
 
     def __call__(self, encoder: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
         """
         Args:
-            encoder: that which this was made of, or a copy, with whatever weights it has now.
+            encoder: that which this was made of, with whatever weights it has now.
             x: (B, C, H, W).
 
         Returns:
             The encoder's feature maps.
         """
-        if not self.pairs or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        is_traced = not isinstance(x, torch.Tensor) or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if not self.pairs or is_traced:
             return encoder(x)
-        tensors = _tensors(encoder)
-        if tensors.keys() != self.names or any(map(_is_observed, encoder.modules())):
+        members = set(encoder.modules())
+        if any(map(_is_observed, members)) or not all(pair.can_be_folded(members) for pair in self.pairs):
             return encoder(x)
-        folded = self._folded(encoder, tensors)
-        with SWAPPING:
-            if self.skeleton.training != encoder.training:
-                self.skeleton.train(encoder.training)
-            try:
-                # not by torch.func.functional_call, which takes a tenth of the time of a small picture
-                for own, key, name in self.places:
-                    own[key] = folded[name]
-                return self.skeleton(x)
-            finally:
-                for own, key, _ in self.places:
-                    own[key] = NOTHING
-
-    def _folded(self, encoder: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The skeleton's tensors."""
-        gone: set[str] = set()
-        folded = dict(tensors)
-        for convolution, name in self.pairs.items():
-            mean, variance = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
-            weight = tensors[f"{convolution}.weight"]
-            factor = tensors[f"{name}.weight"] * (variance + encoder.get_submodule(name).eps).rsqrt()
-            offset = mean - tensors[f"{convolution}.bias"] if f"{convolution}.bias" in tensors else mean
-            folded[f"{convolution}.weight"] = (weight * factor.view(-1, 1, 1, 1)).to(weight.dtype)
-            folded[f"{convolution}.bias"] = (tensors[f"{name}.bias"] - offset * factor).to(weight.dtype)
-            gone |= {f"{name}.{own}" for own in NORMS_OWN}
-        return {name: tensor for name, tensor in folded.items() if name not in gone}
+        return _folded(encoder, self.pairs)(x)
 
 
-def _tensors(encoder: nn.Module) -> dict[str, torch.Tensor]:
-    """By all of their names, where one has several."""
-    both = (encoder.named_parameters(remove_duplicate=False), encoder.named_buffers(remove_duplicate=False))
-    return dict(chain(*both))
+class _Rest(nn.Module):
+    """What a normalisation does beside normalising: timm's have a dropout and an activation in them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["norm"] = norm  # not as a part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm.act(self.norm.drop(x)) if hasattr(self.norm, "act") else x
+
+
+class _Pair(NamedTuple):
+    """A convolution, the normalisation just after it, and what is in the place of that when it is folded."""
+
+    convolution: nn.Conv2d
+    norm: nn.modules.batchnorm._BatchNorm
+    rest: _Rest
+
+    def can_be_folded(self, members: set[nn.Module]) -> bool:
+        """Whether both are still in the encoder, whose modules these are, with all tensors that it takes."""
+        ours, norms = self.convolution._parameters, self.norm._parameters
+        own = [ours.get("weight"), norms.get("weight"), norms.get("bias"), self.norm._buffers.get("running_mean")]
+        is_complete = all(tensor is not None for tensor in own)  # a parametrised weight is not there
+        return is_complete and self.convolution in members and self.norm in members
+
+    def folded(self) -> nn.Conv2d:
+        convolution, norm = self.convolution, self.norm
+        weight, bias = convolution.weight, convolution.bias
+        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        offset = norm.running_mean if bias is None else norm.running_mean - bias
+        own = {
+            "weight": (weight * factor.view(-1, 1, 1, 1)).to(weight.dtype),
+            "bias": (norm.bias - offset * factor).to(weight.dtype),
+        }
+        return _copy(convolution, _parameters=own)
+
+
+def _copy(module: nn.Module, **changed: dict) -> nn.Module:
+    """A module that shares all but these with another."""
+    copied = object.__new__(type(module))
+    copied.__dict__ = {**module.__dict__, **changed}
+    return copied
+
+
+def _folded(encoder: nn.Module, pairs: list[_Pair]) -> nn.Module:
+    """A copy of the encoder, which shares all that has no folded convolution in it."""
+    others = {pair.convolution: pair.folded() for pair in pairs} | {pair.norm: pair.rest for pair in pairs}
+
+    def with_others(module: nn.Module) -> nn.Module:
+        if module not in others:
+            parts = {name: part if part is None else with_others(part) for name, part in module._modules.items()}
+            is_changed = any(parts[name] is not part for name, part in module._modules.items())
+            others[module] = _copy(module, _modules=parts) if is_changed else module
+        return others[module]
+
+    return with_others(encoder)
 
 
 def _is_observed(module: nn.Module) -> bool:
@@ -138,37 +144,45 @@ def _is_observed(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
         return True
     heard = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(heard) or getattr(module, "grad_checkpointing", False)
+    return bool(heard) or "forward" in module.__dict__ or getattr(module, "grad_checkpointing", False)
 
 
-def _pairs(encoder: nn.Module, in_channels: int) -> dict[str, str]:
+def _pairs(encoder: nn.Module, names: dict[str, str]) -> list[_Pair]:
+    modules = [(encoder.get_submodule(convolution), encoder.get_submodule(norm)) for convolution, norm in names.items()]
+    return [_Pair(convolution, norm, _Rest(norm)) for convolution, norm in modules]
+
+
+def _names_of_pairs(encoder: nn.Module, in_channels: int) -> dict[str, str]:
     """
-    Convolutions, and those normalisations whose input is their output, in the same part of the encoder: where it leaves
-    that part it may go elsewhere too. Each of both is used once.
+    Convolutions, and those normalisations whose input is their output: none if any normalisation has no convolution, or
+    if the answer of a copy with other weights is another when it is folded.
     """
-    names = {module: name for name, module in encoder.named_modules()}
+    trial = deepcopy(encoder).to_empty(device="cpu").double().eval()
+    numbers = torch.Generator("cpu").manual_seed(0)  # the program's own stays as it is
+    for tensor in (*trial.parameters(), *trial.buffers()):
+        if tensor.ndim > 1:
+            tensor.copy_(torch.randn(tensor.shape, generator=numbers, dtype=torch.float64) / tensor[0].numel() ** 0.5)
+        else:  # of a normalisation, or another's bias
+            tensor.copy_(torch.rand(tensor.shape, generator=numbers, dtype=torch.float64) + 0.5)
+    names = {module: name for name, module in trial.named_modules()}
     made: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # the outputs too, or another may get the address of one
     pairs: dict[str, str] = {}
-    uses: Counter[str] = Counter()
 
     def note(module: nn.Conv2d, _: tuple, output: torch.Tensor) -> None:
-        uses[names[module]] += 1
         made[id(output)] = (module, output)
 
     def pair(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        uses[names[norm]] += 1
-        convolution = names[made[id(inputs[0])][0]] if id(inputs[0]) in made else ""
-        part = names[norm].rpartition(".")[0]
-        is_plain = norm.affine and norm.track_running_stats
-        if convolution and is_plain and (not part or convolution.startswith(f"{part}.")):
-            pairs[convolution] = names[norm]
+        if id(inputs[0]) in made:
+            pairs[names[made[id(inputs[0])][0]]] = names[norm]
 
-    hooks = [m.register_forward_hook(note) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [norm.register_forward_pre_hook(pair) for norm in normalisations(encoder)]
-    training = encoder.training
-    features = encoder.eval()(torch.empty(1, in_channels, 64, 64, device="meta"))
-    encoder.train(training)
+    hooks = [m.register_forward_hook(note) for m in trial.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [norm.register_forward_pre_hook(pair) for norm in normalisations(trial)]
+    image = torch.randn((1, in_channels, 64, 64), generator=numbers, dtype=torch.float64)
+    expected = trial(image)
     for hook in hooks:
         hook.remove()
-    uses.update(names[made[id(feature)][0]] for feature in features if id(feature) in made)  # as they are
-    return {convolution: norm for convolution, norm in pairs.items() if uses[convolution] == uses[norm] == 1}
+    if len(pairs) < len(normalisations(trial)):
+        return {}
+    found = _folded(trial, _pairs(trial, pairs))(image)
+    is_same = all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
+    return pairs if is_same else {}

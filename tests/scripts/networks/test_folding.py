@@ -123,6 +123,104 @@ def test_a_copy_has_weights_of_its_own() -> None:
             assert torch.equal(one, other)
 
 
+def assert_same(folded: FoldedEncoder, encoder: nn.Module) -> None:
+    """The same answer, of the same draws, and the same gradients."""
+    torch.manual_seed(0)
+    found = folded(encoder, batch())
+    mine = gradients(encoder, found)
+    torch.manual_seed(0)
+    expected = encoder(batch())
+    wanted = gradients(encoder, expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert mine.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(mine[name], gradient, msg=name)
+
+
+def test_parts_that_are_replaced_are_followed() -> None:
+    encoder = encoder_of("resnet10t")
+    folded = FoldedEncoder(encoder, 3)
+    assert folded.pairs
+    encoder.layer1[0].act1 = nn.GELU()
+    assert_same(folded, encoder)
+    encoder.layer1[0].conv1.padding_mode = "reflect"
+    assert_same(folded, encoder)
+    first = encoder.conv1[0]
+    encoder.conv1[0] = nn.Conv2d(3, first.out_channels, 7, 2, 3, bias=False).double()  # a larger one
+    assert_same(folded, encoder)
+    heard = []
+    patched = encoder.layer2.forward
+    encoder.layer2.forward = lambda x: heard.append(x) or patched(x)
+    assert_same(folded, encoder)
+    assert len(heard) == 2
+
+
+def test_modes_of_parts_are_followed() -> None:
+    encoder = encoder_of("resnet10t")
+    for block in (encoder.layer1[0], encoder.layer2[0]):
+        block.act2 = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+    folded = FoldedEncoder(encoder, 3)
+    assert folded.pairs
+    encoder.layer2[0].act2.train()
+    assert_same(folded, encoder)
+    encoder.layer2[0].act2[1].p = 0.1
+    encoder.layer1[0].act2.train()
+    assert_same(folded, encoder)
+
+
+def test_a_normalisation_with_a_dropout_in_it() -> None:
+    encoder = encoder_of("tf_efficientnet_lite0", 1)
+    norm = normalisations(encoder)[0]
+    norm.drop = nn.Dropout(0.5)
+    folded = FoldedEncoder(encoder, 3)
+    assert folded.pairs
+    norm.drop.train()
+    assert_same(folded, encoder)
+
+
+def test_what_an_encoder_keeps_for_answers_is_its_own() -> None:
+    """Biases by position, which a training makes anew."""
+    encoder = encoder_of("efficientvit_m0", 2)
+    folded = FoldedEncoder(encoder, 3)
+    assert folded.pairs
+    with torch.no_grad():
+        folded(encoder, batch())
+    encoder.load_state_dict({name: value * 1.1 for name, value in encoder.state_dict().items()})
+    mine = gradients(encoder, folded(encoder.train().eval(), batch()))
+    wanted = gradients(encoder, encoder.train().eval()(batch()))
+    torch.testing.assert_close(mine, wanted)
+
+
+def test_a_weight_that_is_computed_from_others() -> None:
+    encoder = encoder_of("resnet10t")
+    before = FoldedEncoder(encoder, 3)
+    nn.utils.parametrizations.weight_norm(encoder.layer1[0].conv1)
+    for folded in (before, FoldedEncoder(encoder, 3)):
+        assert_same(folded, encoder)
+
+
+def test_an_answer_that_is_used_beside_its_normalisation_stays() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3, dtype=torch.float64), nn.BatchNorm2d(4, dtype=torch.float64)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            y = self.conv(x)
+            return [y + self.bn(y)]
+
+    block = Block().eval()
+    assert_same(FoldedEncoder(block, 3), block)
+
+
+def test_the_programs_random_numbers_stay() -> None:
+    encoder = encoder_of("resnet10t")
+    before = torch.get_rng_state()
+    FoldedEncoder(encoder, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_weights_and_parts_that_are_used_twice() -> None:
     encoder = encoder_of("resnet10t")
     block = encoder.layer1[0]
