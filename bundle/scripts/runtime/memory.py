@@ -36,23 +36,23 @@ def free_memory() -> int:
 def _left_in_groups() -> Iterator[int]:
     """Of the layout of versions 1 and 2: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory."""
     for line in _content(OWN_GROUP).splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
-            root, limit, taken = GROUPS, "memory.max", ("anon", "shmem")
+            root, limits, taken = GROUPS, ("memory.max", "memory.high"), ("anon", "shmem")
         elif "memory" in controllers.split(","):
-            root, limit, taken = GROUPS / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
+            root, limits, taken = GROUPS / "memory", ("memory.limit_in_bytes",), ("total_rss", "total_shmem")
         else:
             continue
         group = root / path.lstrip("/")  # of which a container sees the root alone
         for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
-            most = _content(folder / limit)
-            if most.isdecimal():  # or "max"
-                counts = dict(line.split() for line in _content(folder / "memory.stat").splitlines())
-                yield int(most) - sum(int(counts.get(name, 0)) for name in taken)
+            most = [int(text) for text in (_content(folder / name) for name in limits) if text.isdecimal()]  # or "max"
+            if most:
+                words = (line.split() for line in _content(folder / "memory.stat").splitlines())
+                yield min(most) - sum(int(of[1]) for of in words if len(of) == 2 and of[0] in taken)
 
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text().strip()
-    except OSError:  # this system has no such groups or limits
+        return path.read_text(errors="replace").strip()
+    except (OSError, ValueError):  # this system has no such groups or limits, or a path is none
         return ""

@@ -74,6 +74,11 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def processes_here() -> int:
+    """Number of those on this machine, as torchrun says it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or process_count()
+
+
 def process_rank() -> int:
     """Number of this process, from 0; the first one writes and shows what all have found."""
     if process_count() == 1:

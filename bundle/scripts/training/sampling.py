@@ -29,7 +29,7 @@ from torch.utils.data import Sampler
 
 from scripts.runtime.bars import on_terminal
 from scripts.runtime.memory import free_memory
-from scripts.runtime.processes import agreed_seed, process_count, process_rank
+from scripts.runtime.processes import agreed_seed, process_count, process_rank, processes_here
 from scripts.runtime.values import fraction, whole_number
 
 __all__ = ["Batch", "SeededDataset", "StepSampler"]
@@ -141,8 +141,9 @@ class SeededDataset(CacheDataset):
 
     Its copies in loader processes that outlive an epoch know the number of the epoch too. Its bar is left out of logs.
 
-    It keeps no more images than fit into half of the memory that is free, a share of it for each process, and says so;
-    the others are read in each epoch, which changes nothing else. All are taken to be as large as the first.
+    It keeps no more images than fit into half of the memory that is free, a quarter where they are read as they are
+    asked for (`runtime_cache`), a share of it for each process on this machine, and says so; the others are read in
+    each epoch, which changes nothing else. All are taken to be as large as the first.
 
     Args:
         seed: of the random transforms; None, where there are none, leaves them to their own random state.
@@ -162,20 +163,24 @@ class SeededDataset(CacheDataset):
     def set_data(self, data: Sequence) -> None:
         """The images from now on, and those of them that are kept."""
         asked, self.data = self.set_num, data
-        self.set_num = min(asked, self._number_with_room(min(asked, int(len(data) * self.set_rate))))
-        super().set_data(data)
-        self.set_num = asked
+        try:
+            self.set_num = min(asked, self._number_with_room(min(asked, int(len(data) * self.set_rate))))
+            super().set_data(data)
+        finally:
+            self.set_num = asked
 
     def _number_with_room(self, wanted: int) -> int:
         if not wanted:
             return 0
-        size, room = _size(self._load_cache_item(0)), free_memory() // (2 * process_count())
+        # a cache that fills as it goes leaves as much to the next data set as if it were empty
+        room = free_memory() // ((4 if self.runtime_cache else 2) * processes_here())
+        size = _size(self._load_cache_item(0))
         if size * wanted <= room:
             return wanted
         logger.warning(
-            f"Of {wanted} images to be kept in memory {room // size} are, {size / 1e6:.3g} MB each: all would take "
-            "more than half of what is free. The others are read in each epoch, which takes longer (--num_workers 4 "
-            "reads ahead; a smaller --spatial_size takes less in training)."
+            f"Of {wanted} images to be kept in memory {room // size} are, {size / 1e6:.3g} MB each: no more than "
+            f"{room / 1e6:.3g} MB of what is free are taken. The others are read in each epoch, which takes longer "
+            "(--num_workers 4 reads ahead; a smaller --spatial_size takes less in training)."
         )
         return room // size
 
@@ -183,11 +188,13 @@ class SeededDataset(CacheDataset):
         if self.seed is not None:
             drawn = np.random.SeedSequence([self.seed, int(self.epoch), index % len(self)]).generate_state(1)
             self.transform.set_random_state(seed=int(drawn[0]))
-        return super()._transform(index)
+        return super()._transform(index % len(self))  # MONAI's own looks for a negative one among those that are kept
 
 
 def _size(item: Any) -> int:
     """Bytes of the arrays and tensors in an item."""
     if isinstance(item, Mapping):
-        return sum(map(_size, item.values()))
+        item = list(item.values())
+    if isinstance(item, (list, tuple)):
+        return sum(map(_size, item))
     return getattr(item, "nbytes", 0)

@@ -50,6 +50,8 @@ def test_without_control_groups_it_is_what_the_machine_has(system):
         ("0::/job/step\n", {"job/memory.max": "max\n", "job/step/memory.max": "700"}, 700),
         ("0::/job/step\n", {"job/memory.max": "500", "job/memory.stat": "anon 1", "job/step/memory.max": "700"}, 499),
         ("0::/\n", {"memory.max": "max"}, FREE),
+        ("0::/\n", {"memory.max": "max", "memory.high": "500"}, 500),
+        ("no groups\n0:/\n0::/\x00\n0::/\n", {"memory.max": "500", "memory.stat": "\nanon\nanon 100\n"}, 400),
         ("0::/\n", {"memory.max": "400", "memory.stat": "anon 401"}, 0),
         (
             "5:cpuset:/\n4:cpu,memory:/docker/1f\n0::/\n",  # whose own folder is the root in the container

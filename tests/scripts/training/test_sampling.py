@@ -147,21 +147,34 @@ def test_random_changes_depend_on_seed_epoch_and_image_alone():
     assert not torch.allclose(epoch_of(noisy(seed=1), 5)[0], expected[0])
 
 
-@pytest.mark.parametrize("how", [{}, {"runtime_cache": True}, {"hash_as_key": True}])
-def test_as_many_images_are_kept_as_fit_into_half_of_the_free_memory(monkeypatch, caplog, how):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=150))
+@pytest.mark.parametrize(("how", "part"), [({}, 2), ({"hash_as_key": True}, 2), ({"runtime_cache": True}, 4)])
+def test_as_many_images_are_kept_as_fit_into_half_of_the_free_memory(monkeypatch, caplog, how, part) -> None:
+    """Or into a quarter, while none has been read."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=part * 75))
     dataset = noisy(**how)  # 4 images of 6 numbers of 4 bytes: of 75 bytes, 3 fit
     assert dataset.cache_num == 3
-    assert "Of 4 images to be kept in memory 3 are, 2.4e-05 MB each" in caplog.text
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 4 * 24))
+    assert "Of 4 images to be kept in memory 3 are, 2.4e-05 MB each: no more than 7.5e-05 MB" in caplog.text
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=part * 4 * 24))
     caplog.clear()
     enough = noisy(**how)
     assert enough.cache_num == 4
     assert not caplog.text
     expected = epoch_of(enough, 3)
     assert all(torch.equal(x, expected[i]) for i, x in epoch_of(dataset, 3).items())
-    dataset.set_data(dataset.data)  # there is room now
+    dataset.set_epoch(3)
+    assert torch.equal(torch.as_tensor(dataset[-2]["x"]), expected[2][0])
+    with pytest.raises(RuntimeError, match="Lambdad"):
+        dataset.set_data([{"x": 1}])  # no image
+    dataset.set_data(enough.data * 4)  # there is room for 4 now, and 3 were kept before
     assert dataset.cache_num == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert noisy(**how).cache_num == 2
+
+
+def test_the_size_of_an_item_is_that_of_all_its_arrays(monkeypatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 80))
+    items = [{"x": [torch.zeros(4), (torch.zeros(4),)], "name": "a"}] * 4  # of 32 bytes
+    assert SeededDataset(data=items, transform=Compose([]), progress=False).cache_num == 2
 
 
 def test_what_is_not_to_be_kept_needs_no_room(monkeypatch, caplog):
