@@ -188,7 +188,8 @@ class SeededDataset(CacheDataset):
         if self.seed is not None:
             drawn = np.random.SeedSequence([self.seed, int(self.epoch), index % len(self)]).generate_state(1)
             self.transform.set_random_state(seed=int(drawn[0]))
-        return super()._transform(index % len(self))  # MONAI's own looks for a negative one among those that are kept
+        # MONAI's own looks for a negative one among those that are kept
+        return super()._transform(index + len(self) if index < 0 else index)
 
 
 def _size(item: Any) -> int:

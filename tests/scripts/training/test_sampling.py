@@ -163,6 +163,8 @@ def test_as_many_images_are_kept_as_fit_into_half_of_the_free_memory(monkeypatch
     assert all(torch.equal(x, expected[i]) for i, x in epoch_of(dataset, 3).items())
     dataset.set_epoch(3)
     assert torch.equal(torch.as_tensor(dataset[-2]["x"]), expected[2][0])
+    with pytest.raises(IndexError):  # by which a loop over it ends
+        dataset[4]
     with pytest.raises(RuntimeError, match="Lambdad"):
         dataset.set_data([{"x": 1}])  # no image
     dataset.set_data(enough.data * 4)  # there is room for 4 now, and 3 were kept before
