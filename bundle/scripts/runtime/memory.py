@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def _left_in_groups() -> Iterator[int]:
         for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
             most = [int(text) for text in (_content(folder / name) for name in limits) if text.isdecimal()]  # or "max"
             if most:
-                words = (line.split() for line in _content(folder / "memory.stat").splitlines())
-                yield min(most) - sum(int(of[1]) for of in words if len(of) == 2 and of[0] in taken)
+                counts = dict(re.findall(r"^(\w+) (\d+)$", _content(folder / "memory.stat"), re.MULTILINE))
+                yield min(most) - sum(int(counts.get(name, 0)) for name in taken)
 
 
 def _content(path: Path) -> str:

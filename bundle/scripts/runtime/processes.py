@@ -48,6 +48,7 @@ __all__ = [
     "local_device",
     "process_count",
     "process_rank",
+    "processes_here",
     "send_weights",
     "share",
     "start_alone",
