@@ -175,13 +175,14 @@ def _names_of_pairs(encoder: nn.Module, in_channels: int) -> dict[str, str]:
         if id(inputs[0]) in made:
             pairs[names[made[id(inputs[0])][0]]] = names[norm]
 
+    norms = normalisations(trial)
     hooks = [m.register_forward_hook(note) for m in trial.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [norm.register_forward_pre_hook(pair) for norm in normalisations(trial)]
+    hooks += [norm.register_forward_pre_hook(pair) for norm in norms]
     image = torch.randn((1, in_channels, 64, 64), generator=numbers, dtype=torch.float64)
     expected = trial(image)
     for hook in hooks:
         hook.remove()
-    if len(pairs) < len(normalisations(trial)):
+    if len(pairs) < len(norms):
         return {}
     found = _folded(trial, _pairs(trial, pairs))(image)
     is_same = all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
