@@ -88,6 +88,7 @@ class DCAN(MapNetwork):
             names += ["contour", *(f"contour level {stride}" for stride in LEVELS)]
         super().__init__(names, method)
         self.contour = contour
+        self.pretrained = pretrained
         self.features = pooled_vgg16_trunk()
         ends = stage_ends(len(VGG16_STAGES))
         self.pools = [ends[stage - 1] + 1 for stage in LEVELS.values()]

@@ -110,6 +110,7 @@ class FCN(MapNetwork):
             raise InputError(f"stride must be 32, 16 or 8, got {stride}.")
         super().__init__(["map"] if num_classes == 1 else [f"class {c}" for c in range(num_classes)], method)
         self.stride = stride
+        self.pretrained = pretrained
         self.features = pooled_vgg16_trunk()
         self.pools = [end + 1 for end in stage_ends(len(VGG16_STAGES))]
         self.fc6 = nn.Conv2d(VGG16_STAGES[4][-1], head_channels, kernel_size=7, padding=3)

@@ -75,6 +75,7 @@ class PyramidNet(MapNetwork):
         strides = [f"stride {stride}" for stride in features.feature_info.reduction()]
         super().__init__(["fusion", *strides] if deep_supervision else ["map"], method)
         self.encoder = features
+        self.pretrained = pretrained
         if pretrained != "random":
             load_encoder_weights(features, encoder, pretrained)
         self._folded = FoldedEncoder(features, in_channels)

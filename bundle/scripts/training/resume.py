@@ -47,6 +47,7 @@ OF_DATA = " (how many images, and a checksum of their names, labels and areas in
 SET_BY = {"loss.warm_up": " (by --warm_up, or a part of all epochs)"}
 SET_BY |= {"data.training": OF_DATA, "data.validation": OF_DATA}
 FOLDED = "network.folded"  # how the network is computed, which no result depends on: recorded by version 1.0.4
+PRETRAINED = "network.pretrained"  # recorded since version 1.0.6, of the paper's network before
 
 
 def fit(
@@ -230,6 +231,8 @@ class TrainingState:
 
 def _changes(before: dict, now: dict) -> list[str]:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name) and not name.startswith(FOLDED)]
+    if PRETRAINED not in before:
+        names = [name for name in names if name != PRETRAINED]
     return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}{SET_BY.get(name, '')}" for name in names]
 
 

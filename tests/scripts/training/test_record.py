@@ -179,7 +179,7 @@ def test_of_the_recommended_network_options_layers_and_fixed_tensors_are_recorde
     """And not how it is computed."""
     names = build(network_def=PYRAMID, spatial_size=[32, 32]).record()
     found = {name.split(".")[1] for name in names if name.startswith("network.")}
-    options = {"map_names", "method", "tta", "border", "deep_supervision", "spatial_size"}
+    options = {"map_names", "method", "tta", "pretrained", "border", "deep_supervision", "spatial_size"}
     assert found == {*options, "layers", "factor", "offset"}
 
 

@@ -69,6 +69,7 @@ def train(
     amp: bool = False,
     schedule: str = "constant",
     warm_up: int = 0,
+    pretrained: str = "imagenet",
 ) -> None:
     """A small training with everything that draws at random: shuffling, flips, noise, dropout."""
     random.seed(0)
@@ -85,6 +86,7 @@ def train(
     workers = {"num_workers": workers, "persistent_workers": workers > 0, "generator": torch.Generator()}
     loader = DataLoader(dataset, batch_sampler=sampler, **workers)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.Dropout(0.3), torch.nn.Conv2d(3, 1, 3))
+    network.pretrained = pretrained
     evaluator = SupervisedEvaluator(
         torch.device("cpu"),
         DataLoader(CacheDataset(items[:2], progress=False), batch_size=1),
@@ -196,6 +198,24 @@ def test_a_complete_training_of_version_1_0_4_is_not_repeated(tmp_path: Path, ca
     write_checkpoint(content | {"settings": json.dumps(settings)}, path)
     train(tmp_path, epochs=1, stop=lambda _: pytest.fail("has trained"))
     assert "is complete (1 epochs)" in caplog.text
+
+
+def test_a_complete_training_of_before_version_1_0_6_is_not_repeated(tmp_path: Path, caplog) -> None:
+    """Which did not record the recommended network's first weights."""
+    train(tmp_path, epochs=1)
+    path = tmp_path / "state_1.pt"
+    content = load_tensors(path)
+    settings = json.loads(content["settings"])
+    assert settings.pop("network.pretrained") == "imagenet"
+    write_checkpoint(content | {"settings": json.dumps(settings)}, path)
+    train(tmp_path, epochs=1, stop=lambda _: pytest.fail("has trained"))
+    assert "is complete (1 epochs)" in caplog.text
+
+
+def test_other_first_weights_replace_a_complete_training(tmp_path: Path, caplog) -> None:
+    train(tmp_path, epochs=1)
+    train(tmp_path, epochs=1, pretrained="mine.pt")
+    assert "is replaced: network.pretrained was 'imagenet', is 'mine.pt'." in caplog.text
 
 
 def test_what_it_proposes_keeps_a_complete_training_whose_settings_follow_from_its_length(tmp_path, caplog) -> None:
