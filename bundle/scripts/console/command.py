@@ -104,7 +104,8 @@ def _review(arguments: list[str]) -> int:
             "Opens a page of the images of DATA, the folder of dataset.json or that file, those first whose labels\n"
             "the model of RUN, the folder of a training, doubts. Corrections, exclusions and strokes are kept in\n"
             "review.jsonl beside dataset.json, and written as reviewed.json, to train from. Settings are those of\n"
-            "cdws infer, such as --device; --spatial_size is that of the training unless it is given."
+            "cdws infer, such as --device; --spatial_size is that of the training unless it is given. With\n"
+            "--ckpt_path PATH, or included, another model is asked, and RUN, a folder, keeps what it says."
         )
         return 0
     return review(arguments)

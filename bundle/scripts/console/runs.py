@@ -292,9 +292,14 @@ def review(arguments: Sequence[str]) -> int:
     if taken:
         raise UsageError(f"cdws review takes RUN and DATA in the place of --{taken[0]}; leave it out.")
     model = folder / "models" / "model.pt"
-    if not model.is_file():
-        raise UsageError(f"There is no trained model '{model}'; give the --output_dir of a training.")
+    if not (model.is_file() or dict(settings).get("ckpt_path")):
+        raise UsageError(
+            f"There is no trained model '{model}'; give the --output_dir of a training, or another model by "
+            f"--ckpt_path, as {INCLUDED}: the one that comes with the bundle."
+        )
     require_dataset(words[1])
+    top = top_of(files)
+    settings = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in settings]
     given = ["--dataset_dir", str(data), "--output_dir", str(folder)]
     inference = ["run", "inferring", *config_option(files), *given, *as_typed(settings)]
     if not is_current(folder / "review", inference):

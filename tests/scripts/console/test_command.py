@@ -561,6 +561,14 @@ def test_a_review_of_other_settings_runs_the_model(reviewed, tmp_path, monkeypat
     assert reviewed() == LOOKS
 
 
+def test_a_review_by_the_included_model(reviewed, started, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert reviewed("new", "data", "--ckpt_path", "included") == LOOKS
+    inference = started[0]
+    assert Path(inference[inference.index("--ckpt_path") + 1]).samefile(BUNDLE / "models" / "area_ranked.pt")
+    assert reviewed("new", "data", "--ckpt_path", "included") == ["scripts.review"]
+
+
 @pytest.mark.parametrize("name", ["run/models/model.pt", "data/dataset.json", "data/a.png"])
 def test_a_review_runs_the_model_on_what_has_changed(reviewed, tmp_path, name) -> None:
     (tmp_path / "data" / "a.png").write_text("")
