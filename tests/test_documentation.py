@@ -100,7 +100,7 @@ def test_the_tables_of_the_papers_method_have_the_numbers_of_their_runs():
             for run in csv.DictReader(file):
                 runs.setdefault(run["row"], {})[run["run"]] = run
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
-    rows = [row for row in rows if row[0] in runs]
+    rows = [row for row in rows if row[0] in runs and len(row) > 5]  # not of the table of times
     assert len(rows) == 26
     for name, *cells in rows:
         for key, cell in zip(("f_pos", "f_neg", "marked", "ods", "px_ap"), cells[-5:], strict=True):
