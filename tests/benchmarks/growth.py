@@ -122,8 +122,10 @@ def report(folder: Path, runs: int) -> None:
     keys = (*COLUMNS, *(f"{key}_f_{sign}" for key in BASELINES for sign in ("pos", "neg")))
     values = np.random.default_rng(0).random((100, 2))
     images = "".join(f"{i}.png,{i % 2},{f:.4f},{area:.4f}\n" for i, (f, area) in enumerate(values))
+    specification = {"method": "cdws", "overlays": [], "settings": {}, "dataset_dir": "data", "seed": 0}
+    specification |= {"maps": [], "rounds": 1, "shifted": False}
     contents = {
-        SPECIFICATION: json.dumps({"overlays": [], "settings": {}, "dataset_dir": "data", "seed": 0}),
+        SPECIFICATION: json.dumps(specification),
         "training/environment.json": "{}",
         "evaluation/metrics.json": json.dumps(dict.fromkeys(keys, 0.5)),
         "evaluation/metrics_per_image.csv": "image,label,f_measure,area_predicted\n" + images,
