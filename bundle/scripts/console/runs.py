@@ -166,7 +166,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         # new images may be anybody's
         is_own = command == "evaluate" and all(file.suffix == ".json" for file in files)
         _require_own_model(({"output_dir": top["output_dir"]} if is_own else {}) | dict(given))
-        options = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in given]
+        options = _with_model(given, top)
     typed = words[0] if words else dict(options).get("dataset_dir")
     if command in ("train", "check") and top["method"] == AREA_RANKED and typed and has_no_area(Path(typed)):
         print(NO_AREA, flush=True)
@@ -298,8 +298,7 @@ def review(arguments: Sequence[str]) -> int:
             f"--ckpt_path, as {INCLUDED}: the one that comes with the bundle."
         )
     require_dataset(words[1])
-    top = top_of(files)
-    settings = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in settings]
+    settings = _with_model(settings, top_of(files))
     given = ["--dataset_dir", str(data), "--output_dir", str(folder)]
     inference = ["run", "inferring", *config_option(files), *given, *as_typed(settings)]
     if not is_current(folder / "review", inference):
@@ -356,7 +355,7 @@ def export(
         if not folder.is_dir():
             raise InputError(f"There is no folder '{folder}' to write '{Path(target).name}' into; make it first.")
     _require_own_model(given)
-    typed = [(name, _model(value, top) if name == "ckpt_path" else value) for name, value in options]
+    typed = _with_model(options, top)
     model = dict(typed).get("ckpt_path")
     if model and not is_there(Path(model)):
         raise InputError(f"There is no checkpoint '{model}'; train first, or name one with --ckpt_path PATH.")
@@ -399,16 +398,20 @@ def _require_own_model(given: Mapping[str, str | None]) -> None:
         require_training(given["output_dir"], INCLUDED)
 
 
-def _model(typed: str | None, top: Mapping[str, Any]) -> str | None:
+def _with_model(options: Sequence[tuple[str, str | None]], top: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     """
-    What was typed as the path of a model; by a word of its own the one that comes with the bundle is meant.
+    Options, with the path of the model that comes with the bundle where it was meant by a word of its own.
 
     Raises:
         UsageError: for what is nearly that word, and no file.
     """
+    typed = dict(options).get("ckpt_path")
     if typed and typed != INCLUDED and did_you_mean(typed, [INCLUDED]) and not is_there(Path(typed)):
         raise UsageError(
             f"There is no checkpoint '{typed}' (did you mean {INCLUDED}?); give the word {INCLUDED}, or a file, with "
             "--ckpt_path."
         )
-    return relative_path(included_model(f"{bundle_root()}/models", _trained_as(top))) if typed == INCLUDED else typed
+    if typed != INCLUDED:
+        return list(options)
+    path = relative_path(included_model(f"{bundle_root()}/models", _trained_as(top)))
+    return [(name, path if name == "ckpt_path" else value) for name, value in options]

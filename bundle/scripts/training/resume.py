@@ -230,9 +230,8 @@ class TrainingState:
 
 
 def _changes(before: dict, now: dict) -> list[str]:
+    before = {PRETRAINED: now.get(PRETRAINED), **before}  # where it was not recorded, it is taken as the same
     names = [name for name in {**before, **now} if before.get(name) != now.get(name) and not name.startswith(FOLDED)]
-    if PRETRAINED not in before:
-        names = [name for name in names if name != PRETRAINED]
     return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}{SET_BY.get(name, '')}" for name in names]
 
 
